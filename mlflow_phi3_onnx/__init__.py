@@ -1,0 +1,49 @@
+"""The MLflow flavor for Phi-3 and every other model that ONNX Runtime GenAI runs."""
+
+from mlflow_phi3_onnx._version import __version__
+from mlflow_phi3_onnx.demo import demo_model_path
+from mlflow_phi3_onnx.errors import (
+    CancelledError,
+    ContextLengthError,
+    DependencyError,
+    DeploymentError,
+    GenAIError,
+    GenerationError,
+    InvalidModelError,
+    InvalidRequestError,
+    MemoryBudgetError,
+    UnsupportedParameterError,
+)
+from mlflow_phi3_onnx.flavor import (
+    get_default_conda_env,
+    get_default_pip_requirements,
+    load_model,
+    log_model,
+    save_model,
+)
+from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, _load_pyfunc, _PyFuncWrapper
+
+__all__ = [
+    "FLAVOR_NAME",
+    "CancelledError",
+    "ContextLengthError",
+    "DependencyError",
+    "DeploymentError",
+    "GenAIError",
+    "GenAIModel",
+    "GenerationError",
+    "InvalidModelError",
+    "InvalidRequestError",
+    "MemoryBudgetError",
+    "UnsupportedParameterError",
+    "_PyFuncWrapper",
+    "__version__",
+    "_load_pyfunc",
+    "demo_model_path",
+    "get_default_conda_env",
+    "get_default_pip_requirements",
+    "load_model",
+    "log_model",
+    "save_model",
+]

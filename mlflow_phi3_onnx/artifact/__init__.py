@@ -1,0 +1,1 @@
+"""What is on disk: reading a model folder, checking it, and repairing known defects."""

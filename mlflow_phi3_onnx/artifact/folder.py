@@ -1,0 +1,181 @@
+"""A model folder as ONNX Runtime GenAI has it: what it must hold, and what it says of the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.artifact.graph import ELEMENT_BYTES, GraphFacts, read_graph
+from mlflow_phi3_onnx.errors import InvalidModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CONFIG_FILE", "ModelFolder", "read_folder"]
+
+CONFIG_FILE = "genai_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that has been read and found whole.
+
+    Attributes:
+        path: Where it is.
+        config: ``genai_config.json``.
+        graph: What was read of the decoder's graph.
+        context_length: The most tokens of prompt and answer together.
+        vocab_size: How many token ids there are.
+        eos_token_ids: The ids that end an answer.
+        kv_bytes_per_token: Bytes that one token takes in the KV cache of one sequence.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    graph: GraphFacts
+    context_length: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    kv_bytes_per_token: int
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's name, as onnxruntime-genai gives it (``phi3``, ``llama``, ...)."""
+        return str(self.config["model"]["type"])
+
+    @property
+    def search(self) -> Mapping[str, Any]:
+        """The model's own defaults for generation."""
+        return self.config.get("search", {})
+
+    @property
+    def decoder(self) -> Mapping[str, Any]:
+        """The decoder's section of the config."""
+        return self.config["model"]["decoder"]
+
+
+def read_folder(path: str | Path) -> ModelFolder:
+    """Read a model folder and check that it is whole, without loading the model.
+
+    Args:
+        path: The folder with ``genai_config.json``.
+
+    Raises:
+        InvalidModelError: If something is missing, cut short, damaged or leads out of the folder.
+    """
+    path = Path(path)
+    _check_layout(path)
+    config = _read_json(path, CONFIG_FILE)
+    model = _section(config, "model")
+    decoder = _section(model, "decoder", "model.")
+    context_length = _positive(model, "context_length", "model.")
+    vocab_size = _positive(model, "vocab_size", "model.")
+    if not isinstance(model.get("type"), str):
+        raise InvalidModelError(f"{CONFIG_FILE}: model.type must be the architecture's name.")
+    beams = config.get("search", {}).get("num_beams", 1)
+    if beams != 1:
+        raise InvalidModelError(
+            f"{CONFIG_FILE}: search.num_beams is {beams!r}, but only greedy search and sampling are"
+            " supported. Set it to 1."
+        )
+    for name in TOKENIZER_FILES:
+        if not (path / name).is_file():
+            raise InvalidModelError(f"The model folder has no {name}, so it has no tokenizer.")
+    graph = _check_graph(path, decoder)
+    return ModelFolder(
+        path=path,
+        config=config,
+        graph=graph,
+        context_length=context_length,
+        vocab_size=vocab_size,
+        eos_token_ids=_eos_token_ids(model),
+        kv_bytes_per_token=_kv_bytes_per_token(decoder, graph),
+    )
+
+
+def _check_layout(path: Path) -> None:
+    if not path.is_dir():
+        kind = "a file" if path.is_file() else "no folder"
+        raise InvalidModelError(
+            f"A model must be a folder with {CONFIG_FILE}; there is {kind} at the path given."
+        )
+    if (path / CONFIG_FILE).is_file():
+        return
+    message = f"The folder has no {CONFIG_FILE}, so it is not an ONNX Runtime GenAI model."
+    inside = sorted(p.parent.relative_to(path).as_posix() for p in path.rglob(CONFIG_FILE))
+    if inside:
+        message += f" These folders inside it have one; give one of them: {', '.join(inside)}."
+    raise InvalidModelError(message)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((path / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidModelError(f"{name} is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise InvalidModelError(f"{name} must hold a JSON object.")
+    return value
+
+
+def _section(config: Mapping[str, Any], key: str, prefix: str = "") -> Mapping[str, Any]:
+    value = config.get(key)
+    if not isinstance(value, dict):
+        raise InvalidModelError(f"{CONFIG_FILE} has no section {prefix}{key}.")
+    return value
+
+
+def _positive(section: Mapping[str, Any], key: str, prefix: str) -> int:
+    value = section.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InvalidModelError(f"{CONFIG_FILE}: {prefix}{key} must be a positive integer.")
+    return value
+
+
+def _eos_token_ids(model: Mapping[str, Any]) -> tuple[int, ...]:
+    value = model.get("eos_token_id", model.get("pad_token_id"))
+    ids = value if isinstance(value, list) else [value]
+    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise InvalidModelError(
+            f"{CONFIG_FILE}: model.eos_token_id must be a token id or a list of them."
+        )
+    return tuple(ids)
+
+
+def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:
+    name = decoder.get("filename")
+    if not isinstance(name, str) or not name:
+        raise InvalidModelError(f"{CONFIG_FILE}: model.decoder.filename must name the graph.")
+    graph = read_graph(_inside(path, name, f"{CONFIG_FILE}: model.decoder.filename"))
+    for external in graph.external.values():
+        file = _inside(path, external.location, f"{name}: external data")
+        size = file.stat().st_size
+        if size < external.size:
+            raise InvalidModelError(
+                f"{external.location} is cut short: it has {size:,} bytes and {name} needs"
+                f" {external.size:,}."
+            )
+    return graph
+
+
+def _inside(path: Path, name: str, what: str) -> Path:
+    """Return the path of a file that must be in the folder, by plain relative name."""
+    relative = PurePosixPath(name.replace("\\", "/"))
+    if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
+        raise InvalidModelError(f"{what} leads out of the model folder.")
+    file = path.joinpath(*relative.parts)
+    if not file.is_file():
+        raise InvalidModelError(f"The model folder has no {name} ({what}).")
+    return file
+
+
+def _kv_bytes_per_token(decoder: Mapping[str, Any], graph: GraphFacts) -> int:
+    layers = _positive(decoder, "num_hidden_layers", "model.decoder.")
+    heads = _positive(decoder, "num_key_value_heads", "model.decoder.")
+    size = _positive(decoder, "head_size", "model.decoder.")
+    elements = [kind for name, kind in graph.inputs.items() if "past_key_values" in name]
+    width = max((ELEMENT_BYTES.get(kind, 4) for kind in elements), default=4)
+    return 2 * layers * heads * size * width

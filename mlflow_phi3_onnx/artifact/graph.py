@@ -1,0 +1,202 @@
+"""Read what matters of an ONNX graph without loading it: its inputs, weights files and attention.
+
+An ONNX file is a protocol buffer. Only the fields below are read, numbered as in ``onnx.proto``
+(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); tensors' bytes are skipped, so the time
+depends on the number of nodes and not on the size of the weights.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlflow_phi3_onnx.errors import InvalidModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["ExternalFile", "GraphFacts", "read_graph"]
+
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_NODE_OP_TYPE, _NODE_ATTRIBUTE = 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 1, 3, 5, 6
+_TENSOR_EXTERNAL_DATA = 13
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 10: 2, 16: 2, 17: 1, 18: 1}
+"""Bytes of one element, by ``TensorProto.DataType``, for the types that KV caches have."""
+
+
+@dataclass
+class ExternalFile:
+    """A file beside the graph that holds weights.
+
+    Attributes:
+        location: The file's name, as the graph gives it.
+        size: The least number of bytes that the file must have.
+    """
+
+    location: str
+    size: int = 0
+
+
+@dataclass
+class GraphFacts:
+    """What was read of a graph.
+
+    Attributes:
+        inputs: The element type (``TensorProto.DataType``) of each input, by name.
+        outputs: The same for the outputs.
+        operators: How often each operator occurs, subgraphs included.
+        attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
+        external: The weights files, by location.
+    """
+
+    inputs: dict[str, int] = field(default_factory=dict[str, int])
+    outputs: dict[str, int] = field(default_factory=dict[str, int])
+    operators: dict[str, int] = field(default_factory=dict[str, int])
+    attention_windows: set[int] = field(default_factory=set[int])
+    external: dict[str, ExternalFile] = field(default_factory=dict[str, ExternalFile])
+
+
+class _NotProtobufError(ValueError):
+    pass
+
+
+def read_graph(path: Path) -> GraphFacts:
+    """Read the facts of an ONNX file.
+
+    Raises:
+        InvalidModelError: If the file is empty, cut short, or not an ONNX model.
+    """
+    facts = GraphFacts()
+    try:
+        with path.open("rb") as file:
+            # Not closed by hand: views of it may outlive this frame; it goes with the last of them.
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for graph in _views(memoryview(data), _MODEL_GRAPH):
+            _read_graph(graph, facts)
+    except (_NotProtobufError, UnicodeDecodeError, ValueError) as error:
+        raise InvalidModelError(
+            f"{path.name} is not a whole ONNX model: it is empty, cut short or damaged."
+        ) from error
+    if not facts.operators:
+        raise InvalidModelError(f"{path.name} is not an ONNX model: it holds no graph.")
+    return facts
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    result = shift = 0
+    while True:
+        if position >= len(data) or shift > 63:
+            raise _NotProtobufError
+        byte = data[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+        shift += 7
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield the number and value of each field: an int for a varint, else a view of its bytes."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        number, wire = tag >> 3, tag & 7
+        if wire == _VARINT:
+            value, position = _varint(data, position)
+            yield number, value
+            continue
+        if wire == _BYTES:
+            size, position = _varint(data, position)
+        elif wire in (_FIXED64, _FIXED32):
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise _NotProtobufError
+        if position + size > len(data):
+            raise _NotProtobufError
+        yield number, data[position : position + size]
+        position += size
+
+
+def _views(data: memoryview, wanted: int) -> Iterator[memoryview]:
+    for number, value in _fields(data):
+        if number == wanted and isinstance(value, memoryview):
+            yield value
+
+
+def _text(data: memoryview) -> str:
+    return bytes(data).decode("utf-8")
+
+
+def _read_graph(data: memoryview, facts: GraphFacts, *, top: bool = True) -> None:
+    for number, value in _fields(data):
+        if not isinstance(value, memoryview):
+            continue
+        if number == _GRAPH_NODE:
+            _read_node(value, facts)
+        elif number == _GRAPH_INITIALIZER:
+            _read_tensor(value, facts)
+        elif number == _GRAPH_INPUT and top:
+            _read_value_info(value, facts.inputs)
+        elif number == _GRAPH_OUTPUT and top:
+            _read_value_info(value, facts.outputs)
+
+
+def _read_node(data: memoryview, facts: GraphFacts) -> None:
+    operator = ""
+    window = -1
+    for number, value in _fields(data):
+        if not isinstance(value, memoryview):
+            continue
+        if number == _NODE_OP_TYPE:
+            operator = _text(value)
+        elif number == _NODE_ATTRIBUTE:
+            name = ""
+            for inner, content in _fields(value):
+                if inner == _ATTRIBUTE_NAME and isinstance(content, memoryview):
+                    name = _text(content)
+                elif inner == _ATTRIBUTE_INT and name == "local_window_size":
+                    assert isinstance(content, int)
+                    window = content - (1 << 64) if content >> 63 else content
+                elif inner == _ATTRIBUTE_GRAPH and isinstance(content, memoryview):
+                    _read_graph(content, facts, top=False)
+                elif inner == _ATTRIBUTE_TENSOR and isinstance(content, memoryview):
+                    _read_tensor(content, facts)
+    facts.operators[operator] = facts.operators.get(operator, 0) + 1
+    if operator == "GroupQueryAttention":
+        facts.attention_windows.add(window)
+
+
+def _read_tensor(data: memoryview, facts: GraphFacts) -> None:
+    entries: dict[str, str] = {}
+    for entry in _views(data, _TENSOR_EXTERNAL_DATA):
+        pair = dict(_fields(entry))
+        key, value = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
+        if isinstance(key, memoryview) and isinstance(value, memoryview):
+            entries[_text(key)] = _text(value)
+    if location := entries.get("location"):
+        file = facts.external.setdefault(location, ExternalFile(location))
+        end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
+        file.size = max(file.size, end)
+
+
+def _read_value_info(data: memoryview, into: dict[str, int]) -> None:
+    name, element = "", 0
+    for number, value in _fields(data):
+        if not isinstance(value, memoryview):
+            continue
+        if number == _VALUE_NAME:
+            name = _text(value)
+        elif number == _VALUE_TYPE:
+            for tensor in _views(value, _TYPE_TENSOR):
+                types = [v for n, v in _fields(tensor) if n == _TENSOR_ELEMENT]
+                element = types[0] if types and isinstance(types[0], int) else 0
+    into[name] = element

@@ -1,0 +1,141 @@
+"""Every error that this package raises, each with its HTTP status and OpenAI ``type`` and ``code``.
+
+::
+
+    MlflowException
+    └── GenAIError                      500  server_error
+        ├── InvalidRequestError         400  invalid_request_error
+        │   ├── UnsupportedParameterError
+        │   └── ContextLengthError
+        ├── InvalidModelError           400  invalid_request_error
+        ├── DependencyError             500  server_error
+        ├── GenerationError             500  server_error
+        │   ├── MemoryBudgetError       429  rate_limit_error
+        │   └── CancelledError          499  server_error
+        └── DeploymentError             500  server_error
+
+Messages name the field, the kind of the value that came and what is allowed. They never hold a
+prompt, a completion or a key, because MLflow sends them to clients and writes them to logs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
+
+__all__ = [
+    "CancelledError",
+    "ContextLengthError",
+    "DependencyError",
+    "DeploymentError",
+    "GenAIError",
+    "GenerationError",
+    "InvalidModelError",
+    "InvalidRequestError",
+    "MemoryBudgetError",
+    "UnsupportedParameterError",
+]
+
+
+class GenAIError(MlflowException):
+    """The root of this package's errors.
+
+    Args:
+        message: What went wrong and what to do about it, without any text of a user's.
+        param: The request field or argument at fault, where there is one.
+        error_code: One of MLflow's error codes, instead of the class's own.
+    """
+
+    mlflow_code: ClassVar[int] = databricks_pb2.INTERNAL_ERROR
+    openai_type: ClassVar[str] = "server_error"
+    openai_code: ClassVar[str | None] = None
+
+    def __init__(
+        self, message: str, *, param: str | None = None, error_code: int | None = None
+    ) -> None:
+        self.param = param
+        super().__init__(message, error_code=self.mlflow_code if error_code is None else error_code)
+
+    @property
+    def message(self) -> str:
+        """The message as it was raised.
+
+        MLflow's scoring server assigns a new message that quotes the whole request. That would
+        put prompts into responses and logs, so only the first assignment counts.
+        """
+        return self._message
+
+    @message.setter
+    def message(self, value: str) -> None:
+        if "_message" not in self.__dict__:
+            self._message = value
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that a server answers with."""
+        return self.get_http_status_code()
+
+    def to_openai(self) -> dict[str, Any]:
+        """The error as the body that OpenAI's clients expect."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.openai_type,
+                "param": self.param,
+                "code": self.openai_code,
+            }
+        }
+
+
+class InvalidRequestError(GenAIError):
+    """A request, a row or an argument that cannot be honoured as it stands."""
+
+    mlflow_code = databricks_pb2.INVALID_PARAMETER_VALUE
+    openai_type = "invalid_request_error"
+
+
+class UnsupportedParameterError(InvalidRequestError):
+    """A parameter that this package does not honour, or does not know."""
+
+    openai_code = "unsupported_parameter"
+
+
+class ContextLengthError(InvalidRequestError):
+    """A prompt, or a prompt and its answer, that is longer than the model's context length."""
+
+    openai_code = "context_length_exceeded"
+
+
+class InvalidModelError(GenAIError):
+    """A model folder or artifact that is missing a part, damaged, or not what it says it is."""
+
+    mlflow_code = databricks_pb2.INVALID_PARAMETER_VALUE
+    openai_type = "invalid_request_error"
+
+
+class DependencyError(GenAIError):
+    """A library that this package needs is missing or too old."""
+
+
+class GenerationError(GenAIError):
+    """The runtime failed while it generated."""
+
+
+class MemoryBudgetError(GenerationError):
+    """A request whose KV cache can never fit in the memory given to it."""
+
+    mlflow_code = databricks_pb2.RESOURCE_EXHAUSTED
+    openai_type = "rate_limit_error"
+    openai_code = "insufficient_kv_cache"
+
+
+class CancelledError(GenerationError):
+    """Generation that was stopped before its end, by its caller or because the model was closed."""
+
+    mlflow_code = databricks_pb2.CANCELLED
+
+
+class DeploymentError(GenAIError):
+    """A local deployment that could not be started, found, reached or stopped."""

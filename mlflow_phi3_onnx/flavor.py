@@ -1,0 +1,397 @@
+"""Saving, logging and loading models: the flavor's functions, as MLflow's own flavors have them."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from mlflow import pyfunc as mlflow_pyfunc
+from mlflow.models import Model, ModelSignature
+
+from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx.artifact.files import stage
+from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT, Task
+from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
+from mlflow_phi3_onnx.settings import Settings, config_keys
+from mlflow_phi3_onnx.signatures import signature as task_signature
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    from mlflow.entities.model_registry.prompt import Prompt
+    from mlflow.models.auth_policy import AuthPolicy
+    from mlflow.models.model import ModelInfo
+    from mlflow.models.resources import Resource
+
+    from mlflow_phi3_onnx.artifact.folder import ModelFolder
+    from mlflow_phi3_onnx.model import GenAIModel
+
+__all__ = [
+    "get_default_conda_env",
+    "get_default_pip_requirements",
+    "load_model",
+    "log_model",
+    "save_model",
+]
+
+DATA = "model"
+CODE = "code"
+SCHEMA_VERSION = 1
+
+
+def get_default_pip_requirements() -> list[str]:
+    """List the pip requirements that a model of this flavor is saved with by default.
+
+    Returns:
+        Requirements pinned to what is installed here. This package is among them where pip can
+        find it by name; otherwise its source is saved with the model.
+    """
+    return requirements.default_pip_requirements()
+
+
+def get_default_conda_env() -> dict[str, Any]:
+    """Build the conda environment that a model of this flavor is saved with by default."""
+    return requirements.default_conda_env()
+
+
+def save_model(
+    model: str | Path,
+    path: str | Path,
+    *,
+    task: Task = CHAT,
+    model_config: Mapping[str, Any] | str | None = None,
+    conda_env: Mapping[str, Any] | str | None = None,
+    code_paths: list[str] | None = None,
+    mlflow_model: Model | None = None,
+    signature: ModelSignature | bool | None = None,
+    input_example: Any = None,
+    pip_requirements: list[str] | str | None = None,
+    extra_pip_requirements: list[str] | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    extra_files: list[str] | None = None,
+) -> None:
+    """Save a model in MLflow's format to a local folder.
+
+    The model is checked but not loaded, and its files are copied once. If saving fails, nothing
+    is left behind.
+
+    Args:
+        model: The model's folder, with ``genai_config.json``, the graph and the tokenizer.
+        path: The folder to save to; it must be empty or not exist.
+        task: ``"llm/v1/chat"`` (messages in, OpenAI's chat objects out), ``"llm/v1/completions"``
+            (a prompt in, OpenAI's completion objects out) or ``"text-generation"`` (a prompt in,
+            text out).
+        model_config: Defaults of generation parameters and runtime settings, as a mapping or the
+            path of a YAML file. Every key can be given again when the model is loaded.
+        conda_env: A conda environment, as a mapping or the path of a YAML file.
+        code_paths: Files and folders of code to save along; they are importable at load.
+        mlflow_model: The MLflow model that the flavor is added to.
+        signature: A signature to use instead of the task's, or False for none.
+        input_example: An input to save along; the model is not run with it.
+        pip_requirements: Requirements, or the path of a file of them, instead of the default.
+        extra_pip_requirements: Requirements to add to the default.
+        metadata: Saved in the MLmodel file. Its ``task`` must be the model's, if it has one.
+        extra_files: Files to save along, as paths or URIs.
+
+    Raises:
+        InvalidModelError: If the folder is not a whole model.
+        InvalidRequestError: If task, model_config or metadata is not what it may be.
+        mlflow.exceptions.MlflowException: If path exists and is not empty.
+    """
+    _save(
+        model,
+        path,
+        link=False,
+        task=task,
+        model_config=model_config,
+        conda_env=conda_env,
+        code_paths=code_paths,
+        mlflow_model=mlflow_model,
+        signature=signature,
+        input_example=input_example,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        metadata=metadata,
+        extra_files=extra_files,
+    )
+
+
+def log_model(
+    model: str | Path,
+    artifact_path: str | None = None,
+    *,
+    name: str | None = None,
+    task: Task = CHAT,
+    model_config: Mapping[str, Any] | str | None = None,
+    conda_env: Mapping[str, Any] | str | None = None,
+    code_paths: list[str] | None = None,
+    registered_model_name: str | None = None,
+    signature: ModelSignature | bool | None = None,
+    input_example: Any = None,
+    await_registration_for: int | None = mlflow_compat.DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
+    pip_requirements: list[str] | str | None = None,
+    extra_pip_requirements: list[str] | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    extra_files: list[str] | None = None,
+    prompts: list[str | Prompt] | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    model_type: str | None = None,
+    step: int = 0,
+    model_id: str | None = None,
+    run_id: str | None = None,
+    resources: str | list[Resource] | None = None,
+    auth_policy: AuthPolicy | None = None,
+    validate_serving_input: bool = False,
+) -> ModelInfo:
+    """Log a model to MLflow.
+
+    The model is checked but not loaded, and its weights are copied once, into the artifact store.
+
+    Args:
+        model: The model's folder; see :func:`save_model`.
+        artifact_path: Deprecated by MLflow; use ``name``.
+        name: The logged model's name.
+        task: See :func:`save_model`.
+        model_config: See :func:`save_model`. It is also logged as parameters of the run.
+        conda_env: See :func:`save_model`.
+        code_paths: See :func:`save_model`.
+        registered_model_name: Registers a version of the model under this name.
+        signature: See :func:`save_model`.
+        input_example: See :func:`save_model`.
+        await_registration_for: Seconds to wait until a registered version is ready; 0 or None
+            does not wait.
+        pip_requirements: See :func:`save_model`.
+        extra_pip_requirements: See :func:`save_model`.
+        metadata: See :func:`save_model`.
+        extra_files: See :func:`save_model`.
+        prompts: Registered prompts that the model uses, as URIs or objects.
+        params: Parameters to log with the model.
+        tags: Tags of the logged model.
+        model_type: A type to file the model under.
+        step: The step of the run at which the model is logged.
+        model_id: The logged model to write to, instead of a new one.
+        run_id: The run to log under, instead of the active one.
+        resources: Databricks resources that the model needs.
+        auth_policy: Databricks' authentication policy, instead of ``resources``.
+        validate_serving_input: Whether to load the model and run ``input_example`` as a server
+            would. It takes the time and memory that loading takes.
+
+    Returns:
+        What was logged; its ``model_uri`` loads it.
+
+    Raises:
+        InvalidModelError: If the folder is not a whole model.
+        InvalidRequestError: If task, model_config or metadata is not what it may be.
+    """
+    _check(model, task, model_config, metadata)
+    return Model.log(
+        artifact_path=artifact_path,
+        name=name,
+        flavor=_Staging,
+        flavor_name=FLAVOR_NAME,
+        registered_model_name=registered_model_name,
+        await_registration_for=await_registration_for or 0,
+        metadata=None if metadata is None else dict(metadata),
+        run_id=run_id,
+        resources=resources,
+        auth_policy=auth_policy,
+        prompts=prompts,
+        params=None if params is None else dict(params),
+        tags=None if tags is None else dict(tags),
+        model_type=model_type,
+        step=step,
+        model_id=model_id,
+        model=model,
+        task=task,
+        model_config=_read_config(model_config),
+        conda_env=conda_env,
+        code_paths=code_paths,
+        signature=signature,
+        input_example=input_example,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        extra_files=extra_files,
+        validate_serving_input=validate_serving_input,
+    )
+
+
+def load_model(
+    model_uri: str | Path,
+    dst_path: str | None = None,
+    *,
+    model_config: Mapping[str, Any] | None = None,
+) -> GenAIModel:
+    """Load a model as this package's own object.
+
+    Args:
+        model_uri: Where it is: a local path, ``models:/``, ``runs:/`` or any URI that MLflow
+            reads.
+        dst_path: A local folder to download it to.
+        model_config: Values that replace those of the saved ``model_config``, by key.
+
+    Raises:
+        InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
+        mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
+    """
+    local = mlflow_compat.download_artifact(artifact_uri=str(model_uri), output_path=dst_path)
+    saved = mlflow_compat.get_flavor_configuration(local, "python_function").get("config") or {}
+    model, _ = open_artifact(Path(local), {**saved, **(model_config or {})})
+    return model
+
+
+class _Staging:
+    """The flavor that ``Model.log`` saves with: into a folder that it copies on at once."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, model: str | Path, **arguments: Any) -> None:
+        arguments.pop("validate_serving_input")  # Model.log acts on it, and passes it on
+        _save(model, path, link=True, mlflow_model=mlflow_model, metadata=None, **arguments)
+
+
+def _check(
+    model: str | Path,
+    task: Task,
+    model_config: Mapping[str, Any] | str | None,
+    metadata: Mapping[str, Any] | None,
+) -> tuple[ModelFolder, dict[str, Any]]:
+    """Check everything that can be wrong with a model, before anything is written."""
+    if task not in ALL_TASKS:
+        raise InvalidRequestError(
+            f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
+        )
+    if metadata and metadata.get("task", task) != task:
+        raise InvalidRequestError(
+            f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
+            param="metadata",
+        )
+    if not isinstance(model, str | Path):
+        raise InvalidRequestError(
+            f"model must be the path of a model folder; got a {type(model).__name__}.",
+            param="model",
+        )
+    config = _read_config(model_config)
+    Settings.check(config, task)
+    return read_folder(model), config
+
+
+def _read_config(model_config: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    if isinstance(model_config, str | Path):
+        return dict(mlflow_compat.model_config_from_file(str(model_config)) or {})
+    config = dict(model_config or {})
+    mlflow_compat.check_model_config_is_json(config)
+    return config
+
+
+def _save(
+    model: str | Path,
+    path: str | Path,
+    *,
+    link: bool,
+    task: Task,
+    model_config: Mapping[str, Any] | str | None,
+    conda_env: Mapping[str, Any] | str | None,
+    code_paths: list[str] | None,
+    mlflow_model: Model | None,
+    signature: ModelSignature | bool | None,
+    input_example: Any,
+    pip_requirements: list[str] | str | None,
+    extra_pip_requirements: list[str] | str | None,
+    metadata: Mapping[str, Any] | None,
+    extra_files: list[str] | None,
+) -> None:
+    mlflow_compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    folder, config = _check(model, task, model_config, metadata)
+    target = Path(path).absolute()
+    with _fresh_folder(target):
+        code = _copy_code(code_paths, target)
+        mlflow_model = mlflow_model or Model()
+        mlflow_compat.save_example(mlflow_model, input_example, str(target))
+        if signature is not False:
+            given = signature if isinstance(signature, ModelSignature) else None
+            mlflow_model.signature = given or task_signature(task)
+        mlflow_model.metadata = {**(mlflow_model.metadata or {}), **(metadata or {}), "task": task}
+        manifest = stage(folder.path, target / DATA, link=link)
+        mlflow_pyfunc.add_to_model(
+            mlflow_model,
+            loader_module=FLAVOR_NAME,
+            data=DATA,
+            code=code,
+            conda_env=mlflow_compat.CONDA_ENV_FILE,
+            python_env=mlflow_compat.PYTHON_ENV_FILE,
+            # MLflow lets only saved keys be overridden at load, so all of them are saved.
+            model_config={**dict.fromkeys(config_keys(task)), **config},
+            streamable=True,
+        )
+        mlflow_model.add_flavor(
+            FLAVOR_NAME,
+            **_facts(folder),
+            task=task,
+            data=DATA,
+            code=code,
+            files=manifest,
+            **mlflow_compat.copy_extra_files(extra_files, str(target)),
+        )
+        mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(target))
+        mlflow_model.save(str(target / mlflow_compat.MLMODEL_FILE_NAME))
+        _write_environment(target, conda_env, pip_requirements, extra_pip_requirements)
+
+
+@contextmanager
+def _fresh_folder(path: Path) -> Generator[None]:
+    """Make an empty folder, and leave none, or an empty one, where the work inside fails."""
+    existed = path.exists()
+    mlflow_compat.prepare_save_path(str(path))
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(path)
+        if existed:
+            path.mkdir()
+        raise
+
+
+def _copy_code(code_paths: list[str] | None, target: Path) -> str | None:
+    code = mlflow_compat.copy_code_paths(code_paths, str(target), CODE)
+    if requirements.own_requirement() is None:
+        requirements.bundle_source(target / CODE)
+        return CODE
+    return code
+
+
+def _facts(folder: ModelFolder) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "onnxruntime_genai_version": requirements.runtime_version(),
+        "model_type": folder.model_type,
+        "context_length": folder.context_length,
+        "vocab_size": folder.vocab_size,
+    }
+
+
+def _write_environment(
+    path: Path,
+    conda_env: Mapping[str, Any] | str | None,
+    pip_requirements: list[str] | str | None,
+    extra_pip_requirements: list[str] | str | None,
+) -> None:
+    if conda_env is None:
+        default = None if pip_requirements else get_default_pip_requirements()
+        environment = mlflow_compat.process_pip_requirements(
+            default, pip_requirements, extra_pip_requirements
+        )
+    else:
+        environment = mlflow_compat.process_conda_env(conda_env)
+    conda, pip, constraints = environment
+    (path / mlflow_compat.CONDA_ENV_FILE).write_text(
+        yaml.safe_dump(conda, default_flow_style=False), encoding="utf-8"
+    )
+    (path / mlflow_compat.REQUIREMENTS_FILE).write_text("\n".join(pip), encoding="utf-8")
+    if constraints:
+        (path / mlflow_compat.CONSTRAINTS_FILE).write_text("\n".join(constraints), encoding="utf-8")
+    mlflow_compat.PythonEnv.current().to_yaml(str(path / mlflow_compat.PYTHON_ENV_FILE))

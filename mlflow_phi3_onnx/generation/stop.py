@@ -1,0 +1,46 @@
+"""Stop sequences, found in text that arrives in pieces."""
+
+from __future__ import annotations
+
+__all__ = ["StopMatcher"]
+
+
+class StopMatcher:
+    """Passes text on until a stop sequence occurs in it.
+
+    The end of the text is held back for as long as it may be the beginning of a stop sequence, so
+    no part of one is ever passed on.
+
+    Args:
+        stops: The stop sequences, none of them empty.
+    """
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.stopped = False
+
+    def add(self, text: str) -> str:
+        """Take the next piece and return what can be passed on."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            self._held = ""
+            return text[: min(found)]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Return what is still held back."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Measure the longest end of text that is a beginning of stop, but not all of it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

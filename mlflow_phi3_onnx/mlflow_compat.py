@@ -1,0 +1,56 @@
+"""The only importer of MLflow's private helpers.
+
+Every flavor outside MLflow needs them, none of them is stable: when a release moves one, this is
+the file to change.
+"""
+
+# pyright: reportPrivateUsage=false
+# Private names are what this module is for.
+
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.models.utils import _save_example as save_example
+from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
+from mlflow.tracking.artifact_utils import _download_artifact_from_uri as download_artifact
+from mlflow.utils.environment import _CONDA_ENV_FILE_NAME as CONDA_ENV_FILE
+from mlflow.utils.environment import _CONSTRAINTS_FILE_NAME as CONSTRAINTS_FILE
+from mlflow.utils.environment import _PYTHON_ENV_FILE_NAME as PYTHON_ENV_FILE
+from mlflow.utils.environment import _REQUIREMENTS_FILE_NAME as REQUIREMENTS_FILE
+from mlflow.utils.environment import _mlflow_conda_env as mlflow_conda_env
+from mlflow.utils.environment import _process_conda_env as process_conda_env
+from mlflow.utils.environment import _process_pip_requirements as process_pip_requirements
+from mlflow.utils.environment import _PythonEnv as PythonEnv
+from mlflow.utils.environment import _validate_env_arguments as validate_env_arguments
+from mlflow.utils.file_utils import get_total_file_size
+from mlflow.utils.model_utils import _copy_extra_files as copy_extra_files
+from mlflow.utils.model_utils import _get_flavor_configuration as get_flavor_configuration
+from mlflow.utils.model_utils import _validate_and_copy_code_paths as copy_code_paths
+from mlflow.utils.model_utils import (
+    _validate_and_get_model_config_from_file as model_config_from_file,
+)
+from mlflow.utils.model_utils import _validate_and_prepare_target_save_path as prepare_save_path
+from mlflow.utils.model_utils import _validate_pyfunc_model_config as check_model_config_is_json
+from mlflow.utils.requirements_utils import _get_pinned_requirement as pinned_requirement
+
+__all__ = [
+    "CONDA_ENV_FILE",
+    "CONSTRAINTS_FILE",
+    "DEFAULT_AWAIT_MAX_SLEEP_SECONDS",
+    "MLMODEL_FILE_NAME",
+    "PYTHON_ENV_FILE",
+    "REQUIREMENTS_FILE",
+    "PythonEnv",
+    "check_model_config_is_json",
+    "copy_code_paths",
+    "copy_extra_files",
+    "download_artifact",
+    "get_flavor_configuration",
+    "get_total_file_size",
+    "mlflow_conda_env",
+    "model_config_from_file",
+    "pinned_requirement",
+    "prepare_save_path",
+    "process_conda_env",
+    "process_pip_requirements",
+    "save_example",
+    "validate_env_arguments",
+]

@@ -1,0 +1,1 @@
+"""OpenAI's wire format: requests in, responses and chunks out. Pure functions over plain data."""

@@ -1,0 +1,131 @@
+"""Checks of single values: each returns the clean value or raises ValueError."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_BIASES = 1024
+
+
+def describe_kind(value: Any) -> str:
+    """Name a value's kind for an error message, without showing text that a user wrote."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float | np.number | np.bool_):
+        return str(value)
+    names = {str: "a string", bytes: "bytes", dict: "an object", list: "a list", tuple: "a list"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def number(low: float, high: float, *, above: bool = False) -> Callable[[Any], float]:
+    """Make a check for a finite number in a range, without its low end if ``above``."""
+
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError
+        if not math.isfinite(value) or not low <= value <= high or (above and value == low):
+            raise ValueError
+        return float(value)
+
+    return check
+
+
+def integer(low: int, high: int) -> Callable[[Any], int]:
+    """Make a check for an integer in a range; ``3.0`` is one."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return check
+
+
+def boolean(value: Any) -> bool:
+    """Check a truth value."""
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def only(allowed: Any) -> Callable[[Any], Any]:
+    """Make a check for one single value."""
+
+    def check(value: Any) -> Any:
+        if value != allowed or type(value) is not type(allowed):
+            raise ValueError
+        return value
+
+    return check
+
+
+def stop(value: Any) -> tuple[str, ...]:
+    """Check stop sequences: a string or a list of them."""
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list | tuple) or len(stops) > MAX_STOPS:
+        raise ValueError
+    if not all(isinstance(s, str) and 0 < len(s) <= MAX_STOP_CHARACTERS for s in stops):
+        raise ValueError
+    return tuple(stops)
+
+
+def logit_bias(value: Any) -> dict[int, float]:
+    """Check biases by token id; JSON has the ids as strings."""
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise ValueError
+    bias = number(-100, 100)
+    return {_token_id(key): bias(number) for key, number in value.items()}
+
+
+def _token_id(key: Any) -> int:
+    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
+        key = int(key)
+    return integer(0, 2**31 - 1)(key)
+
+
+def json_object(value: Any) -> dict[str, Any]:
+    """Check a JSON object."""
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+def stream_options(value: Any) -> dict[str, bool]:
+    """Check the options of a stream."""
+    options = json_object(value)
+    if options.keys() - {"include_usage"}:
+        raise ValueError
+    return {key: boolean(flag) for key, flag in options.items()}
+
+
+def text_format(value: Any) -> dict[str, Any]:
+    """Check a response format: only plain text."""
+    return only({"type": "text"})(value)
+
+
+def tools(value: Any) -> tuple[dict[str, Any], ...]:
+    """Check tool definitions in OpenAI's form."""
+    if not isinstance(value, list | tuple):
+        raise ValueError
+    for tool in value:
+        function = json_object(tool).get("function")
+        if tool.get("type") != "function" or not isinstance(json_object(function).get("name"), str):
+            raise ValueError
+    return tuple(value)
+
+
+def one_of(value: Any, allowed: tuple[str, ...]) -> str:
+    """Check that a value is one of some words."""
+    if value not in allowed:
+        raise ValueError
+    return value

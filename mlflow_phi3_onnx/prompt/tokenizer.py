@@ -1,0 +1,249 @@
+"""Text to token ids and back, with a caller's text kept apart from the model's control tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, token_bytes
+from mlflow_phi3_onnx.prompt.template import load_template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mlflow_phi3_onnx.request import ChatPrompt
+
+__all__ = ["PromptTokenizer"]
+
+# Reasoning templates cut an assistant's history at these, so there they stay as they are.
+_REASONING_MARKS = {"<think>", "</think>"}
+_PRIVATE_USE = range(0xE000, 0xF900)
+
+
+class PromptTokenizer:
+    """A model folder's tokenizer and chat template.
+
+    Args:
+        path: The model folder, with ``tokenizer.json`` and ``tokenizer_config.json``.
+
+    Raises:
+        InvalidModelError: If a file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+            config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises a bare Exception for a damaged file
+            raise InvalidModelError(
+                "The model folder's tokenizer.json or tokenizer_config.json is missing or damaged."
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._template = load_template(path, config)
+        added = self._tokenizer.get_added_tokens_decoder()
+        # Some vocabularies add runs of spaces: those are text.
+        self._control = {t.content: i for i, t in added.items() if t.content.strip()}
+        self._strips_right = {t.content for t in added.values() if t.rstrip}
+        self._strips_left = {t.content for t in added.values() if t.lstrip}
+        self._control_pattern = _any_of(self._control)
+        self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
+        self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids the tokenizer has, added tokens included."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model can chat."""
+        return self._template is not None
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """Encode a prompt that its caller wrote as a whole, control tokens included.
+
+        No beginning-of-sequence token is added, as with onnxruntime-genai's own tokenizer.
+        """
+        _check_text(text, "prompt")
+        return _ids(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_chat(self, chat: ChatPrompt) -> NDArray[np.int32]:
+        """Render a conversation and encode it; no text of the caller's becomes a control token.
+
+        Args:
+            chat: The conversation.
+
+        Raises:
+            InvalidRequestError: If the model has no chat template, or the template refuses.
+        """
+        if self._template is None:
+            raise InvalidRequestError(
+                "This model has no chat template, so it cannot answer messages. Send a prompt.",
+                param="messages",
+            )
+        for text in _strings([chat.messages, chat.tools]):
+            _check_text(text, "messages")
+        hidden = _Hidden(chat, self._control_pattern)
+        messages = [
+            hidden.replace_in(
+                message,
+                self._history_pattern if message["role"] == "assistant" else self._control_pattern,
+            )
+            for message in chat.messages
+        ]
+        tools = hidden.replace_in(chat.tools, self._control_pattern)
+        rendered = self._template.render(messages, tools=tools)
+        if not hidden.found:
+            ids = self._tokenizer.encode(rendered, add_special_tokens=False).ids
+            # More control ids than the text shows: a normalizer made one out of other characters.
+            if self._count_control(ids) == len(self._matches(rendered)):
+                return _ids(ids)
+        return _ids(self._encode_in_pieces(rendered, hidden))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without control tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def detokenizer(self, *, keep_control: bool = False) -> Detokenizer:
+        """Make a decoder for one sequence of generated tokens."""
+        return Detokenizer(self._tokenizer, self._anchor, keep_control=keep_control)
+
+    def token_text(self, token_id: int) -> tuple[str, bytes]:
+        """Return one token's text, as it stands after other text, and its bytes."""
+        piece = self._tokenizer.id_to_token(token_id) or ""
+        if piece in self._control:
+            return piece, piece.encode()
+        text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)[1:]
+        return text, token_bytes(piece, text)
+
+    @cached_property
+    def _literal(self) -> Tokenizer:
+        """The tokenizer without its control tokens, which reads them as their characters."""
+        spec = json.loads(self._tokenizer.to_str())
+        spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["content"].strip()]
+        return Tokenizer.from_str(json.dumps(spec))
+
+    def _matches(self, text: str) -> list[re.Match[str]]:
+        return list(self._control_pattern.finditer(text)) if self._control_pattern else []
+
+    def _count_control(self, ids: Iterable[int]) -> int:
+        control = set(self._control.values())
+        return sum(i in control for i in ids)
+
+    def _encode_in_pieces(self, rendered: str, hidden: _Hidden) -> list[int]:
+        """Encode between the template's own control tokens, so that nothing else can become one."""
+        ids: list[int] = []
+        previous: re.Match[str] | None = None
+        for match in [*self._matches(rendered), None]:
+            start = previous.end() if previous else 0
+            piece = rendered[start : match.start() if match else len(rendered)]
+            if previous and previous.group() in self._strips_right:
+                piece = piece.lstrip()
+            if match and match.group() in self._strips_left:
+                piece = piece.rstrip()
+            if piece:
+                literal = self._literal.encode(hidden.restore(piece), add_special_tokens=False).ids
+                if self._count_control(literal):
+                    raise InvalidRequestError(
+                        "messages hold the text of one of the model's control tokens, which its"
+                        " tokenizer cannot write as text. Remove it.",
+                        param="messages",
+                    )
+                ids += literal
+            if match:
+                ids.append(self._control[match.group()])
+            previous = match
+        return ids
+
+
+class _Hidden:
+    """The control tokens' texts that a caller wrote, hidden while a template is rendered.
+
+    Args:
+        chat: The conversation, to find a character that it does not use.
+        pattern: What is hidden.
+    """
+
+    def __init__(self, chat: ChatPrompt, pattern: re.Pattern[str] | None) -> None:
+        self.found: list[str] = []
+        texts = list(_strings([chat.messages, chat.tools]))
+        if pattern and any(pattern.search(text) for text in texts):
+            used = set("".join(texts))
+            free = next((chr(c) for c in _PRIVATE_USE if chr(c) not in used), None)
+            if free is None:
+                raise InvalidRequestError(
+                    "messages hold a control token's text together with every private-use"
+                    " character. Remove one of them.",
+                    param="messages",
+                )
+            self._mark = free
+        else:
+            self._mark = ""
+
+    def replace_in(self, value: Any, pattern: re.Pattern[str] | None) -> Any:
+        """Copy a JSON-like value with every match replaced by a numbered stand-in."""
+        if not self._mark or pattern is None:
+            return value
+        if isinstance(value, str):
+            return pattern.sub(self._hide, value)
+        if isinstance(value, dict):
+            return {
+                self.replace_in(k, pattern): self.replace_in(v, pattern) for k, v in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.replace_in(item, pattern) for item in value]
+        return value
+
+    def restore(self, text: str) -> str:
+        """Put the texts back."""
+        if not self._mark:
+            return text
+        pattern = f"{self._mark}(\\d+){self._mark}"
+        return re.sub(pattern, lambda match: self.found[int(match.group(1))], text)
+
+    def _hide(self, match: re.Match[str]) -> str:
+        self.found.append(match.group())
+        return f"{self._mark}{len(self.found) - 1}{self._mark}"
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+    ordered = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+
+
+def _ids(ids: list[int]) -> NDArray[np.int32]:
+    return np.array(ids, dtype=np.int32)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _check_text(text: str, param: str) -> None:
+    """Refuse what cannot be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{param} holds a lone surrogate (U+{ord(text[error.start]):04X}), which is not a"
+            " character. Send valid Unicode text.",
+            param=param,
+        ) from error

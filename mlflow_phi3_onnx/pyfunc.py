@@ -1,0 +1,99 @@
+"""The model behind ``mlflow.pyfunc.load_model``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.artifact.files import check_sizes
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.signatures import clean_params, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mlflow_phi3_onnx.openai.parameters import Task
+
+__all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc", "open_artifact"]
+
+FLAVOR_NAME = "mlflow_phi3_onnx"
+
+
+def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[GenAIModel, Task]:
+    """Load the model of an artifact folder and tell its task.
+
+    Args:
+        path: The folder with the MLmodel file.
+        model_config: Generation defaults and runtime settings.
+
+    Raises:
+        InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
+    """
+    flavor = mlflow_compat.get_flavor_configuration(str(path), FLAVOR_NAME)
+    folder = path / flavor["data"]
+    check_sizes(folder, flavor["files"])
+    task: Task = flavor["task"]
+    return GenAIModel(folder, model_config=model_config, task=task), task
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFuncWrapper:
+    """Load the pyfunc implementation. Called by :func:`mlflow.pyfunc.load_model`.
+
+    Args:
+        path: The model's data folder inside the artifact.
+        model_config: The saved configuration, with what was overridden at load.
+    """
+    return _PyFuncWrapper(Path(path).parent, model_config or {})
+
+
+class _PyFuncWrapper:
+    """Runs MLflow's rows through a :class:`GenAIModel`.
+
+    It can be pickled; a copy in another process loads the model again, at its first prediction.
+
+    Args:
+        path: The artifact folder.
+        model_config: The saved configuration, with what was overridden at load.
+    """
+
+    def __init__(self, path: Path, model_config: dict[str, Any]) -> None:
+        self._path = path
+        self._model_config = model_config
+        self._opened: tuple[GenAIModel, Task] | None = open_artifact(path, model_config)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
+
+    def get_raw_model(self) -> GenAIModel:
+        """Return the native model."""
+        return self._open()[0]
+
+    def predict(self, data: Any, params: dict[str, Any] | None = None) -> list[Any]:
+        """Answer every row, all of them together.
+
+        Args:
+            data: One request a row; see :func:`mlflow_phi3_onnx.signatures.rows`.
+            params: Parameters for all rows; a row's own fields come first.
+
+        Returns:
+            One entry a row, in order: an OpenAI object, or the text for ``text-generation``.
+        """
+        model, task = self._open()
+        return model.run(task, rows(data, task), clean_params(params))
+
+    def predict_stream(self, data: Any, params: dict[str, Any] | None = None) -> Iterator[Any]:
+        """Answer one row in pieces: OpenAI chunks, or text for ``text-generation``."""
+        model, task = self._open()
+        requests = rows(data, task)
+        if len(requests) != 1:
+            raise InvalidRequestError(
+                f"predict_stream takes exactly one row; got {len(requests):,}. Use predict."
+            )
+        return model.run_stream(task, requests[0], clean_params(params))
+
+    def _open(self) -> tuple[GenAIModel, Task]:
+        if self._opened is None:
+            self._opened = open_artifact(self._path, self._model_config)
+        return self._opened

@@ -1,0 +1,219 @@
+"""The one request and the one result that every door uses.
+
+A door (native call, pyfunc row, HTTP body) parses what it got into a :class:`Request`; the engine
+answers with a :class:`Result` or a stream of :class:`Delta`. Everything here is plain, immutable
+data that could cross a process boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "ChatPrompt",
+    "Completion",
+    "Delta",
+    "FinishReason",
+    "Limits",
+    "Options",
+    "Prompt",
+    "Request",
+    "Result",
+    "Sampling",
+    "TextPrompt",
+    "TokenLogprob",
+]
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation, to be rendered by the model's chat template.
+
+    Attributes:
+        messages: Checked messages with ``role`` and ``content`` and no null values.
+        tools: Tool definitions in OpenAI's form, or None.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A whole prompt, written by the caller, control tokens included."""
+
+    text: str
+
+
+Prompt: TypeAlias = ChatPrompt | TextPrompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How one sequence chooses its tokens.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_k: Sample among this many likeliest tokens; 0 means all.
+        top_p: Sample among the fewest likeliest tokens with this much probability together.
+        min_p: Drop tokens less likely than this share of the likeliest token's probability.
+        seed: Makes sampling repeatable, whatever else runs beside it. None draws a fresh one.
+        repetition_penalty: Divides positive and multiplies negative logits of every token that the
+            prompt or the answer holds (CTRL, https://arxiv.org/abs/1909.05858).
+        presence_penalty: Subtracted once from the logit of a token that the answer holds.
+        frequency_penalty: Subtracted for each time that the answer holds it.
+        logit_bias: Added to logits, by token id.
+        no_repeat_ngram_size: No run of this many tokens occurs twice; 0 allows all.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    no_repeat_ngram_size: int = 0
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the likeliest raw logit is all that counts."""
+        return (
+            (self.temperature == 0 or self.top_k == 1)
+            and self.repetition_penalty == 1
+            and self.presence_penalty == 0
+            and self.frequency_penalty == 0
+            and not self.logit_bias
+            and not self.no_repeat_ngram_size
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What one request asks for beside its prompt.
+
+    Attributes:
+        sampling: How tokens are chosen.
+        max_tokens: The most tokens of an answer; None means as many as fit.
+        max_length: The most tokens of prompt and answer together; None means the context length.
+        strict_limit: Whether a limit that does not fit in the context is an error (the caller
+            asked for it) or an upper bound (the model's saved configuration did).
+        min_tokens: The fewest tokens before the answer may end.
+        stop: Texts that end the answer and are not part of it.
+        n: How many answers.
+        top_logprobs: How many alternatives to report for each token; None reports none at all.
+        keep_control_tokens: Whether control tokens stay in the text, for marks of tool calls.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    max_length: int | None = None
+    strict_limit: bool = True
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    top_logprobs: int | None = None
+    keep_control_tokens: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and what to do with it."""
+
+    prompt: Prompt
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of one token of an answer.
+
+    Attributes:
+        token_id: The token.
+        text: The token's text, with U+FFFD where it is part of a character.
+        raw: The token's bytes.
+        logprob: Its natural logarithm of probability under the raw logits.
+        top: The likeliest tokens at this position, likeliest first; their own ``top`` is empty.
+    """
+
+    token_id: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer, as it is written.
+
+    Attributes:
+        text: New text, maybe empty.
+        tokens: How many tokens the answer has so far, the one that ended it included.
+        finish_reason: Why it ended, on the last piece.
+        logprobs: The log-probabilities of the tokens since the piece before.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer.
+
+    Attributes:
+        text: The answer, without the stop sequence or control token that ended it.
+        tokens: How many tokens were generated, the one that ended it included.
+        finish_reason: ``"stop"`` for an end-of-sequence token or stop sequence, ``"length"`` when
+            a token limit ended it.
+        logprobs: One entry a token, where asked for.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answers to one request.
+
+    Attributes:
+        completions: As many as :attr:`Options.n`.
+        prompt_tokens: How many tokens the prompt had.
+    """
+
+    completions: tuple[Completion, ...]
+    prompt_tokens: int
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many tokens all answers have together."""
+        return sum(completion.tokens for completion in self.completions)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model can do at most.
+
+    Attributes:
+        context_length: Tokens of prompt and answer together.
+        vocab_size: Token ids.
+        kv_bytes_per_token: Bytes of KV cache that one token of one sequence takes.
+    """
+
+    context_length: int
+    vocab_size: int
+    kv_bytes_per_token: int

@@ -1,0 +1,228 @@
+"""The only door to ``onnxruntime_genai``: loading, one generator, and its errors made ours.
+
+Importing this module switches ONNX Runtime's telemetry off, unless ``ORT_DISABLE_TELEMETRY`` is
+already set. ``onnxruntime_genai`` itself is imported when the first model is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from packaging.version import Version
+
+from mlflow_phi3_onnx.errors import (
+    DependencyError,
+    GenerationError,
+    InvalidModelError,
+    MemoryBudgetError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "MAX_BATCH_SIZE",
+    "PAD",
+    "NativeGenerator",
+    "NativeModel",
+    "available_threads",
+    "installed_distribution",
+]
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+DISTRIBUTIONS = (
+    "onnxruntime-genai",
+    "onnxruntime-genai-cuda",
+    "onnxruntime-genai-directml",
+)
+"""The distributions that provide ``onnxruntime_genai``, the CPU one first."""
+
+MINIMUM_VERSION = Version("0.18.0")
+
+MAX_BATCH_SIZE = 32
+"""The most rows that one onnxruntime-genai generator takes."""
+
+PAD = -1
+"""The id that pads a ragged batch.
+
+onnxruntime-genai finds the length of a row by comparing ids with the pad id, so a prompt that ends
+with the model's own pad token would lose it. No prompt holds -1, and the embedding lookup reads it
+as the last row of its table, which the attention mask then hides.
+"""
+
+# All of them: a default that genai_config.json sets for its own loop must not act behind ours.
+_NEUTRAL_SEARCH = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "repetition_penalty": 1.0,
+    "past_present_share_buffer": True,
+}
+
+
+def installed_distribution() -> str | None:
+    """Name the installed distribution that provides ``onnxruntime_genai``, if there is one."""
+    for name in DISTRIBUTIONS:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return name
+    return None
+
+
+def available_threads() -> int:
+    """Count the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _import_genai() -> Any:
+    try:
+        genai = importlib.import_module("onnxruntime_genai")
+    except ImportError as error:
+        raise DependencyError(
+            "onnxruntime_genai cannot be imported. Install it with 'pip install onnxruntime-genai'"
+            " for CPU, or 'onnxruntime-genai-cuda' or 'onnxruntime-genai-directml' for a GPU."
+        ) from error
+    version = Version(genai.__version__)
+    if version < MINIMUM_VERSION:
+        raise DependencyError(
+            f"onnxruntime-genai {version} is installed; {MINIMUM_VERSION} or later is needed."
+        )
+    return genai
+
+
+@contextmanager
+def _load_errors() -> Generator[None]:
+    """Turn what the library raises while it loads into an error that says which part is broken.
+
+    The library raises a bare RuntimeError (or UnicodeDecodeError, for a damaged text file), and
+    its messages quote absolute paths, so they are classified and chained, not repeated.
+    """
+    try:
+        yield
+    except (DependencyError, InvalidModelError):
+        raise
+    except Exception as error:
+        text = str(error)
+        if "Deserialize tensor" in text or "External data" in text:
+            message = "the weights beside the graph are missing, truncated or damaged"
+        elif "Protobuf parsing" in text or "No graph was found" in text or "Load model" in text:
+            message = "the graph is not an ONNX model that this ONNX Runtime can run"
+        elif "JSON Error" in text or "Error encountered while parsing" in text:
+            message = "genai_config.json holds a value that onnxruntime-genai does not accept"
+        elif "provider" in text.lower() or "interface not available" in text:
+            message = "an execution provider that it asks for is not available in this build"
+        else:
+            message = f"onnxruntime-genai refused it ({type(error).__name__})"
+        raise InvalidModelError(f"The model cannot be loaded: {message}.") from error
+
+
+@contextmanager
+def _run_errors() -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        if "Could not allocate" in str(error):
+            raise MemoryBudgetError(
+                "ONNX Runtime could not allocate the KV cache. Lower max_tokens, max_batch_size or"
+                " kv_cache_memory."
+            ) from error
+        raise GenerationError(
+            f"ONNX Runtime failed while it ran the model ({type(error).__name__})."
+        ) from error
+
+
+class NativeModel:
+    """A model that onnxruntime-genai has loaded.
+
+    Args:
+        folder: The folder with ``genai_config.json``.
+        overlay: Settings laid over ``genai_config.json``, in its own shape.
+
+    Raises:
+        InvalidModelError: If the folder cannot be loaded.
+        DependencyError: If onnxruntime-genai is missing or too old.
+    """
+
+    def __init__(self, folder: Path, overlay: Mapping[str, Any]) -> None:
+        self._genai = _import_genai()
+        with _load_errors():
+            config = self._genai.Config(str(folder))
+            config.overlay(json.dumps(overlay))
+            self._model = self._genai.Model(config)
+
+    def generator(self, rows: int, max_length: int) -> NativeGenerator:
+        """Make a generator for a number of rows, with a KV cache of exactly max_length tokens.
+
+        Args:
+            rows: How many sequences, at most :data:`MAX_BATCH_SIZE`.
+            max_length: Prompt and answer together, in tokens; the longest prompt's width counts
+                for every row.
+        """
+        with _run_errors():
+            # A GeneratorParams stays shared with its generator: a fresh one each time.
+            params = self._genai.GeneratorParams(self._model)
+            params.set_search_options(batch_size=rows, max_length=max_length, **_NEUTRAL_SEARCH)
+            return NativeGenerator(self._genai.Generator(self._model, params), rows)
+
+
+class NativeGenerator:
+    """One fixed batch of sequences inside onnxruntime-genai."""
+
+    def __init__(self, generator: Any, rows: int) -> None:
+        self._generator = generator
+        self._rows = rows
+        self._choice: NDArray[np.float32] | None = None
+
+    def append(self, prompts: Sequence[NDArray[np.int32]]) -> None:
+        """Compute the prompts, one per row, padded on the right to the longest."""
+        width = max(len(prompt) for prompt in prompts)
+        ids = np.full((self._rows, width), PAD, dtype=np.int32)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        with _run_errors():
+            self._generator.append_tokens(ids)
+
+    def logits(self) -> NDArray[np.float32]:
+        """Return a copy of the raw logits of each row's next token, ``(rows, vocabulary)``."""
+        with _run_errors():
+            return self._generator.get_logits()[:, -1, :]
+
+    def advance(self) -> list[int]:
+        """Append each row's likeliest token and return them."""
+        with _run_errors():
+            self._generator.generate_next_token()
+            return self._generator.get_next_tokens().tolist()
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """Append the given token to each row. Call :meth:`logits` first."""
+        if self._choice is None:
+            width = self.logits().shape[-1]
+            self._choice = np.full((self._rows, 1, width), -np.inf, dtype=np.float32)
+        rows = np.arange(self._rows)
+        self._choice[rows, 0, tokens] = 0.0
+        with _run_errors():
+            self._generator.set_logits(self._choice)
+            self._generator.generate_next_token()
+        self._choice[rows, 0, tokens] = -np.inf
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has produced an end-of-sequence token."""
+        return bool(self._generator.is_done())

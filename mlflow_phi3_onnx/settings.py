@@ -1,0 +1,97 @@
+"""A model's saved configuration: generation defaults and settings of the runtime, by task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.openai import checks
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task, check_parameters
+from mlflow_phi3_onnx.runtime import MAX_BATCH_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["RUNTIME_SETTINGS", "Settings", "config_keys"]
+
+RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
+    "intra_op_num_threads": (
+        "Threads that compute one operator. Default: all processors that the process may run on.",
+        "an integer from 1 to 1024",
+        checks.integer(1, 1024),
+    ),
+    "max_batch_size": (
+        "The most rows that are computed together. Default: 16.",
+        f"an integer from 1 to {MAX_BATCH_SIZE}",
+        checks.integer(1, MAX_BATCH_SIZE),
+    ),
+    "kv_cache_memory": (
+        "Bytes of KV cache that all running requests may take together. Default: half of the"
+        " memory that is available when the model is loaded.",
+        "an integer from 1",
+        checks.integer(1, 2**63 - 1),
+    ),
+}
+"""What each setting does, what it may be, and its check, by name."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked configuration.
+
+    Attributes:
+        generation: Generation parameters, clean.
+        runtime: Settings of the runtime, clean.
+    """
+
+    generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    runtime: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def check(cls, config: Mapping[str, Any] | None, task: Task) -> Settings:
+        """Check a ``model_config``.
+
+        Args:
+            config: Generation parameters and runtime settings by name; None values are left out.
+            task: The task that the parameters are for.
+
+        Raises:
+            InvalidRequestError: If a value is not what it may be.
+            UnsupportedParameterError: If a key is not one of :func:`config_keys`.
+        """
+        config = {key: value for key, value in (config or {}).items() if value is not None}
+        table = PARAMETERS[task]
+        for name in config:
+            parameter = table.get(name)
+            if parameter and parameter.status != "refused" and not parameter.configurable:
+                raise UnsupportedParameterError(
+                    f"model_config: {name} belongs to a single request, not to a saved model.",
+                    param=name,
+                )
+        runtime = {
+            name: _check_setting(name, value)
+            for name, value in config.items()
+            if name in RUNTIME_SETTINGS
+        }
+        generation = check_parameters(
+            config, task, known=RUNTIME_SETTINGS.keys(), where="model_config: "
+        )
+        return cls(generation, runtime)
+
+
+def config_keys(task: Task) -> list[str]:
+    """List every key that a task's ``model_config`` may have."""
+    generation = [name for name, row in PARAMETERS[task].items() if row.configurable]
+    return [*generation, *RUNTIME_SETTINGS]
+
+
+def _check_setting(name: str, value: Any) -> Any:
+    _, allowed, check = RUNTIME_SETTINGS[name]
+    try:
+        return check(value)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"model_config: {name} must be {allowed}; got {checks.describe_kind(value)}.",
+            param=name,
+        ) from error

@@ -1,0 +1,171 @@
+"""MLflow's view of a request: each task's signature, and the rows of what MLflow hands over.
+
+A request's fields are ``AnyType`` columns, because MLflow's own chat schema refuses much of what
+OpenAI's clients send: a string ``stop``, numbers that are integers in one row and missing in the
+next, content parts, nested tool schemas. Its errors also quote the whole input; ours name the
+field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types.schema import (
+    AnyType,
+    Array,
+    ColSpec,
+    DataType,
+    Object,
+    ParamSchema,
+    ParamSpec,
+    Property,
+    Schema,
+)
+
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.checks import describe_kind
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, TEXT, Task
+from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+
+__all__ = ["clean_params", "rows", "signature"]
+
+
+def signature(task: Task) -> ModelSignature:
+    """Build a task's signature.
+
+    Chat and completions have every parameter as an optional column, the refused ones too, so that
+    they arrive and are refused instead of being dropped with a warning. ``params`` has the plain
+    numbers, as doubles, since MLflow takes neither ``5.0`` for a long nor null for a list.
+    """
+    if task == TEXT:
+        inputs = Schema([ColSpec(DataType.string, "prompt")])
+    else:
+        field = INPUT_FIELDS[task]
+        kind = Array(AnyType()) if task == CHAT else DataType.string
+        optional = [ColSpec(AnyType(), name, required=False) for name in PARAMETERS[task]]
+        inputs = Schema([ColSpec(kind, field), *optional])
+    outputs = {CHAT: _chat_outputs, COMPLETIONS: _text_outputs, TEXT: _plain_outputs}[task]()
+    return ModelSignature(inputs=inputs, outputs=outputs, params=_params(task))
+
+
+def rows(data: Any, task: Task) -> list[dict[str, Any]]:
+    """Turn what MLflow hands to ``predict`` into one mapping of request fields a row.
+
+    Args:
+        data: A data frame, a mapping, a string (a prompt), or a sequence of mappings or prompts.
+        task: The model's task.
+
+    Raises:
+        InvalidRequestError: If it is none of these.
+    """
+    field = INPUT_FIELDS[task]
+    if isinstance(data, pd.DataFrame):
+        if task != CHAT and field not in data.columns and len(data.columns) == 1:
+            data = data.set_axis([field], axis=1)
+        columns = [str(column) for column in data.columns]
+        cells = data.itertuples(index=False, name=None)
+        return [_row(dict(zip(columns, values, strict=True))) for values in cells]
+    if isinstance(data, Mapping):
+        return [_row(data)]
+    if isinstance(data, str):
+        return [{field: data}]
+    if isinstance(data, np.ndarray | pd.Series):
+        data = data.tolist()
+    if isinstance(data, Sequence) and not isinstance(data, bytes):
+        return [_row(item) if isinstance(item, Mapping) else {field: item} for item in data]
+    raise InvalidRequestError(
+        f"The input must be a data frame, an object with {field}, or a list of them; got"
+        f" {describe_kind(data)}.",
+        param=field,
+    )
+
+
+def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Leave out what MLflow filled in for parameters that were not given."""
+    cleaned = {name: _plain(value) for name, value in (params or {}).items()}
+    # An MLflow list parameter cannot have null for its default, only an empty list.
+    return {name: value for name, value in cleaned.items() if value is not None and value != []}
+
+
+def _params(task: Task) -> ParamSchema:
+    specs = [
+        ParamSpec(name, DataType.double, None)
+        for name, row in PARAMETERS[task].items()
+        if row.numeric
+    ]
+    if task == TEXT:
+        specs.append(ParamSpec("do_sample", DataType.boolean, None))
+        specs.append(ParamSpec("stop", DataType.string, [], shape=(-1,)))
+    return ParamSchema(specs)
+
+
+def _usage() -> Object:
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return Object([Property(name, DataType.long) for name in names])
+
+
+def _response(choice: Object) -> Schema:
+    return Schema(
+        [
+            ColSpec(DataType.string, "id"),
+            ColSpec(DataType.string, "object"),
+            ColSpec(DataType.long, "created"),
+            ColSpec(DataType.string, "model"),
+            ColSpec(Array(choice), "choices"),
+            ColSpec(_usage(), "usage"),
+        ]
+    )
+
+
+def _chat_outputs() -> Schema:
+    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    return _response(
+        Object(
+            [
+                Property("index", DataType.long),
+                Property("message", message),
+                Property("finish_reason", DataType.string),
+            ]
+        )
+    )
+
+
+def _text_outputs() -> Schema:
+    return _response(
+        Object(
+            [
+                Property("index", DataType.long),
+                Property("text", DataType.string),
+                Property("finish_reason", DataType.string),
+            ]
+        )
+    )
+
+
+def _plain_outputs() -> Schema:
+    return Schema([ColSpec(DataType.string)])
+
+
+def _row(fields: Mapping[Any, Any]) -> dict[str, Any]:
+    """Copy a row as plain Python values, without the fields that are not given."""
+    row = {str(name): _plain(value) for name, value in fields.items()}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Copy a value as Python's own types; what pandas pads missing cells with becomes None."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if hasattr(value, "asDict"):  # pyspark.sql.Row
+        return _plain(value.asDict())
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value
