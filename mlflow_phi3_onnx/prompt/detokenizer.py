@@ -2,51 +2,81 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import TYPE_CHECKING
 
 from tokenizers.decoders import DecodeStream
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenizers import Tokenizer
 
-__all__ = ["Detokenizer", "token_bytes"]
+__all__ = ["Detokenizer", "byte_tokens", "token_bytes"]
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer:
     """Turns one sequence's tokens into text, a token at a time.
 
-    Text is held back until its characters are whole. Control tokens are left out. The first
-    token keeps the space that SentencePiece vocabularies write before a word, as with
-    onnxruntime-genai's own stream.
+    Text is held back until its characters are whole; bytes that never become one are written as
+    U+FFFD. Control tokens are left out. The first token keeps the space that SentencePiece
+    vocabularies write before a word, as with onnxruntime-genai's own stream.
+
+    Byte tokens are decoded here: ``DecodeStream`` decodes a run of them as a whole, and fails where
+    a whole character is followed by a broken one.
 
     Args:
         tokenizer: The model's tokenizer.
         anchor: The id of a one-letter token, which stands for the prompt before the answer.
+        bytes_of: The byte of each byte token, by id.
         keep_control: Whether control tokens are written too.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, anchor: list[int], *, keep_control: bool = False
+        self,
+        tokenizer: Tokenizer,
+        anchor: list[int],
+        bytes_of: Mapping[int, bytes],
+        *,
+        keep_control: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._anchor = anchor
+        self._bytes_of = bytes_of
         self._skip = not keep_control
         self._stream = DecodeStream(ids=anchor, skip_special_tokens=self._skip)
-        self._ids: list[int] = []
-        self._emitted = 0
+        self._pending: list[int] = []
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token_id: int) -> str:
         """Take the next token and return the text that has become whole, maybe none."""
-        self._ids.append(token_id)
-        text = self._stream.step(self._tokenizer, token_id) or ""
-        self._emitted += len(text)
-        return text
+        byte = self._bytes_of.get(token_id)
+        if byte is not None:
+            return self._utf8.decode(byte)
+        broken = self._utf8.decode(b"", final=True)
+        text = self._stream.step(self._tokenizer, token_id)
+        if text is None:
+            self._pending.append(token_id)
+            return broken
+        self._pending.clear()
+        return broken + text
 
     def flush(self) -> str:
         """Return what was held back: the start of a character that never came whole, as U+FFFD."""
-        whole = self._tokenizer.decode([*self._anchor, *self._ids], skip_special_tokens=self._skip)
-        return whole[1 + self._emitted :]
+        held = self._tokenizer.decode(
+            [*self._anchor, *self._pending], skip_special_tokens=self._skip
+        )[1:]
+        self._pending.clear()
+        return held + self._utf8.decode(b"", final=True)
+
+
+def byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """Return the byte of each token that stands for one (``<0x00>`` to ``<0xFF>``), by id."""
+    pieces = ((i, tokenizer.token_to_id(f"<0x{i:02X}>")) for i in range(256))
+    return {token: bytes([i]) for i, token in pieces if token is not None}
 
 
 def token_bytes(piece: str, text: str) -> bytes:
@@ -56,7 +86,7 @@ def token_bytes(piece: str, text: str) -> bytes:
         piece: The entry as the vocabulary writes it.
         text: The entry decoded on its own.
     """
-    if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", piece):
+    if match := _BYTE_TOKEN.fullmatch(piece):
         return bytes([int(match.group(1), 16)])
     if "\ufffd" in text and all(letter in _BYTE_OF for letter in piece):
         return bytes(_BYTE_OF[letter] for letter in piece)

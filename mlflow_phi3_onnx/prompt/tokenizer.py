@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, token_bytes
+from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
 from mlflow_phi3_onnx.prompt.template import load_template
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class PromptTokenizer:
         self._strips_left = {t.content for t in added.values() if t.lstrip}
         self._control_pattern = _any_of(self._control)
         self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
+        self._byte_tokens = byte_tokens(self._tokenizer)
         self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
 
     @property
@@ -116,7 +117,9 @@ class PromptTokenizer:
 
     def detokenizer(self, *, keep_control: bool = False) -> Detokenizer:
         """Make a decoder for one sequence of generated tokens."""
-        return Detokenizer(self._tokenizer, self._anchor, keep_control=keep_control)
+        return Detokenizer(
+            self._tokenizer, self._anchor, self._byte_tokens, keep_control=keep_control
+        )
 
     def token_text(self, token_id: int) -> tuple[str, bytes]:
         """Return one token's text, as it stands after other text, and its bytes."""

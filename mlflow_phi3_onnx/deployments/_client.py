@@ -1,0 +1,379 @@
+"""The client class that MLflow calls, and the two functions beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mlflow.deployments.base import BaseDeploymentClient
+from mlflow.protos import databricks_pb2
+
+from mlflow_phi3_onnx.deployments import _lifecycle, _process, _server, _store
+from mlflow_phi3_onnx.deployments._checks import (
+    OPTIONS,
+    TARGET,
+    check_config,
+    check_name,
+    check_target,
+    make_recipe,
+    refuse_endpoint,
+)
+from mlflow_phi3_onnx.deployments._options import describe, merge
+from mlflow_phi3_onnx.deployments._store import Record, Store
+from mlflow_phi3_onnx.errors import (
+    DeploymentError,
+    InvalidRequestError,
+    UnsupportedParameterError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlflow.deployments import PredictionsResponse
+
+
+class OnnxGenAIDeploymentClient(BaseDeploymentClient):
+    """Deployments as server processes of this machine and user.
+
+    A deployment outlives the command or interpreter that made it, and every later one finds it.
+    Records and logs are kept in the folder that ``MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR`` names, else
+    in the user's folder for state (``$XDG_STATE_HOME``, ``~/.local/state`` or
+    ``%LOCALAPPDATA%``, then ``mlflow-phi3-onnx/deployments``).
+
+    Args:
+        target_uri: ``onnx-genai``, ``onnx-genai:/`` or ``onnx-genai://local``.
+
+    Raises:
+        InvalidRequestError: The target URI says more than that.
+    """
+
+    def __init__(self, target_uri: str) -> None:
+        check_target(target_uri)
+        super().__init__(target_uri)
+        self._store = Store()
+
+    def create_deployment(  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+        self,
+        name: str,
+        model_uri: str,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Start a server for a model and wait until it answers.
+
+        Args:
+            name: The deployment: 1 to 63 letters, digits, dots, hyphens and underscores, the
+                first one a letter or digit.
+            model_uri: A model that has the ``python_function`` flavor.
+            flavor: ``mlflow_phi3_onnx`` or ``python_function``. Both are served the same way.
+                Default: the first of them that the model has.
+            config: See ``mlflow deployments help -t onnx-genai``.
+            endpoint: Not supported.
+
+        Returns:
+            The deployment, as ``get_deployment`` describes it.
+
+        Raises:
+            InvalidRequestError: An argument is not what it must be.
+            InvalidModelError: The model cannot be read, or lacks the flavor.
+            DeploymentError: The name is in use (``RESOURCE_ALREADY_EXISTS``), or the server did
+                not start; then neither a process nor a record is left.
+        """
+        check_name(name)
+        refuse_endpoint(endpoint)
+        given = check_config(config)
+        with self._store.lock(name):
+            existing = self._store.read(name)
+            if existing is not None:
+                state = _lifecycle.status(existing)
+                raise DeploymentError(
+                    f"Deployment {name!r} already exists ({state}). Update it or delete it first.",
+                    error_code=databricks_pb2.RESOURCE_ALREADY_EXISTS,
+                )
+            recipe = make_recipe(model_uri, flavor, merge({}, given))
+            _lifecycle.recover(self._store, name)
+            self._store.remove_logs(name)
+            return _describe(_lifecycle.launch(self._store, name, recipe, _store.CURRENT))
+
+    def update_deployment(  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+        self,
+        name: str,
+        model_uri: str | None = None,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Replace a deployment's server, or start it again where it is dead.
+
+        The new server must answer before the old one is stopped. Only where both need the same
+        port is the old one stopped first; it is started again if the new one fails. Without a
+        ``port`` in its config the deployment moves to a new port.
+
+        Args:
+            name: The deployment.
+            model_uri: A new model. Default: the one it has.
+            flavor: As in ``create_deployment``; only with a ``model_uri``.
+            config: The keys to change. None or an empty text puts a key back to its default.
+            endpoint: Not supported.
+
+        Returns:
+            The deployment, as ``get_deployment`` describes it.
+
+        Raises:
+            InvalidRequestError: An argument is not what it must be.
+            InvalidModelError: The new model cannot be read, or lacks the flavor.
+            DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``), or the new
+                server did not start; then the deployment is what it was.
+        """
+        check_name(name)
+        refuse_endpoint(endpoint)
+        changes = check_config(config)
+        if flavor is not None and model_uri is None:
+            raise InvalidRequestError(
+                "A flavor can only be updated together with a model_uri.", param="flavor"
+            )
+        self._read(name)
+        with self._store.lock(name):
+            old = self._read(name)
+            _lifecycle.recover(self._store, name)
+            merged = merge(old.recipe.config, changes)
+            if model_uri is None:
+                recipe = replace(old.recipe, config=merged)
+            else:
+                recipe = make_recipe(model_uri, flavor, merged)
+            return _describe(_lifecycle.swap(self._store, old, recipe))
+
+    def delete_deployment(
+        self,
+        name: str,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> None:
+        """Stop a deployment's server with all its processes, and remove its record and logs.
+
+        That there is no such deployment is no error.
+
+        Args:
+            name: The deployment.
+            config: Not supported.
+            endpoint: Not supported.
+
+        Raises:
+            InvalidRequestError: An argument is not what it must be.
+            DeploymentError: The server cannot be stopped; the record stays.
+        """
+        check_name(name)
+        refuse_endpoint(endpoint)
+        if config:
+            raise UnsupportedParameterError("delete takes no config.", param="config")
+        with self._store.lock(name):
+            _lifecycle.recover(self._store, name)
+            record = self._store.read(name)
+            if record is not None:
+                _lifecycle.halt(record)
+            self._store.remove_all(name)
+
+    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+        """All deployments of this user, sorted by name, as ``get_deployment`` describes them.
+
+        One whose record is damaged has the status ``unreadable`` and the reason under ``error``.
+
+        Args:
+            endpoint: Not supported.
+
+        Raises:
+            InvalidRequestError: An endpoint was given.
+        """
+        refuse_endpoint(endpoint)
+        deployments: list[dict[str, Any]] = []
+        for name in self._store.names():
+            try:
+                record = self._store.read(name)
+            except DeploymentError as error:
+                deployments.append({"name": name, "status": "unreadable", "error": str(error)})
+                continue
+            if record is not None:
+                deployments.append(_describe(record))
+        return deployments
+
+    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+        """Describe one deployment.
+
+        Args:
+            name: The deployment.
+            endpoint: Not supported.
+
+        Returns:
+            A dict with ``name``; ``status`` (``running``; ``starting``, which has not answered
+            yet; ``unresponsive``, which has answered and does not now; ``dead``); ``model_uri``;
+            ``flavor``; ``url``; ``host``; ``port``; ``pid``; ``config`` (the keys that were
+            given); ``created`` and ``started`` (ISO 8601, UTC); and ``log``, a path.
+
+        Raises:
+            InvalidRequestError: An argument is not what it must be.
+            DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``).
+        """
+        check_name(name)
+        refuse_endpoint(endpoint)
+        return _describe(self._read(name))
+
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+    ) -> PredictionsResponse:
+        """Send inputs to a deployment.
+
+        Args:
+            deployment_name: The deployment.
+            inputs: A request (a dict with ``messages``, ``prompt`` or ``input``) or a scoring
+                payload (a dict with ``dataframe_split``, ``dataframe_records``, ``instances`` or
+                ``inputs``), both sent as they are; a DataFrame with a request per row; a list of
+                requests or of values; an array; a text.
+            endpoint: Not supported.
+
+        Returns:
+            The model's answer under the key ``predictions``.
+
+        Raises:
+            InvalidRequestError: An argument is not what it must be, or the server refused it.
+            GenAIError: The server failed; the error has its message and error code.
+            DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``), or its
+                server is dead or gives no answer.
+        """
+        from mlflow_phi3_onnx.deployments import _payload  # pandas: only where it is needed
+
+        refuse_endpoint(endpoint)
+        if deployment_name is None:
+            raise InvalidRequestError("predict needs a deployment name.", param="deployment_name")
+        check_name(deployment_name)
+        record = self._read(deployment_name)
+        payload = _payload.to_payload(inputs)
+        body = _payload.encode(payload)
+        if not _process.is_running(record.process):
+            raise _dead(record)
+        try:
+            answer = _server.score(record.address, body, record.request_timeout)
+        except OSError as error:
+            raise _no_answer(record, error) from None
+        if answer.status != 200:
+            raise _payload.to_error(answer, payload, record.request_timeout)
+        return _payload.to_response(answer)
+
+    def predict_stream(
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+    ) -> NoReturn:
+        """Not supported: MLflow's scoring server, which deployments run for now, cannot stream.
+
+        Raises:
+            UnsupportedParameterError: Always.
+        """
+        del deployment_name, inputs, endpoint
+        raise UnsupportedParameterError(
+            "Deployments of this target cannot stream: MLflow's scoring server has no streaming. "
+            "Use predict, or load the model and call its predict_stream.",
+            error_code=databricks_pb2.NOT_IMPLEMENTED,
+        )
+
+    def _read(self, name: str) -> Record:
+        record = self._store.read(name)
+        if record is None:
+            names = ", ".join(self._store.names()) or "none"
+            raise DeploymentError(
+                f"There is no deployment {name!r}. Deployments that exist: {names}.",
+                error_code=databricks_pb2.RESOURCE_DOES_NOT_EXIST,
+            )
+        return record
+
+
+def run_local(
+    name: str,
+    model_uri: str,
+    flavor: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Create a deployment and print where it listens.
+
+    Deployments of this target are local anyway, so it can be managed like any other. Arguments
+    and errors are those of ``OnnxGenAIDeploymentClient.create_deployment``.
+    """
+    client = OnnxGenAIDeploymentClient(TARGET)
+    deployment = client.create_deployment(name, model_uri, flavor, config)
+    print(f"Deployment {name} listens at {deployment['url']}{_server.PREDICT_PATH}")
+    print(f"Stop it with: mlflow deployments delete -t {TARGET} --name {name}")
+
+
+def target_help() -> str:
+    """The text of ``mlflow deployments help -t onnx-genai``."""
+    return f"""\
+Target {TARGET}: serve a logged model from a process of this machine that lives on.
+
+Target URI: {TARGET}   ({TARGET}:/ and {TARGET}://local mean the same)
+
+A deployment runs MLflow's scoring server ({_server.PREDICT_PATH}, {_server.HEALTH_PATH}) until it
+is deleted. A deployment that died, or that a restart of the machine ended, is started again by
+an update. Records and logs: {Store().folder}
+({_store.FOLDER_VARIABLE} names another folder.)
+
+Config (-C key=value, or the config dict of the Python client):
+{describe(OPTIONS)}
+
+At an update, an empty value puts a key back to its default.
+
+Examples:
+  mlflow deployments create -t {TARGET} --name phi3 -m models:/phi3/1 -C port=5001
+  mlflow deployments list -t {TARGET}
+  mlflow deployments get -t {TARGET} --name phi3
+  mlflow deployments predict -t {TARGET} --name phi3 -I requests.json
+  mlflow deployments update -t {TARGET} --name phi3 -m models:/phi3/2
+  mlflow deployments delete -t {TARGET} --name phi3
+
+requests.json is a list with one request per item, because MLflow reads it as a table:
+  [{{"messages": [{{"role": "user", "content": "What is the capital of Spain?"}}]}}]
+"""
+
+
+def _describe(record: Record) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "status": _lifecycle.status(record),
+        "model_uri": record.recipe.model_uri,
+        "flavor": record.recipe.flavor,
+        "url": record.address.url,
+        "host": record.address.host,
+        "port": record.address.port,
+        "pid": record.process.pid,
+        "config": dict(record.recipe.config),
+        "created": record.created,
+        "started": record.started,
+        "log": record.log,
+    }
+
+
+def _dead(record: Record) -> DeploymentError:
+    return DeploymentError(
+        f"Deployment {record.name!r} is dead: its server has ended. Start it again with "
+        f"`mlflow deployments update -t {TARGET} --name {record.name}`, or delete it. Its log is "
+        f"{record.log}"
+    )
+
+
+def _no_answer(record: Record, error: OSError) -> DeploymentError:
+    state = _lifecycle.status(record)
+    if state == "dead":
+        return _dead(record)
+    what = "broke the connection"
+    if isinstance(error, TimeoutError):
+        what = "gave no answer in time"
+    elif isinstance(error, ConnectionRefusedError):
+        what = "accepts no connections"
+    return DeploymentError(
+        f"The server of deployment {record.name!r} ({state}, {record.address.url}) {what}. Its "
+        f"log is {record.log}",
+        error_code=databricks_pb2.TEMPORARILY_UNAVAILABLE,
+    )

@@ -1,0 +1,248 @@
+"""Starting, watching and stopping the server of a deployment."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mlflow_phi3_onnx.deployments import _net, _process, _server, _store
+from mlflow_phi3_onnx.deployments._net import Address
+from mlflow_phi3_onnx.deployments._store import Record
+from mlflow_phi3_onnx.errors import DeploymentError
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx.deployments._store import Recipe, Store
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_STARTUP_TIMEOUT_S = 120.0
+
+Status = Literal["running", "starting", "unresponsive", "dead"]
+
+_POLL_S = 0.1
+_SCRATCH_PREFIX = "mlflow-phi3-onnx-"
+
+
+def status(record: Record) -> Status:
+    """The state of a deployment's server at this moment.
+
+    Returns:
+        ``running``: it answers. ``starting``: it runs and has not answered yet.
+        ``unresponsive``: it runs, has answered before and does not now. ``dead``: it has ended.
+    """
+    if not _process.is_running(record.process):
+        return "dead"
+    if _server.is_healthy(record.address):
+        return "running"
+    return "unresponsive" if record.ready else "starting"
+
+
+def launch(
+    store: Store, name: str, recipe: Recipe, slot: str, created: str | None = None
+) -> Record:
+    """Start a server, record it, and wait until it answers.
+
+    Whatever ends the wait early, Ctrl-C too, also stops the server and removes its record. The
+    log stays.
+
+    Args:
+        store: Where the record goes. The caller holds the deployment's lock.
+        name: The deployment.
+        recipe: What to serve.
+        slot: The slot of the record.
+        created: When the deployment was created, if it is not now.
+
+    Returns:
+        The record of a server that answers.
+
+    Raises:
+        DeploymentError: The address is taken, or the server ended or did not answer in time. The
+            message has the end of its log.
+    """
+    address = _choose_address(recipe)
+    marker = uuid.uuid4().hex
+    log = store.new_log(name, marker)
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX))
+    try:
+        child = _process.start(
+            _server.command(recipe, address),
+            env=_server.environment(recipe, scratch),
+            cwd=Path(recipe.cwd),
+            log=log,
+            marker=marker,
+        )
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise DeploymentError(
+            f"The server of deployment {name!r} cannot be started: {error}."
+        ) from None
+    started = _now()
+    record = Record(
+        name=name,
+        recipe=recipe,
+        address=address,
+        process=child.id,
+        marker=marker,
+        log=str(log),
+        scratch=str(scratch),
+        request_timeout=_server.request_timeout(recipe.config),
+        created=created or started,
+        started=started,
+        ready=False,
+    )
+    try:
+        store.write(record, slot)
+        _wait(record, child)
+        record = replace(record, ready=True)
+        store.write(record, slot)
+    except BaseException:
+        halt(record)
+        store.remove(name, slot)
+        raise
+    return record
+
+
+def halt(record: Record) -> None:
+    """Stop a deployment's server and all its processes, and remove its temporary files.
+
+    That the server has ended already is no error.
+
+    Raises:
+        DeploymentError: The system does not let us stop it.
+    """
+    left = _process.stop(record.process, record.marker)
+    if left:
+        raise DeploymentError(
+            f"Deployment {record.name!r} still has processes that cannot be stopped: "
+            f"{', '.join(map(str, left))}. Do they belong to another user?"
+        )
+    if Path(record.scratch).name.startswith(_SCRATCH_PREFIX):
+        shutil.rmtree(record.scratch, ignore_errors=True)
+
+
+def recover(store: Store, name: str) -> None:
+    """Clear away what a command that was killed while it updated the deployment left behind.
+
+    The caller holds the deployment's lock.
+    """
+    current = store.read(name)
+    for slot in (_store.NEXT, _store.OLD):
+        spare = store.read(name, slot)
+        if spare is not None:
+            if current is None or spare.marker != current.marker:
+                halt(spare)
+            store.remove(name, slot)
+
+
+def swap(store: Store, old: Record, recipe: Recipe) -> Record:
+    """Replace a deployment's server by one that serves a new recipe.
+
+    The old server goes when the new one answers. Where both need the same port, it goes before,
+    and is started again if the new one fails.
+
+    Args:
+        store: Where the records are. The caller holds the deployment's lock.
+        old: The deployment as it is; its server may be dead.
+        recipe: What to serve from now on.
+
+    Raises:
+        DeploymentError: The new server did not start; the deployment is what it was.
+    """
+    in_place = recipe.config.get("port") == old.address.port
+    was_running = _process.is_running(old.process)
+    if in_place:
+        halt(old)
+    try:
+        new = launch(store, old.name, recipe, _store.NEXT, old.created)
+    except BaseException as error:
+        if in_place and was_running:
+            _restore(store, old, error)
+        raise
+    _promote(store, old, new)
+    return new
+
+
+def _restore(store: Store, old: Record, error: BaseException) -> None:
+    """Start the server again that had to go for one that failed."""
+    recipe = replace(old.recipe, config={**old.recipe.config, "port": old.address.port})
+    try:
+        again = launch(store, old.name, recipe, _store.NEXT, old.created)
+    except DeploymentError as second:
+        raise DeploymentError(
+            f"{error} The server before it could not be started again either, so deployment "
+            f"{old.name!r} is dead: {second}"
+        ) from error
+    _promote(store, old, replace(again, recipe=old.recipe))
+
+
+def _promote(store: Store, old: Record, new: Record) -> None:
+    """Make the record of a next server the deployment's own, and end the old server.
+
+    At any moment the records on disk name every server that may run.
+    """
+    store.write(old, _store.OLD)
+    store.write(new)
+    store.remove(new.name, _store.NEXT)
+    halt(old)
+    store.remove(new.name, _store.OLD)
+    store.remove_logs(new.name, keep=new.log)
+
+
+def _choose_address(recipe: Recipe) -> Address:
+    host: str = recipe.config.get("host", DEFAULT_HOST)
+    port: int | None = recipe.config.get("port")
+    try:
+        if port is None:
+            return Address(host, _net.free_port(host))
+        address = Address(host, port)
+        _net.check_free(address)
+    except OSError as error:
+        place = f"host {host!r}" if port is None else f"port {port} of host {host!r}"
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise DeploymentError(
+            f"A server cannot listen on {place}: {reason}. The deployment config's 'host' and "
+            "'port' choose another."
+        ) from None
+    return address
+
+
+def _wait(record: Record, child: _process.Child) -> None:
+    """Wait until the server of a record answers."""
+    patience: float = record.recipe.config.get("startup_timeout", DEFAULT_STARTUP_TIMEOUT_S)
+    deadline = time.monotonic() + patience
+    while not _answers(record):
+        code = child.exit_code()
+        if code is not None:
+            raise _failure(record, f"ended with exit code {code} before it answered")
+        if time.monotonic() > deadline:
+            raise _failure(
+                record,
+                f"did not answer within {patience:g} s (the deployment config's 'startup_timeout')",
+            )
+        time.sleep(_POLL_S)
+
+
+def _answers(record: Record) -> bool:
+    # Another server may have taken the port between our look at it and the server's: then its
+    # answers are not ours.
+    return _server.is_healthy(record.address) and _process.is_listening(
+        record.process, record.marker, record.address.port
+    )
+
+
+def _failure(record: Record, what: str) -> DeploymentError:
+    end = _server.explain(Path(record.log))
+    return DeploymentError(
+        f"The server of deployment {record.name!r} {what}. Its log is {record.log}"
+        + (f"; at its end:\n{end}" if end else ", and it is empty.")
+    )
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,212 @@
+"""Inputs to the scoring server's JSON, and its answers to predictions or errors."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+from mlflow.deployments import PredictionsResponse
+from mlflow.exceptions import MlflowException, get_error_code
+from mlflow.protos import databricks_pb2
+
+from mlflow_phi3_onnx.errors import (
+    GenAIError,
+    InvalidRequestError,
+    UnsupportedParameterError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow_phi3_onnx.deployments._net import Answer
+
+SCORING_KEYS = frozenset({"dataframe_split", "dataframe_records", "instances", "inputs"})
+"""The keys of MLflow's scoring payloads."""
+REQUEST_KEYS = frozenset({"messages", "prompt", "input"})
+"""The keys that make MLflow's server take a body as one request to a language model."""
+
+_REFUSALS = frozenset({400, 413, 415, 422})
+
+# MLflow's server quotes the whole input in some of its messages.
+_QUOTES = (
+    re.compile(r"Failed to predict data '.*'\. \nError: ", re.DOTALL),
+    re.compile(r"(?<=of data) '.*'(?= with schema)", re.DOTALL),
+    re.compile(r"(?<=Input: \n).*", re.DOTALL),
+)
+# A word in a request ("assistant", "json_schema") is one that a message may need.
+_LONGEST_WORD = 32
+
+
+def to_payload(inputs: Any) -> dict[str, Any]:
+    """Turn inputs into a body for ``/invocations``.
+
+    Args:
+        inputs: A scoring payload or a request as a dict (sent as it is), other dicts (sent as
+            ``inputs``), a DataFrame, a Series, an array, a list of requests or of values, or one
+            text.
+
+    Returns:
+        A dict of JSON values only: NaN, NaT and NA are None, NumPy values are Python's.
+
+    Raises:
+        InvalidRequestError: There are no inputs, or JSON cannot hold them.
+        UnsupportedParameterError: The request asks for a stream.
+    """
+    if inputs is None:
+        raise InvalidRequestError("predict needs inputs; they are None.", param="inputs")
+    payload = _wrap(inputs)
+    if payload.get("stream"):
+        raise UnsupportedParameterError(
+            "'stream' cannot be honoured: MLflow's scoring server does not stream. Leave it out.",
+            param="stream",
+        )
+    return cast("dict[str, Any]", _to_json_value(payload))
+
+
+def encode(payload: dict[str, Any]) -> bytes:
+    """The payload as a JSON body in UTF-8."""
+    return json.dumps(payload, allow_nan=False).encode()
+
+
+def to_response(answer: Answer) -> PredictionsResponse:
+    """The predictions in a good answer, under the key ``predictions``.
+
+    Raises:
+        GenAIError: The answer is not JSON.
+    """
+    try:
+        body = json.loads(answer.body)
+    except ValueError:
+        raise GenAIError("The server's answer is not JSON.") from None
+    if isinstance(body, dict) and "predictions" in body:
+        return PredictionsResponse(cast("dict[str, Any]", body))
+    return PredictionsResponse({"predictions": body})
+
+
+def to_error(answer: Answer, payload: dict[str, Any], timeout: int) -> MlflowException:
+    """The error in a bad answer, with the server's own message but without any input.
+
+    Args:
+        answer: An answer whose status is not 200.
+        payload: What was sent, to recognise it in the message.
+        timeout: The server's limit for one request, in seconds.
+    """
+    code = get_error_code(answer.status)
+    message = answer.body.decode("utf-8", errors="replace")
+    try:
+        body = json.loads(message)
+        message = str(body["message"])
+        code = databricks_pb2.ErrorCode.Value(body["error_code"])
+    except (ValueError, KeyError, TypeError):
+        pass  # not one of MLflow's error bodies: the text and the status say what there is
+    if answer.status == 504:
+        message += f" ({timeout} s). The deployment config's 'timeout' raises it."
+    kind = InvalidRequestError if answer.status in _REFUSALS else GenAIError
+    return kind(
+        f"The server answered {answer.status}: {_without_inputs(message, payload)}",
+        error_code=code,
+    )
+
+
+def _wrap(inputs: Any) -> dict[str, Any]:
+    if isinstance(inputs, pd.DataFrame):
+        return _wrap_frame(inputs)
+    if isinstance(inputs, dict):
+        given = cast("dict[str, Any]", inputs)
+        return given if given.keys() & (SCORING_KEYS | REQUEST_KEYS) else {"inputs": given}
+    if isinstance(inputs, str):
+        return {"inputs": [inputs]}
+    if isinstance(inputs, (np.ndarray, pd.Series)):
+        return {"inputs": inputs.tolist()}
+    if isinstance(inputs, (list, tuple)):
+        rows = list(cast("list[Any]", inputs))
+        all_records = bool(rows) and all(isinstance(row, dict) for row in rows)
+        return {"dataframe_records" if all_records else "inputs": rows}
+    raise InvalidRequestError(
+        "predict takes a dict, a DataFrame, a list, an array or a text as inputs, not "
+        f"{type(inputs).__name__}.",
+        param="inputs",
+    )
+
+
+def _wrap_frame(frame: pd.DataFrame) -> dict[str, Any]:
+    """One request per row, or the one request that pandas has taken apart.
+
+    ``mlflow deployments predict`` reads its file with ``pandas.read_json``, which makes a row of
+    every message of ``{"messages": [...]}``.
+    """
+    columns = list(frame.columns)
+    rows = cast("list[list[Any]]", _to_json_value(frame.to_dict(orient="split")["data"]))
+    place = columns.index("messages") if "messages" in columns else None
+    messages = [] if place is None else [row[place] for row in rows]
+    if not messages or not all(isinstance(message, dict) for message in messages):
+        return {"dataframe_split": {"columns": columns, "data": rows}}
+    request: dict[str, Any] = {"messages": messages}
+    for position, column in enumerate(columns):
+        values = [row[position] for row in rows]
+        if column == "messages":
+            continue
+        if any(isinstance(value, (dict, list)) or value != values[0] for value in values):
+            raise InvalidRequestError(
+                f"A DataFrame with one message per row cannot tell what {column!r} was. Write "
+                'the input as a list of requests: [{"messages": [...], ...}].',
+                param=str(column),
+            )
+        request[str(column)] = values[0]
+    return request
+
+
+def _to_json_value(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or value is pd.NaT or value is pd.NA or isinstance(value, (str, bool, int)):
+        return None if value is pd.NaT or value is pd.NA else value
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise InvalidRequestError("JSON has no infinite numbers.", param="inputs")
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return {str(key): _to_json_value(item) for key, item in items}
+    if isinstance(value, np.ndarray):
+        return _to_json_value(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_to_json_value(item) for item in cast("list[Any]", value)]
+    return _scalar_to_json_value(value)
+
+
+def _scalar_to_json_value(value: Any) -> str:
+    if isinstance(value, (dt.date, dt.time)):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray)):
+        return base64.encodebytes(value).decode("ascii")  # as MLflow reads binary columns
+    raise InvalidRequestError(
+        f"The inputs hold a {type(value).__name__}, which JSON cannot.", param="inputs"
+    )
+
+
+def _without_inputs(message: str, payload: dict[str, Any]) -> str:
+    for quote in _QUOTES:
+        message = quote.sub("", message)
+    for text in sorted(set(_texts(payload)), key=len, reverse=True):
+        for form in (text, repr(text)[1:-1], json.dumps(text)[1:-1]):
+            message = message.replace(form, "...")
+    return message
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if len(value) > _LONGEST_WORD or len(value.split()) > 1:
+            yield value
+    elif isinstance(value, dict):
+        for item in cast("dict[str, Any]", value).values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            yield from _texts(item)

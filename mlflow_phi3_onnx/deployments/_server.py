@@ -1,0 +1,139 @@
+"""What a deployment serves: MLflow's own scoring server.
+
+The only module that knows which server runs: its command line, its environment, its config keys
+and its URLs. How its process is kept is the business of ``_process`` and ``_store``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import sysconfig
+from typing import TYPE_CHECKING, Any
+
+from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
+
+from mlflow_phi3_onnx.deployments import _net
+from mlflow_phi3_onnx.deployments._options import Option, choice, json_object, whole_number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mlflow_phi3_onnx.deployments._net import Address, Answer
+    from mlflow_phi3_onnx.deployments._store import Recipe
+
+PREDICT_PATH = "/invocations"
+HEALTH_PATH = "/health"
+
+OPTIONS = (
+    Option(
+        "workers",
+        whole_number(1),
+        "1, or MLFLOW_MODELS_WORKERS",
+        "server processes, each with a copy of the model in memory",
+    ),
+    Option(
+        "timeout",
+        whole_number(1),
+        "60, or MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT",
+        "whole seconds that a request may take",
+    ),
+    Option(
+        "env_manager",
+        choice("local", "virtualenv", "uv", "conda"),
+        "local",
+        "the Python environment of the server: this one, or one that MLflow makes for the model",
+    ),
+    Option(
+        "model_config",
+        json_object,
+        "what the model was logged with",
+        "a JSON object that overrides the model's own model_config",
+        private=True,
+    ),
+)
+"""The config keys that this server understands."""
+
+# The server answers its own timeout; the margin leaves it the time to.
+_ANSWER_MARGIN_S = 5.0
+_HEALTH_TIMEOUT_S = 2.0
+_EXPLANATION_LINES = 12
+_EXPLANATION_CHARACTERS = 4000
+
+
+def command(recipe: Recipe, address: Address) -> list[str]:
+    """The command line that serves a recipe at an address."""
+    line = [sys.executable, "-m", "mlflow", "models", "serve"]
+    line += [f"--model-uri={recipe.model_uri}"]
+    line += [f"--host={address.host}", f"--port={address.port}"]
+    line += [f"--env-manager={recipe.config.get('env_manager', 'local')}"]
+    line += [f"--timeout={request_timeout(recipe.config)}"]
+    if "workers" in recipe.config:
+        line += [f"--workers={recipe.config['workers']}"]
+    return line
+
+
+def environment(recipe: Recipe, scratch: Path) -> dict[str, str]:
+    """The whole environment of the server: the caller's, and what the recipe adds.
+
+    Args:
+        recipe: What is served.
+        scratch: The folder for the server's temporary files. MLflow leaves copies of the model
+            in it.
+    """
+    env = dict(os.environ)
+    env["MLFLOW_TRACKING_URI"] = recipe.tracking_uri
+    env["MLFLOW_REGISTRY_URI"] = recipe.registry_uri
+    # MLflow starts "uvicorn" by its bare name: it must be the one of this interpreter, also
+    # where the environment was never activated.
+    scripts = sysconfig.get_path("scripts")
+    env["PATH"] = os.pathsep.join(part for part in (scripts, env.get("PATH")) if part)
+    env.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch)))
+    if "model_config" in recipe.config:
+        env["SERVING_MODEL_CONFIG"] = json.dumps(recipe.config["model_config"])
+    return env
+
+
+def explain(log: Path) -> str:
+    """The lines at the end of a server's log that say why it failed, or nothing.
+
+    MLflow's server ends a failure with two tracebacks. Their frames, which are indented, would
+    bury what happened.
+    """
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    said = [line for line in text.splitlines() if line and not line[0].isspace()]
+    return "\n".join(said[-_EXPLANATION_LINES:])[-_EXPLANATION_CHARACTERS:]
+
+
+def request_timeout(config: Mapping[str, Any]) -> int:
+    """Whole seconds after which the server gives a request up."""
+    given: int | None = config.get("timeout")
+    return MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get() if given is None else given
+
+
+def is_healthy(address: Address) -> bool:
+    """Whether the server has loaded its model and answers."""
+    try:
+        return _net.request(address, "GET", HEALTH_PATH, timeout=_HEALTH_TIMEOUT_S).status == 200
+    except OSError:
+        return False
+
+
+def score(address: Address, payload: bytes, timeout: int) -> Answer:
+    """Send a scoring payload.
+
+    Args:
+        address: Where the server listens.
+        payload: The JSON body.
+        timeout: The server's limit for one request, in seconds.
+
+    Raises:
+        OSError: There is no answer.
+    """
+    patience = timeout + _ANSWER_MARGIN_S
+    return _net.request(address, "POST", PREDICT_PATH, body=payload, timeout=patience)

@@ -1,0 +1,57 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+import mlflow
+import pytest
+
+import mlflow_phi3_onnx
+from mlflow_phi3_onnx import GenAIModel
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo model's folder."""
+    return Path(mlflow_phi3_onnx.demo_model_path())
+
+
+@pytest.fixture(scope="session")
+def model(demo: Path) -> Iterator[GenAIModel]:
+    """The demo model, loaded once for all tests that do not change it."""
+    with GenAIModel(demo) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def _database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, which take a second to make."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    mlflow.search_experiments()
+    mlflow.set_tracking_uri(before)
+    return path
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, _database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh MLflow store in tmp_path, for tracking and registry; returns its URI."""
+    database = tmp_path / "mlflow.db"
+    shutil.copy(_database, database)
+    uri = f"sqlite:///{database}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - None restores the default
+    mlflow.set_registry_uri(None)  # type: ignore[arg-type] - None restores the default

@@ -1,0 +1,1 @@
+"""Tests of the deployment target. A package, so that its fixtures end with it."""

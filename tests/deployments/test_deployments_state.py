@@ -1,0 +1,240 @@
+"""Processes and records: recognised, stopped, recovered. No server, no model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, _process, _store
+from mlflow_phi3_onnx.deployments._net import Address
+from mlflow_phi3_onnx.deployments._store import Recipe, Record, Store
+from mlflow_phi3_onnx.errors import DeploymentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SLEEP = "import time; time.sleep(600)"
+LISTEN = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+time.sleep(600)
+"""
+# A parent that refuses to end when it is asked, and its child.
+STUBBORN = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *_: None)
+child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR", str(tmp_path / "state"))
+    return Store()
+
+
+@pytest.fixture
+def client(store: Store) -> OnnxGenAIDeploymentClient:
+    assert store.names() == []
+    return OnnxGenAIDeploymentClient("onnx-genai")
+
+
+@pytest.fixture
+def stranger() -> Iterator[psutil.Process]:
+    """A process that is no server of ours."""
+    with subprocess.Popen([sys.executable, "-c", SLEEP]) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+def start(store: Store, name: str, code: str = SLEEP) -> Record:
+    marker = uuid.uuid4().hex
+    log = store.new_log(name, marker)
+    child = _process.start(
+        [sys.executable, "-c", code], env=os.environ, cwd=store.folder, log=log, marker=marker
+    )
+    return Record(
+        name=name,
+        recipe=Recipe("models:/m-1", "python_function", {}, str(store.folder), "", ""),
+        address=Address("127.0.0.1", 9),
+        process=child.id,
+        marker=marker,
+        log=str(log),
+        scratch=str(store.folder / "none"),
+        request_timeout=1,
+        created="2026-01-01T00:00:00+00:00",
+        started="2026-01-01T00:00:00+00:00",
+        ready=True,
+    )
+
+
+def test_a_reused_pid_is_a_dead_deployment_and_nothing_is_killed(
+    store: Store, client: OnnxGenAIDeploymentClient, stranger: psutil.Process
+) -> None:
+    record = start(store, "reused")
+    real = psutil.Process(record.process.pid)
+    reused = _process.ProcessId(stranger.pid, stranger.create_time() - 3600)
+    store.write(replace(record, process=reused))
+
+    assert client.get_deployment("reused")["status"] == "dead"
+    client.delete_deployment("reused")
+
+    assert stranger.is_running()
+    assert real.is_running()
+    assert _process.stop(record.process, record.marker) == []
+
+
+def test_who_listens_on_a_port_is_known(
+    store: Store, until: Callable[[Callable[[], object]], None], stranger: psutil.Process
+) -> None:
+    record = start(store, "listener", LISTEN)
+    until(lambda: Path(record.log).read_text().strip())
+    port = int(Path(record.log).read_text())
+    other = _process.ProcessId(stranger.pid, stranger.create_time())
+
+    assert _process.is_listening(record.process, record.marker, port)
+    assert not _process.is_listening(record.process, record.marker, port - 1)
+    assert not _process.is_listening(other, "no-marker", port)
+    assert _process.stop(record.process, record.marker) == []
+
+
+def test_a_whole_tree_is_stopped_although_it_refuses(
+    store: Store, until: Callable[[Callable[[], object]], None]
+) -> None:
+    record = start(store, "stubborn", STUBBORN)
+    until(lambda: Path(record.log).read_text())
+    child = int(Path(record.log).read_text())
+    assert _process.is_running(record.process)
+
+    assert _process.stop(record.process, record.marker, grace=0.2) == []
+
+    assert not _process.is_running(record.process)
+    until(lambda: not psutil.pid_exists(record.process.pid))  # no zombie of this process
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
+
+
+def test_children_of_a_killed_server_are_stopped(
+    store: Store,
+    client: OnnxGenAIDeploymentClient,
+    until: Callable[[Callable[[], object]], None],
+) -> None:
+    record = start(store, "orphans", STUBBORN)
+    store.write(record)
+    until(lambda: Path(record.log).read_text())
+    child = psutil.Process(int(Path(record.log).read_text()))
+    psutil.Process(record.process.pid).kill()
+    until(lambda: client.get_deployment("orphans")["status"] == "dead")
+    assert child.is_running()
+
+    client.delete_deployment("orphans")
+
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("slot", [_store.NEXT, _store.OLD])
+def test_what_a_killed_update_left_is_cleared_away(
+    store: Store, client: OnnxGenAIDeploymentClient, slot: str
+) -> None:
+    current, spare = start(store, "half"), start(store, "half")
+    store.write(current)
+    store.write(spare, slot)
+
+    client.delete_deployment("half")
+
+    assert not _process.is_running(current.process)
+    assert not _process.is_running(spare.process)
+    assert not (store.folder / "half").exists()
+
+
+def test_a_server_that_listens_nowhere_is_an_error_without_the_inputs(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    store.write(start(store, "deaf"))
+    with pytest.raises(DeploymentError, match=r"unresponsive.*accepts no connections") as caught:
+        client.predict("deaf", {"prompt": "What is the capital of Spain?"})
+    assert caught.value.error_code == "TEMPORARILY_UNAVAILABLE"
+    assert "Spain" not in str(caught.value)
+    client.delete_deployment("deaf")
+
+
+def test_an_update_that_cannot_start_leaves_the_deployment_as_it_was(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    record = start(store, "moved")
+    gone = str(store.folder / "gone")
+    store.write(replace(record, recipe=replace(record.recipe, cwd=gone)))
+    before = client.get_deployment("moved")
+
+    with pytest.raises(DeploymentError, match=f"cannot be started: .*{gone}"):
+        client.update_deployment("moved")
+
+    assert client.get_deployment("moved") == before
+    assert _process.is_running(record.process)
+    client.delete_deployment("moved")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),  # noqa: S104 - read, not bound
+        ("::", "http://[::1]:80"),
+        ("localhost", "http://localhost:80"),
+    ],
+)
+def test_urls_that_this_machine_can_reach(host: str, url: str) -> None:
+    assert Address(host, 80).url == url
+
+
+def test_a_held_lock_refuses_and_leaves_no_file(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    with store.lock("busy"), pytest.raises(DeploymentError, match="Another command") as caught:
+        client.delete_deployment("busy")
+    assert caught.value.error_code == "RESOURCE_CONFLICT"
+    assert list(store.folder.iterdir()) == []
+    client.delete_deployment("busy")
+
+
+def test_damaged_records_are_listed_and_not_touched(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    for name, text in (("cut", "{"), ("later", '{"version": 2}')):
+        store.new_log(name, "log")
+        (store.folder / name / "record.json").write_text(text)
+    assert [each["status"] for each in client.list_deployments()] == ["unreadable"] * 2
+    with pytest.raises(DeploymentError, match="by hand"):
+        client.delete_deployment("cut")
+    assert store.names() == ["cut", "later"]
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR", str(tmp_path / "file" / "state"))
+    with pytest.raises(DeploymentError, match="MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR"):
+        OnnxGenAIDeploymentClient("onnx-genai").delete_deployment("any")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps state elsewhere")
+def test_state_is_kept_where_users_expect_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert Store().folder == tmp_path / ".local" / "state" / "mlflow-phi3-onnx" / "deployments"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "x"))
+    assert Store().folder == tmp_path / "x" / "mlflow-phi3-onnx" / "deployments"

@@ -1,0 +1,307 @@
+"""Concurrency, cancellation, memory and failures."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlflow_phi3_onnx import (
+    CancelledError,
+    GenAIModel,
+    GenerationError,
+    InvalidRequestError,
+    MemoryBudgetError,
+    UnsupportedParameterError,
+)
+from mlflow_phi3_onnx.engine.base import Job
+from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
+from mlflow_phi3_onnx.generation.row import Row
+from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from mlflow_phi3_onnx.request import Options, Sampling
+
+STORY = [{"role": "user", "content": "Tell me a long story."}]
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.005)
+
+
+def test_32_threads_get_what_each_gets_alone(model: GenAIModel) -> None:
+    countries = ["Spain", "France", "Italy", "Japan", "Germany", "Portugal", "Greece", "Norway"]
+    requests = [
+        {
+            "messages": [{"role": "user", "content": f"What is the capital of {c}?"}],
+            **extra,
+        }
+        for c in countries
+        for extra in (
+            {},
+            {"temperature": 1.2, "seed": 3},
+            {"max_tokens": 4, "stop": "of"},
+            {"frequency_penalty": 1.0},
+        )
+    ]
+    assert len(requests) == 32
+    alone = [model.chat(**request)["choices"] for request in requests]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(lambda request: model.chat(**request)["choices"], requests))
+    assert together == alone
+
+
+def test_streams_and_predictions_side_by_side(model: GenAIModel) -> None:
+    whole = model.chat(STORY)["choices"][0]["message"]["content"]
+
+    def stream(_: int) -> str:
+        return "".join(
+            choice["delta"].get("content", "")
+            for chunk in model.stream_chat(STORY)
+            for choice in chunk["choices"]
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(stream, range(4))) == [whole] * 4
+
+
+class ScriptedBatch:
+    def __init__(self, loop: ScriptedLoop, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._loop = loop
+
+    def step(self) -> None:
+        self._loop.step(self.rows)
+
+
+class ScriptedLoop:
+    """A loop that does what a real one cannot be made to do."""
+
+    def __init__(self, token: int, max_batch_size: int = 4) -> None:
+        self.max_batch_size = max_batch_size
+        self.token = token
+        self.steps = 0
+        self.batches: list[int] = []
+        self.fail: Exception | None = None
+        self.logits: Callable[[int], np.ndarray[Any, np.dtype[np.float32]]] | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.closed = False
+
+    def open(self, rows: Sequence[Row]) -> ScriptedBatch:
+        self.batches.append(len(rows))
+        return ScriptedBatch(self, rows)
+
+    def kv_tokens(self, rows: Sequence[Row]) -> int:
+        return sum(len(row.prompt) + row.max_tokens for row in rows)
+
+    def step(self, rows: Sequence[Row]) -> None:
+        self.gate.wait(20)
+        self.steps += 1
+        if self.fail is not None:
+            raise self.fail
+        for row in rows:
+            if not row.over:
+                row.take(self.token)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo: Path) -> PromptTokenizer:
+    return PromptTokenizer(demo)
+
+
+@pytest.fixture
+def loop(tokenizer: PromptTokenizer) -> ScriptedLoop:
+    return ScriptedLoop(int(tokenizer.encode("a")[-1]))
+
+
+def engine(loop: ScriptedLoop, tokenizer: PromptTokenizer, memory: int = 10_000) -> InProcessEngine:
+    return InProcessEngine(
+        loop,
+        tokenizer=tokenizer,
+        eos=frozenset({0}),
+        vocab_size=100,
+        kv_bytes_per_token=1,
+        kv_cache_memory=memory,
+    )
+
+
+def job(length: int = 1, max_tokens: int = 5, **options: Any) -> Job:
+    return Job(np.ones(length, dtype=np.int32), max_tokens, Options(**options))
+
+
+def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
+    stream = model.stream_chat(STORY)
+    for _ in range(4):
+        next(stream)
+    stream.close()
+    # The engine is idle again long before the story would have ended: a short answer comes next.
+    assert model.chat(STORY, max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def test_a_closed_stream_computes_at_most_one_more_step(
+    loop: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    running = engine(loop, tokenizer)
+    pieces = iter(running.stream([job(max_tokens=4000)]))
+    next(pieces)
+    loop.gate.clear()
+    before = loop.steps
+    pieces.close()
+    loop.gate.set()
+    running.submit([job(max_tokens=1)])[0].result()
+    assert loop.steps <= before + 2  # one step under way at most, and the new job's own
+    running.close()
+
+
+def test_a_cancelled_row_leaves_its_batch_mates_alone(
+    loop: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    running = engine(loop, tokenizer)
+    loop.gate.clear()
+    first, second = running.submit([job(max_tokens=50), job(max_tokens=50)])
+    first.cancel()
+    loop.gate.set()
+    with pytest.raises(CancelledError):
+        first.result()
+    assert second.result().tokens == 50
+    running.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret prompt"), GenerationError("it broke")])
+def test_a_failure_reaches_its_callers_and_the_engine_goes_on(
+    loop: ScriptedLoop, tokenizer: PromptTokenizer, error: Exception
+) -> None:
+    running = engine(loop, tokenizer)
+    loop.fail = error
+    tickets = running.submit([job(), job()])
+    stream = running.stream([job()])
+    for ticket in tickets:
+        with pytest.raises(GenerationError) as caught:
+            ticket.result()
+        assert "secret" not in caught.value.message
+    with pytest.raises(GenerationError):
+        list(stream)
+    loop.fail = None
+    assert running.submit([job()])[0].result().tokens == 5
+    running.close()
+
+
+def test_a_row_that_cannot_choose_fails_alone(demo: Path) -> None:
+    with GenAIModel(demo) as model:
+        vocabulary = model.limits.vocab_size
+        # Every id is forbidden by an infinite penalty; the checks above the engine would refuse it.
+        impossible = Options(sampling=Sampling(logit_bias={i: -np.inf for i in range(vocabulary)}))
+        prompt = np.array([5, 6, 7], dtype=np.int32)
+        submit = model._engine.submit
+        bad, good = submit([Job(prompt, 4, impossible), Job(prompt, 4)])
+        with pytest.raises(GenerationError, match="not finite"):
+            bad.result()
+        assert good.result() == submit([Job(prompt, 4)])[0].result()
+
+
+def test_what_waits_together_is_computed_together(
+    loop: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    running = engine(loop, tokenizer)
+    for ticket in running.submit([job() for _ in range(10)]):
+        ticket.result()
+    assert loop.batches == [4, 4, 2]
+    running.close()
+
+
+def test_a_late_request_does_not_wait_for_a_long_answer(
+    loop: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    running = engine(loop, tokenizer)
+    long = running.stream([job(max_tokens=4000)])
+    pieces = iter(long)
+    next(pieces)
+    assert running.submit([job(max_tokens=3)])[0].result().tokens == 3
+    assert loop.steps < 4000
+    long.cancel()
+    running.close()
+
+
+def test_kv_memory_is_a_budget(loop: ScriptedLoop, tokenizer: PromptTokenizer) -> None:
+    running = engine(loop, tokenizer, memory=20)
+    for ticket in running.submit([job(length=3, max_tokens=5) for _ in range(4)]):
+        ticket.result()
+    assert loop.batches == [2, 2]
+    with pytest.raises(MemoryBudgetError, match=r"takes 23 bytes; kv_cache_memory allows 20"):
+        running.submit([job(length=3, max_tokens=20)])
+    running.close()
+
+
+def test_without_max_tokens_the_budget_bounds_the_answer(demo: Path) -> None:
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    with GenAIModel(demo, model_config={"kv_cache_memory": per_token * 30}) as model:
+        usage = model.chat(STORY)["usage"]
+        assert usage["total_tokens"] == 30
+        with pytest.raises(MemoryBudgetError, match="kv_cache_memory"):
+            model.chat(STORY, max_tokens=100)
+
+
+def test_an_answer_longer_than_the_first_cache_is_the_same(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"messages": STORY}, {"messages": STORY, "max_tokens": 7}, {"messages": STORY, "n": 2}]
+    with GenAIModel(demo) as model:
+        expected = [r["choices"] for r in model.run("llm/v1/chat", rows)]
+        monkeypatch.setattr("mlflow_phi3_onnx.generation.genai_loop.GROWTH", 16)
+        assert [r["choices"] for r in model.run("llm/v1/chat", rows)] == expected
+
+
+def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path) -> None:
+    model = GenAIModel(demo)
+    stream = model.stream_chat(STORY)
+    next(stream)
+    next(stream)
+    model.close()
+    model.close()
+    with pytest.raises(CancelledError):
+        list(stream)
+    with pytest.raises(CancelledError, match="closed"):
+        model.chat(STORY)
+
+
+def test_a_model_that_nobody_holds_is_freed(demo: Path) -> None:
+    model = GenAIModel(demo)
+    model.chat(STORY, max_tokens=2)
+    engine = weakref.ref(model._engine)
+    names = {thread.name for thread in threading.enumerate()}
+    assert "onnx-genai-engine" in names
+    del model
+    gc.collect()
+    until(lambda: engine() is None)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "says"),
+    [
+        ({"max_tokens": 0}, InvalidRequestError, "model_config: max_tokens must be"),
+        ({"max_batch_size": 33}, InvalidRequestError, "model_config: max_batch_size must be"),
+        ({"kv_cache_memory": "1GB"}, InvalidRequestError, "got a string"),
+        ({"max_new_tokens": 3}, UnsupportedParameterError, "Use max_tokens"),
+        ({"tools": []}, UnsupportedParameterError, "belongs to a single request"),
+        ({"max_tokenz": 3}, UnsupportedParameterError, "Did you mean max_tokens"),
+    ],
+)
+def test_bad_configurations(
+    demo: Path, config: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        GenAIModel(demo, model_config=config)

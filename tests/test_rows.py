@@ -1,0 +1,411 @@
+"""Rows as MLflow hands them over: every form of input means what the native call means."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from mlflow.models import validate_serving_input
+
+from mlflow_phi3_onnx import (
+    GenAIModel,
+    InvalidRequestError,
+    UnsupportedParameterError,
+    save_model,
+)
+from mlflow_phi3_onnx.signatures import clean_params, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mlflow.pyfunc import PyFuncModel
+
+    from mlflow_phi3_onnx.openai.parameters import Task
+
+PROMPT = "The capital of Spain is"
+USER = {"role": "user", "content": "What is the capital of Spain?"}
+MESSAGES = [{"role": "system", "content": "Answer."}, USER]
+SHORT = {"max_tokens": 4, "temperature": 0}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "capital",
+        "parameters": {"type": "object", "properties": {"country": {"type": "string"}}},
+    },
+}
+
+
+def opened(demo: Path, folder: Path, task: Task) -> Iterator[PyFuncModel]:
+    save_model(demo, folder, task=task, model_config={"max_tokens": 5, "temperature": 0})
+    model = mlflow.pyfunc.load_model(str(folder))
+    with model.get_raw_model():
+        yield model
+
+
+@pytest.fixture(scope="module")
+def chat(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PyFuncModel]:
+    """A chat model whose answers are greedy and have at most five tokens."""
+    yield from opened(demo, tmp_path_factory.mktemp("chat"), "llm/v1/chat")
+
+
+@pytest.fixture(scope="module")
+def completions(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PyFuncModel]:
+    """A completions model with the same configuration."""
+    yield from opened(demo, tmp_path_factory.mktemp("completions"), "llm/v1/completions")
+
+
+@pytest.fixture(scope="module")
+def text(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PyFuncModel]:
+    """A text-generation model with the same configuration."""
+    yield from opened(demo, tmp_path_factory.mktemp("text"), "text-generation")
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Check that two responses are equal but for id and time."""
+    for response in (one, other):
+        assert response["id"]
+        assert response["created"] > 0
+    keys = ("object", "model", "choices", "usage")
+    assert [one[key] for key in keys] == [other[key] for key in keys]
+
+
+def used(answer: dict[str, Any]) -> int:
+    return answer["usage"]["completion_tokens"]
+
+
+def test_one_object_is_one_row(chat: PyFuncModel, model: GenAIModel) -> None:
+    [answer] = chat.predict({"messages": MESSAGES, **SHORT})
+    same(answer, model.chat(MESSAGES, **SHORT))
+
+
+def test_a_list_of_objects_is_a_row_each(chat: PyFuncModel, model: GenAIModel) -> None:
+    answers = chat.predict([{"messages": MESSAGES, **SHORT}, {"messages": [USER], **SHORT}])
+    same(answers[0], model.chat(MESSAGES, **SHORT))
+    same(answers[1], model.chat([USER], **SHORT))
+
+
+def test_a_data_frame_is_a_row_each(chat: PyFuncModel, model: GenAIModel) -> None:
+    frame = pd.DataFrame({"messages": [MESSAGES, [USER]], "max_tokens": [4, 3]}, index=[7, 7])
+    answers = chat.predict(frame)
+    same(answers[0], model.chat(MESSAGES, max_tokens=4, temperature=0))
+    same(answers[1], model.chat([USER], max_tokens=3, temperature=0))
+
+
+def test_messages_may_be_arrays_of_objects(chat: PyFuncModel, model: GenAIModel) -> None:
+    frame = pd.DataFrame({"messages": [np.array(MESSAGES, dtype=object)]})
+    same(chat.predict(frame)[0], model.chat(MESSAGES, max_tokens=5, temperature=0))
+
+
+def test_messages_may_have_fields_padded_with_nothing(
+    chat: PyFuncModel, model: GenAIModel
+) -> None:
+    padded = [{**message, "name": None, "tool_calls": float("nan")} for message in MESSAGES]
+    answer = chat.predict(pd.DataFrame({"messages": [padded]}))[0]
+    same(answer, model.chat(MESSAGES, max_tokens=5, temperature=0))
+
+
+def test_an_empty_frame_gives_no_answers(chat: PyFuncModel) -> None:
+    assert chat.predict(pd.DataFrame({"messages": pd.Series([], dtype=object)})) == []
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, np.float64("nan")])
+def test_a_missing_cell_is_a_parameter_that_is_not_given(chat: PyFuncModel, missing: Any) -> None:
+    frame = pd.DataFrame(
+        {
+            "messages": [[USER], [USER]],
+            "max_tokens": pd.Series([2, missing], dtype=object),
+            "stop": pd.Series([missing, ["zzz"]], dtype=object),
+        }
+    )
+    assert [used(answer) for answer in chat.predict(frame)] == [2, 5]
+
+
+def test_ragged_rows_keep_their_own_parameters(chat: PyFuncModel) -> None:
+    requests = [
+        {"messages": [USER], "max_tokens": 2},
+        {"messages": [USER]},
+        {"messages": [USER], "stop": "zzz", "max_tokens": 3, "logit_bias": {"5": 1}},
+        {"messages": [USER], "n": 2, "max_tokens": 1},
+    ]
+    assert [used(answer) for answer in chat.predict(requests)] == [2, 5, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [4, 4.0, np.int32(4), np.int64(4), np.float32(4), np.array(4), np.array(4.0)],
+    ids=lambda value: type(value).__name__ + getattr(value, "dtype", np.dtype(object)).name,
+)
+def test_a_whole_number_may_come_as_any_type_of_number(chat: PyFuncModel, value: Any) -> None:
+    frame = pd.DataFrame({"messages": [[USER]], "max_tokens": pd.Series([value], dtype=object)})
+    assert used(chat.predict(frame)[0]) == 4
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32", "Int64", "Float64", "int64[pyarrow]"])
+def test_a_column_of_numbers_may_have_any_type(chat: PyFuncModel, dtype: Any) -> None:
+    tokens = pd.Series([4, 2], dtype=dtype)
+    frame = pd.DataFrame({"messages": [[USER], [USER]], "max_tokens": tokens})
+    assert [used(answer) for answer in chat.predict(frame)] == [4, 2]
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "Float64", "int64[pyarrow]", "float64"])
+def test_a_column_of_numbers_may_have_gaps(chat: PyFuncModel, dtype: Any) -> None:
+    tokens = pd.Series([None, 2], dtype=dtype)
+    frame = pd.DataFrame({"messages": [[USER], [USER]], "max_tokens": tokens})
+    assert [used(answer) for answer in chat.predict(frame)] == [5, 2]
+
+
+def test_a_number_with_a_fraction_is_refused_where_whole_ones_belong(chat: PyFuncModel) -> None:
+    with pytest.raises(InvalidRequestError, match=r"max_tokens must be an integer.*got 2\.5"):
+        chat.predict({"messages": [USER], "max_tokens": 2.5})
+
+
+def test_a_seed_that_has_lost_digits_is_refused(chat: PyFuncModel) -> None:
+    with pytest.raises(InvalidRequestError, match="seed"):
+        chat.predict({"messages": [USER]}, params={"seed": 2**60 + 1})
+
+
+@pytest.mark.parametrize("stop", ["e", ["e"], ("e",), np.array(["e"]), ["zzz", "e"]], ids=str)
+def test_stop_may_be_a_string_or_a_list(chat: PyFuncModel, model: GenAIModel, stop: Any) -> None:
+    frame = pd.DataFrame({"messages": [[USER]], "stop": pd.Series([stop], dtype=object)})
+    expected = model.chat([USER], stop=["e"], max_tokens=5, temperature=0)
+    assert "e" not in expected["choices"][0]["message"]["content"]
+    same(chat.predict(frame)[0], expected)
+
+
+def test_content_may_be_parts(chat: PyFuncModel, model: GenAIModel) -> None:
+    parts = [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": " of Spain?"}]
+    [answer] = chat.predict({"messages": [{"role": "user", "content": parts}], **SHORT})
+    same(answer, model.chat([USER], **SHORT))
+
+
+def test_an_image_is_refused(chat: PyFuncModel) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]
+    with pytest.raises(UnsupportedParameterError, match="parts of type image_url"):
+        chat.predict({"messages": [{"role": "user", "content": parts}]})
+
+
+def test_tools_reach_the_template(chat: PyFuncModel, model: GenAIModel) -> None:
+    request = {"messages": [USER], "tools": [TOOL], **SHORT}
+    expected = model.chat([USER], tools=[TOOL], **SHORT)
+    same(chat.predict(request)[0], expected)
+    same(chat.predict(pd.DataFrame([request]))[0], expected)
+
+
+def test_a_tool_s_answer_is_a_message(chat: PyFuncModel, model: GenAIModel) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "capital", "arguments": "{}"}}
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "Madrid"},
+    ]
+    same(chat.predict({"messages": messages})[0], model.chat(messages, max_tokens=5, temperature=0))
+
+
+@pytest.mark.parametrize("name", ["functions", "suffix", "best_of", "num_beams", "service_tier"])
+def test_a_parameter_that_is_not_supported_is_refused(chat: PyFuncModel, name: str) -> None:
+    with pytest.raises(UnsupportedParameterError, match=f"{name} is not supported"):
+        chat.predict({"messages": [USER], name: "auto"})
+
+
+def test_a_bad_row_is_named_without_its_text(chat: PyFuncModel) -> None:
+    bad = {"messages": [{"role": "king", "content": "secret"}]}
+    with pytest.raises(InvalidRequestError, match=r"row 1: messages\[0\]\.role") as caught:
+        chat.predict([{"messages": [USER]}, bad])
+    assert "secret" not in str(caught.value)
+
+
+def test_a_row_without_messages_is_refused(chat: PyFuncModel) -> None:
+    with pytest.raises(MlflowException, match="messages"):
+        chat.predict({"prompt": PROMPT})
+
+
+def test_params_hold_for_every_row(chat: PyFuncModel) -> None:
+    requests = [{"messages": [USER]}, {"messages": MESSAGES}]
+    assert [used(a) for a in chat.predict(requests, params={"max_tokens": 3})] == [3, 3]
+
+
+@pytest.mark.parametrize("value", [3, 3.0, np.int64(3), np.float32(3), np.float64(3)], ids=repr)
+def test_a_param_may_be_any_type_of_number(chat: PyFuncModel, value: Any) -> None:
+    assert used(chat.predict({"messages": [USER]}, params={"max_tokens": value})[0]) == 3
+
+
+def test_rows_go_before_params_and_params_before_the_config(chat: PyFuncModel) -> None:
+    frame = pd.DataFrame({"messages": [[USER]] * 3, "max_tokens": [2, None, np.nan]})
+    assert [used(a) for a in chat.predict(frame)] == [2, 5, 5]
+    assert [used(a) for a in chat.predict(frame, params={"max_tokens": 3})] == [2, 3, 3]
+
+
+def test_a_token_limit_of_a_row_replaces_another_one_of_params(chat: PyFuncModel) -> None:
+    request = {"messages": [USER], "max_completion_tokens": 2}
+    assert used(chat.predict(request, params={"max_tokens": 4})[0]) == 2
+
+
+def test_a_param_out_of_range_is_refused(chat: PyFuncModel) -> None:
+    with pytest.raises(InvalidRequestError, match=r"params: temperature must be .*; got 3\.0"):
+        chat.predict({"messages": [USER]}, params={"temperature": 3})
+
+
+def test_a_stream_takes_a_frame_of_one_row(chat: PyFuncModel, model: GenAIModel) -> None:
+    frame = pd.DataFrame([{"messages": np.array([USER]), "max_tokens": np.float64(3)}])
+    chunks: list[Any] = list(chat.predict_stream(frame))
+    assert used(chunks[-1]) == used(model.chat([USER], max_tokens=3, temperature=0)) == 3
+
+
+def test_a_stream_of_several_rows_is_refused(chat: PyFuncModel) -> None:
+    with pytest.raises(MlflowException, match="single input"):
+        list(chat.predict_stream([{"messages": [USER]}, {"messages": [USER]}]))
+
+
+def test_completions_answer_prompts(completions: PyFuncModel, model: GenAIModel) -> None:
+    expected = model.complete(PROMPT, **SHORT)
+    same(completions.predict({"prompt": PROMPT, **SHORT})[0], expected)
+    same(completions.predict([{"prompt": PROMPT, **SHORT}])[0], expected)
+    same(completions.predict(pd.DataFrame([{"prompt": PROMPT, **SHORT}]))[0], expected)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"logit_bias": {"5": -100, "6": 1.5}},
+        {"stop": ["z", "q"]},
+        {"echo": True, "logprobs": 2},
+        {"metadata": {"a": "b", "c": "d"}, "user": "me"},
+        {"stream_options": {"include_usage": True}},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_an_object_with_a_nested_parameter_is_still_one_row(
+    completions: PyFuncModel, model: GenAIModel, more: dict[str, Any]
+) -> None:
+    answers = completions.predict({"prompt": PROMPT, **SHORT, **more})
+    assert len(answers) == 1
+    same(answers[0], model.complete(PROMPT, **SHORT, **more))
+
+
+def test_text_generation_takes_a_column_of_prompts(text: PyFuncModel, model: GenAIModel) -> None:
+    prompts = [PROMPT, "Madrid is"]
+    expected = model.generate(prompts, temperature=0, max_tokens=5)
+    assert text.predict(pd.DataFrame({"prompt": prompts})) == expected
+    assert text.predict([{"prompt": prompt} for prompt in prompts]) == expected
+
+
+def test_text_generation_takes_one_object(text: PyFuncModel, model: GenAIModel) -> None:
+    expected = model.generate(PROMPT, temperature=0, max_tokens=5)
+    assert text.predict({"prompt": PROMPT}) == [expected]
+
+
+def test_text_generation_takes_params(text: PyFuncModel, model: GenAIModel) -> None:
+    params = {"max_tokens": 8, "stop": ["a"], "do_sample": False}
+    expected = model.generate(PROMPT, temperature=0, max_tokens=8, stop=["a"])
+    assert text.predict({"prompt": PROMPT}, params=params) == [expected]
+
+
+def test_text_generation_honours_a_column_of_parameters(
+    text: PyFuncModel, model: GenAIModel
+) -> None:
+    frame = pd.DataFrame({"prompt": [PROMPT, PROMPT], "max_tokens": [1, 2]})
+    expected = [model.generate(PROMPT, temperature=0, max_tokens=n) for n in (1, 2)]
+    assert text.predict(frame) == expected
+
+
+SERVED = {
+    "as OpenAI's clients send it": {"messages": [USER], "max_tokens": 3, "stop": "zzz"},
+    "inputs": {"inputs": [{"messages": [USER], "max_tokens": 3}]},
+    "inputs and params": {"inputs": {"messages": [USER]}, "params": {"max_tokens": 3}},
+    "split": {"dataframe_split": {"columns": ["messages", "max_tokens"], "data": [[[USER], 3]]}},
+    "records": {"dataframe_records": [{"messages": [USER], "max_tokens": 3}]},
+}
+
+
+# Deprecated in favour of a server in a process of its own, which takes seconds to start.
+@pytest.mark.filterwarnings("ignore:``mlflow.models.utils.validate_serving_input`` is deprecated")
+@pytest.mark.parametrize("payload", SERVED.values(), ids=SERVED)
+def test_every_form_of_a_served_request_is_one_row(
+    chat: PyFuncModel, tmp_path: Path, demo: Path, payload: dict[str, Any]
+) -> None:
+    save_model(demo, tmp_path / "served", model_config={"temperature": 0})
+    [answer] = validate_serving_input(str(tmp_path / "served"), json.dumps(payload))
+    same(answer, chat.predict({"messages": [USER], "max_tokens": 3})[0])
+
+
+def test_without_a_signature_prompts_may_come_bare() -> None:
+    expected = [{"prompt": "a"}, {"prompt": "b"}]
+    for data in (["a", "b"], pd.Series(["a", "b"]), np.array(["a", "b"])):
+        assert rows(data, "text-generation") == expected
+    assert rows("a", "text-generation") == expected[:1]
+    assert rows(pd.DataFrame({"any name": ["a", "b"]}), "text-generation") == expected
+
+
+@pytest.mark.parametrize("data", [7, None, b"bytes", object()], ids=repr)
+def test_what_is_no_row_is_refused(data: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="must be a data frame, an object with prompt"):
+        rows(data, "text-generation")
+
+
+def test_params_that_mlflow_filled_in_are_left_out() -> None:
+    params = {"temperature": None, "stop": [], "top_p": np.float64("nan"), "seed": np.float64(3)}
+    assert clean_params(params) == {"seed": 3}
+    assert clean_params(None) == {}
+
+
+MISSING = object()
+WHOLE = st.integers(-(2**53), 2**53)
+REAL = st.floats(allow_nan=False)
+NAMES = st.sampled_from(["messages", "stop", "seed", "tools", "logit_bias", "user"])
+
+# What stands in a cell, and what a row has for it.
+CELLS: st.SearchStrategy[tuple[Any, Any]] = st.one_of(
+    st.sampled_from([None, float("nan"), pd.NA, pd.NaT, np.float32("nan")]).map(
+        lambda cell: (cell, MISSING)
+    ),
+    st.one_of(WHOLE, REAL, st.booleans(), st.text()).map(lambda value: (value, value)),
+    WHOLE.map(lambda value: (np.int64(value), value)),
+    REAL.map(lambda value: (np.float64(value), value)),
+    st.booleans().map(lambda value: (np.bool_(value), value)),
+    st.lists(st.text(min_size=1)).map(lambda value: (np.array(value, dtype=object), value)),
+    st.lists(WHOLE).map(lambda value: (tuple(map(np.int64, value)), value)),
+    st.dictionaries(st.text(), WHOLE).map(
+        lambda value: ({k: np.int64(v) for k, v in value.items()}, value)
+    ),
+)
+RECORDS = st.lists(st.dictionaries(NAMES, CELLS, min_size=1), min_size=1, max_size=4)
+
+
+def expected_rows(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, (_, value) in record.items() if value is not MISSING}
+        for record in records
+    ]
+
+
+def cells(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, Any]]:
+    return [{name: cell for name, (cell, _) in record.items()} for record in records]
+
+
+@given(RECORDS)
+def test_missing_fields_vanish_from_objects_and_values_survive(
+    records: list[dict[str, tuple[Any, Any]]],
+) -> None:
+    assert rows(cells(records), "llm/v1/chat") == expected_rows(records)
+
+
+@given(RECORDS)
+def test_missing_fields_vanish_from_frames_and_values_survive(
+    records: list[dict[str, tuple[Any, Any]]],
+) -> None:
+    frame = pd.DataFrame(cells(records))
+    assert rows(frame, "llm/v1/chat") == expected_rows(records)
+
+
+@given(RECORDS)
+def test_rows_hold_only_what_json_holds(records: list[dict[str, tuple[Any, Any]]]) -> None:
+    found = rows(cells(records), "llm/v1/chat")
+    assert json.loads(json.dumps(found)) == found

@@ -1,0 +1,198 @@
+"""``mlflow models serve`` in a process of its own, and requests to its ``/invocations``."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+import mlflow_phi3_onnx
+
+CANARY = "canary-2718281"
+PROMPT = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
+SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
+ANSWER = " The capital of Spain is Madrid."
+
+
+class Server:
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self.log = log
+
+    def post(self, payload: Any) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            f"{self.url}/invocations",
+            data=json.dumps(payload).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Iterator[Path]:
+    """A folder with a store, in which the demo model is registered once for each task."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        for task in ("llm/v1/chat", "text-generation"):
+            name = task.rpartition("/")[2]
+            mlflow_phi3_onnx.log_model(demo, name=name, task=task, registered_model_name=name)
+            MlflowClient().set_registered_model_alias(name, "champion", "1")
+        yield folder
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - None restores the default
+
+
+def serve(folder: Path, name: str) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / f"{name}.log"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{name}@champion"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+                # MLflow starts uvicorn by name, wherever the interpreter was started from.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+        )
+    try:
+        wait(f"http://127.0.0.1:{port}/ping", process, log)
+        yield Server(f"http://127.0.0.1:{port}", log)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+
+
+@pytest.fixture(scope="module")
+def chat(registered: Path) -> Iterator[Server]:
+    yield from serve(registered, "chat")
+
+
+@pytest.fixture(scope="module")
+def text(registered: Path) -> Iterator[Server]:
+    yield from serve(registered, "text-generation")
+
+
+def content(response: Any) -> str:
+    return response["choices"][0]["message"]["content"]
+
+
+def split(**columns: Any) -> dict[str, Any]:
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return {"dataframe_split": {"columns": list(columns), "data": rows}}
+
+
+def test_chat_payloads_four_at_a_time(chat: Server) -> None:
+    countries = {"Spain": "Madrid", "France": "Paris", "Italy": "Rome", "Japan": "Tokyo"}
+
+    def ask(country: str) -> tuple[int, Any]:
+        message = {"role": "user", "content": f"What is the capital of {country}?"}
+        return chat.post({"messages": [message]})
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(ask, list(countries) * 4))
+    for country, (status, body) in zip(list(countries) * 4, answers, strict=True):
+        assert status == 200
+        assert content(body[0]) == f" The capital of {country} is {countries[country]}."
+        assert body[0]["object"] == "chat.completion"
+
+
+def test_chat_options_in_the_payload(chat: Server) -> None:
+    status, body = chat.post(
+        {
+            "messages": SPAIN,
+            "model": "phi3",
+            "stop": "Spain",
+            "max_tokens": 5.0,
+            "temperature": 0,
+            "n": 2,
+            "stream": False,
+        }
+    )
+    assert status == 200
+    assert [choice["message"]["content"] for choice in body[0]["choices"]] == [
+        " The capital of "
+    ] * 2
+
+
+def test_a_data_frame_of_chats(chat: Server) -> None:
+    status, body = chat.post(split(messages=[SPAIN, SPAIN], max_tokens=[2, None]))
+    assert status == 200
+    assert [content(row) for row in body["predictions"]] == [" The capital", ANSWER]
+
+
+def test_prompts_four_at_a_time(text: Server) -> None:
+    payloads = [{"prompt": PROMPT}, split(prompt=[PROMPT, PROMPT])] * 4
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(text.post, payloads))
+    assert answers == [(200, [ANSWER]), (200, {"predictions": [ANSWER, ANSWER]})] * 4
+
+
+def test_params_of_a_prompt(text: Server) -> None:
+    status, body = text.post({"prompt": PROMPT, "max_tokens": 3, "stop": [" of"]})
+    assert (status, body) == (200, [" The capital"])
+    status, body = text.post({**split(prompt=[PROMPT]), "params": {"max_tokens": 2}})
+    assert (status, body) == (200, {"predictions": [" The capital"]})
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"temperature": 7}, "temperature must be a number from 0 to 2; got 7"),
+        ({"audio": {}}, "audio is not supported"),
+        ({"stream": True}, "stream is true"),
+        ({"max_tokens": 9999}, "maximum context length is 4,096"),
+    ],
+)
+def test_bad_requests_are_400_and_quote_nothing(
+    chat: Server, extra: dict[str, Any], says: str
+) -> None:
+    status, body = chat.post({"messages": [{"role": "user", "content": CANARY}], **extra})
+    assert status == 400
+    assert says in body["message"]
+    assert body["error_code"] == "INVALID_PARAMETER_VALUE"
+    assert CANARY not in json.dumps(body)
+
+
+def test_the_server_log_holds_no_prompt(chat: Server) -> None:
+    chat.post({"messages": [{"role": "user", "content": CANARY}]})
+    chat.post({"messages": [{"role": "user", "content": CANARY}], "temperature": 7})
+    assert CANARY not in chat.log.read_text()
