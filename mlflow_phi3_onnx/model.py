@@ -29,7 +29,7 @@ from mlflow_phi3_onnx.runtime import PAD, NativeModel, available_threads
 from mlflow_phi3_onnx.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -74,6 +74,10 @@ class GenAIModel:
         # The engine's thread keeps the engine alive, but must not outlive its model.
         self._finalizer = weakref.finalize(self, self._engine.close)
 
+    def __repr__(self) -> str:
+        folder = self._folder
+        return f"<GenAIModel {folder.model_type}, context length {folder.context_length:,}>"
+
     def __enter__(self) -> Self:
         return self
 
@@ -113,7 +117,7 @@ class GenAIModel:
 
     def stream_chat(
         self, messages: Sequence[Mapping[str, Any]], **params: Any
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Generator[dict[str, Any]]:
         """Answer a conversation in ``chat.completion.chunk`` objects; see :meth:`chat`.
 
         The request is checked at once. Closing the iterator stops the generation.
@@ -136,7 +140,7 @@ class GenAIModel:
         """
         return self.run(COMPLETIONS, [{"prompt": prompt, **params}])[0]
 
-    def stream_complete(self, prompt: str, **params: Any) -> Iterator[dict[str, Any]]:
+    def stream_complete(self, prompt: str, **params: Any) -> Generator[dict[str, Any]]:
         """Continue a prompt in ``text_completion`` chunks; see :meth:`complete`."""
         return self.run_stream(COMPLETIONS, {"prompt": prompt, **params})
 
@@ -161,7 +165,7 @@ class GenAIModel:
             return self.run(TEXT, [{"prompt": prompt, **params}])[0]
         return self.run(TEXT, [{"prompt": text, **params} for text in prompt])
 
-    def stream_generate(self, prompt: str, **params: Any) -> Iterator[str]:
+    def stream_generate(self, prompt: str, **params: Any) -> Generator[str]:
         """Continue a prompt in pieces of text; see :meth:`generate`."""
         return self.run_stream(TEXT, {"prompt": prompt, **params})
 
@@ -213,7 +217,7 @@ class GenAIModel:
 
     def run_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
-    ) -> Iterator[Any]:
+    ) -> Generator[Any]:
         """Answer one request in pieces: OpenAI chunks, or strings for ``text-generation``."""
         asked = self._parse(fields, task, params)
         if asked.stream is False:
@@ -225,7 +229,7 @@ class GenAIModel:
         jobs = self._jobs(asked)
         return self._pieces(task, asked, jobs)
 
-    def _pieces(self, task: Task, asked: Asked, jobs: list[Job]) -> Iterator[Any]:
+    def _pieces(self, task: Task, asked: Asked, jobs: list[Job]) -> Generator[Any]:
         stream = self._engine.stream(jobs)
         prompt_tokens = len(jobs[0].prompt)
         try:

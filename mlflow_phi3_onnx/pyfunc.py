@@ -12,7 +12,7 @@ from mlflow_phi3_onnx.model import GenAIModel
 from mlflow_phi3_onnx.signatures import clean_params, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Mapping
 
     from mlflow_phi3_onnx.openai.parameters import Task
 
@@ -83,7 +83,7 @@ class _PyFuncWrapper:
         model, task = self._open()
         return model.run(task, rows(data, task), clean_params(params))
 
-    def predict_stream(self, data: Any, params: dict[str, Any] | None = None) -> Iterator[Any]:
+    def predict_stream(self, data: Any, params: dict[str, Any] | None = None) -> Generator[Any]:
         """Answer one row in pieces: OpenAI chunks, or text for ``text-generation``."""
         model, task = self._open()
         requests = rows(data, task)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+from typing import TYPE_CHECKING
 
 import mlflow
 import pytest
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnxruntime_genai as og  # pyright: ignore[reportMissingImports] - a compiled module
+if TYPE_CHECKING:
+    from pathlib import Path
+
+og: Any = importlib.import_module("onnxruntime_genai")  # a compiled module, without types
 
 
 class RawLoop:

@@ -6,8 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
@@ -20,10 +19,16 @@ from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.request import ChatPrompt
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "onnx_ir")),
-    reason="building a model needs the export extra",
-)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.export,
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "onnx_ir")),
+        reason="building a model needs the export extra",
+    ),
+]
 
 COMMON = {
     "hidden_size": 64,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +13,9 @@ import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.repair import repairs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.fixture

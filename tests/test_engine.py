@@ -1,4 +1,6 @@
 """Concurrency, cancellation, memory and failures."""
+# pyright: reportPrivateUsage=false
+# The engine below the model has no public name.
 
 from __future__ import annotations
 
@@ -6,10 +8,8 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,9 +24,14 @@ from mlflow_phi3_onnx import (
 )
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.generation.row import Row
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.request import Options, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from mlflow_phi3_onnx.generation.row import Row
 
 STORY = [{"role": "user", "content": "Tell me a long story."}]
 
@@ -40,7 +45,7 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 def test_32_threads_get_what_each_gets_alone(model: GenAIModel) -> None:
     countries = ["Spain", "France", "Italy", "Japan", "Germany", "Portugal", "Greece", "Norway"]
-    requests = [
+    requests: list[dict[str, Any]] = [
         {
             "messages": [{"role": "user", "content": f"What is the capital of {c}?"}],
             **extra,
@@ -203,7 +208,9 @@ def test_a_row_that_cannot_choose_fails_alone(demo: Path) -> None:
     with GenAIModel(demo) as model:
         vocabulary = model.limits.vocab_size
         # Every id is forbidden by an infinite penalty; the checks above the engine would refuse it.
-        impossible = Options(sampling=Sampling(logit_bias={i: -np.inf for i in range(vocabulary)}))
+        impossible = Options(
+            sampling=Sampling(logit_bias=dict.fromkeys(range(vocabulary), -np.inf))
+        )
         prompt = np.array([5, 6, 7], dtype=np.int32)
         submit = model._engine.submit
         bad, good = submit([Job(prompt, 4, impossible), Job(prompt, 4)])

@@ -1,9 +1,8 @@
-"""Greedy text is the same through every door, alone and in one batch, and as a raw loop gives it."""
+"""Greedy text is the same through every door, alone and in one batch, and in a raw loop."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -13,12 +12,16 @@ from raw_loop import RawLoop
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 MAX_TOKENS = 48
 
-COUNTRIES = (
-    "Spain France Italy Japan Germany Portugal Greece Norway Sweden Finland Poland Austria Ireland"
-    " Egypt Kenya Peru Chile Canada Brazil Cuba"
-).split()
+COUNTRIES = [
+    *("Spain", "France", "Italy", "Japan", "Germany", "Portugal", "Greece", "Norway", "Sweden"),
+    *("Finland", "Poland", "Austria", "Ireland", "Egypt", "Kenya", "Peru", "Chile", "Canada"),
+    *("Brazil", "Cuba"),
+]
 
 PROMPTS = [
     *(f"What is the capital of {country}?" for country in COUNTRIES),
@@ -92,8 +95,9 @@ def test_with_choices_made_here_instead_of_by_the_generator(
     assert biased == reference
 
 
+@pytest.mark.usefixtures("tracking")
 def test_pyfunc_alone_in_one_batch_and_streamed(
-    demo: Path, chats: Any, reference: list[str], tracking: str
+    demo: Path, chats: Any, reference: list[str]
 ) -> None:
     info = mlflow_phi3_onnx.log_model(demo, name="demo", model_config={"max_tokens": MAX_TOKENS})
     loaded = mlflow.pyfunc.load_model(info.model_uri)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime_genai as og  # pyright: ignore[reportMissingImports] - a compiled module
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,11 @@ from mlflow_phi3_onnx import GenAIModel, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.prompt.template import ChatTemplate
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.request import ChatPrompt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+og: Any = importlib.import_module("onnxruntime_genai")  # a compiled module, without types
 
 CONTROL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool_call|>", "</s>", "<s>"]
 
@@ -190,7 +194,8 @@ def test_templates_render_as_hugging_face_renders_them(source: str, rendered: st
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
         "{{ undefined_name.field }}",
         "{{ 1 / 0 }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'xxxxxxxx' }}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'xxxx' }}{% endfor %}"
+        "{% endfor %}",
     ],
 )
 def test_a_template_that_misbehaves_is_stopped(source: str) -> None:
@@ -209,6 +214,25 @@ def test_a_template_that_is_not_jinja_is_refused() -> None:
         ChatTemplate("\n{% if %}")
 
 
+PHI3 = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n"
+    "{% elif m.role == 'assistant' %}<|assistant|>\n{{ m.content }}<|end|>\n{% endif %}"
+    "{% endfor %}<|assistant|>\n"
+)
+
+
+def test_what_a_template_leaves_out_is_refused(demo: Path, tmp_path: Path) -> None:
+    tokenizer = PromptTokenizer(copy(demo, tmp_path / "m", PHI3))
+    question = {"role": "user", "content": " hello <|end|> \n"}
+    assert tokenizer.encode_chat(ChatPrompt((question,))).size
+    for role in ("system", "tool"):
+        with pytest.raises(InvalidRequestError, match=rf"leaves out messages\[1\].*role {role}"):
+            tokenizer.encode_chat(ChatPrompt((question, {"role": role, "content": "be kind"})))
+    tool = {"type": "function", "function": {"name": "get_weather"}}
+    with pytest.raises(InvalidRequestError, match="leaves out tools"):
+        tokenizer.encode_chat(ChatPrompt((question,), (tool,)))
+
+
 def copy(demo: Path, target: Path, chat_template: Any) -> Path:
     shutil.copytree(demo, target)
     (target / "chat_template.jinja").unlink(missing_ok=True)
@@ -222,21 +246,21 @@ def copy(demo: Path, target: Path, chat_template: Any) -> Path:
 
 def test_named_templates(demo: Path, tmp_path: Path) -> None:
     named = [
-        {"name": "default", "template": "plain"},
-        {"name": "tool_use", "template": "with tools"},
+        {"name": "default", "template": "plain {{ messages[0].content }}"},
+        {"name": "tool_use", "template": "with {{ tools | tojson }} {{ messages[0].content }}"},
     ]
     tokenizer = PromptTokenizer(copy(demo, tmp_path / "m", named))
     tool = {"type": "function", "function": {"name": "f"}}
-    assert tokenizer.decode(tokenizer.encode_chat(user("x")).tolist()) == "plain"
+    assert tokenizer.decode(tokenizer.encode_chat(user("x")).tolist()) == "plain x"
     chat = ChatPrompt(({"role": "user", "content": "x"},), (tool,))
-    assert tokenizer.decode(tokenizer.encode_chat(chat).tolist()) == "with tools"
+    assert tokenizer.decode(tokenizer.encode_chat(chat).tolist()).startswith("with [")
 
 
 def test_the_template_file_comes_first(demo: Path, tmp_path: Path) -> None:
     folder = copy(demo, tmp_path / "m", "from the config")
-    (folder / "chat_template.jinja").write_text("from the file")
+    (folder / "chat_template.jinja").write_text("from the file {{ messages[0].content }}")
     tokenizer = PromptTokenizer(folder)
-    assert tokenizer.decode(tokenizer.encode_chat(user("x")).tolist()) == "from the file"
+    assert tokenizer.decode(tokenizer.encode_chat(user("x")).tolist()) == "from the file x"
 
 
 def test_without_a_template_a_model_does_not_chat_but_continues(demo: Path, tmp_path: Path) -> None:

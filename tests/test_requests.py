@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import pytest
@@ -12,6 +11,9 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 CANARY = "canary-3141592"
@@ -322,6 +324,18 @@ def test_completions(model: GenAIModel) -> None:
     text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
     assert "The capital of Spain is" + text == response["choices"][0]["text"]
     assert chunks[-1]["usage"] == response["usage"]
+
+
+def test_completions_through_pyfunc_take_objects(demo: Path, tmp_path: Path) -> None:
+    mlflow_phi3_onnx.save_model(demo, tmp_path / "saved", task="llm/v1/completions")
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "saved"))
+    request = {"prompt": "The capital of Spain is", "logit_bias": {"5": 0, "6": 0}}
+    response: Any = loaded.predict({**request, "metadata": {"a": "b"}})[0]
+    assert response["choices"][0]["text"] == " Madrid."
+    chunks: list[Any] = list(
+        loaded.predict_stream({**request, "stream_options": {"include_usage": False}})
+    )
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == " Madrid."
 
 
 @pytest.mark.parametrize("prompt", [None, 5, ["a"], ""])

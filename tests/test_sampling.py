@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from mlflow_phi3_onnx import GenAIModel, GenerationError
 from mlflow_phi3_onnx.generation.sampler import Sampler, log_softmax
 from mlflow_phi3_onnx.generation.stop import StopMatcher
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.request import Sampling
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 VOCABULARY = 5000
 PROMPT = np.array([1, 2, 3, 2], dtype=np.int32)

@@ -10,16 +10,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
 
 import mlflow_phi3_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CANARY = "canary-2718281"
 PROMPT = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"

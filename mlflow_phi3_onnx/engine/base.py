@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from mlflow_phi3_onnx.request import Completion, Delta, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class Ticket(Protocol):
 class Stream(Protocol):
     """Jobs whose answers come in pieces."""
 
-    def __iter__(self) -> Iterator[tuple[int, Delta]]:
+    def __iter__(self) -> Generator[tuple[int, Delta]]:
         """Yield each piece with its job's position. Stops the jobs where the loop is left."""
         ...
 

@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.generation.row import Row
 from mlflow_phi3_onnx.request import Completion, Delta, TokenLogprob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from mlflow_phi3_onnx.engine.base import Job
     from mlflow_phi3_onnx.generation.loop import Batch, Loop
@@ -99,7 +99,7 @@ class _Stream:
         self._tickets = tickets
         self._pieces = pieces
 
-    def __iter__(self) -> Iterator[tuple[int, Delta]]:
+    def __iter__(self) -> Generator[tuple[int, Delta]]:
         running = len(self._tickets)
         try:
             while running:

@@ -242,6 +242,14 @@ _ROWS = (
         tasks=(CHAT,),
     ),
     Parameter(
+        "parallel_tool_calls",
+        "honoured",
+        "Whether the model may call several tools at once; false cannot be enforced.",
+        "true",
+        checks.only(True),
+        tasks=(CHAT,),
+    ),
+    Parameter(
         "response_format",
         "honoured",
         "The form of the answer; only plain text for now.",
@@ -271,7 +279,6 @@ _ROWS = (
     _unused("store", "Nothing is stored."),
     _unused("safety_identifier", "Not stored."),
     _unused("prompt_cache_key", "Not needed."),
-    _unused("parallel_tool_calls", "The model decides how many tools it calls.", (CHAT,)),
     _refused("audio", "Only text can be generated.", (CHAT,)),
     _refused("modalities", "Only text can be generated; leave it out.", (CHAT,)),
     _refused("functions", "Deprecated by OpenAI; use tools.", (CHAT,)),

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.errors import (
+    InvalidModelError,
+    InvalidRequestError,
+    UnsupportedParameterError,
+)
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
 from mlflow_phi3_onnx.prompt.template import load_template
 
@@ -104,6 +108,7 @@ class PromptTokenizer:
         ]
         tools = hidden.replace_in(chat.tools, self._control_pattern)
         rendered = self._template.render(messages, tools=tools)
+        _check_whole(messages, tools, rendered)
         if not hidden.found:
             ids = self._tokenizer.encode(rendered, add_special_tokens=False).ids
             # More control ids than the text shows: a normalizer made one out of other characters.
@@ -238,6 +243,32 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
+
+
+def _check_whole(
+    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, rendered: str
+) -> None:
+    """Refuse what the template has dropped. An assistant's history may be cut on purpose."""
+    for number, message in enumerate(messages):
+        content = message["content"].strip()
+        if message["role"] != "assistant" and not _holds(rendered, content):
+            raise InvalidRequestError(
+                f"The model's chat template leaves out messages[{number}]: it does not know the"
+                f" role {message['role']}.",
+                param=f"messages[{number}].role",
+            )
+    for tool in tools or ():
+        if not _holds(rendered, tool["function"]["name"]):
+            raise UnsupportedParameterError(
+                "The model's chat template leaves out tools: the model was not made to call any.",
+                param="tools",
+            )
+
+
+def _holds(rendered: str, text: str) -> bool:
+    return text in rendered or any(
+        json.dumps(text, ensure_ascii=ascii_only)[1:-1] in rendered for ascii_only in (False, True)
+    )
 
 
 def _check_text(text: str, param: str) -> None:

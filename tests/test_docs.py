@@ -1,0 +1,53 @@
+"""The documentation runs, and its tables are those of the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [body for kind, body in BLOCK.findall(README) if kind == language]
+
+
+def test_the_parameter_tables_are_those_of_the_code() -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / "parameter_tables.py"))["document"]()
+    written = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    assert written == made, "run python scripts/parameter_tables.py"
+
+
+def test_the_readme_runs_from_top_to_bottom(tracking: str, tmp_path: Path) -> None:
+    """Python blocks in one namespace, then the deployment's commands as a user types them."""
+    assert tracking.endswith("/mlflow.db")  # the README's own store, in the same folder
+    namespace: dict[str, object] = {}
+    for body in blocks("python"):
+        exec(compile(body, "README.md", "exec"), namespace)  # noqa: S102 - our own README
+    (commands,) = [body for body in blocks("bash") if "deployments create" in body]
+    scripts = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR": str(tmp_path / "deployments"),
+    }
+    shown = subprocess.run(
+        ["bash", "-e", "-c", commands], check=True, env=environment, capture_output=True, text=True
+    ).stdout
+    assert "capitals" in shown
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
