@@ -5,42 +5,26 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-import psutil
-
 from mlflow_phi3_onnx.artifact.folder import read_folder
-from mlflow_phi3_onnx.artifact.repair import repairs
-from mlflow_phi3_onnx.engine.base import Engine, Job
-from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.errors import (
-    ContextLengthError,
-    GenAIError,
-    GenerationError,
-    InvalidModelError,
-    InvalidRequestError,
-)
-from mlflow_phi3_onnx.generation.genai_loop import GenAILoop
+from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.loading import start_engine
 from mlflow_phi3_onnx.openai import responses
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.openai.parse import Asked, parse_request
+from mlflow_phi3_onnx.planning import Planner
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt, Limits, Options, Result
-from mlflow_phi3_onnx.runtime import PAD, NativeModel, available_threads
+from mlflow_phi3_onnx.request import Limits, Result
 from mlflow_phi3_onnx.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from mlflow_phi3_onnx.artifact.folder import ModelFolder
+    from mlflow_phi3_onnx.engine.base import Engine, Job
 
 __all__ = ["GenAIModel"]
-
-DEFAULT_MAX_BATCH_SIZE = 16
-KV_SHARE_OF_AVAILABLE_MEMORY = 0.5
 
 
 class GenAIModel:
@@ -70,7 +54,8 @@ class GenAIModel:
         self._settings = Settings.check(model_config, task)
         self._folder = read_folder(path)
         self._tokenizer = PromptTokenizer(self._folder.path)
-        self._engine: Engine = _start_engine(self._folder, self._tokenizer, self._settings)
+        self._engine: Engine = start_engine(self._folder, self._tokenizer, self._settings)
+        self._planner = Planner(self._folder, self._tokenizer, self._engine.kv_tokens)
         # The engine's thread keeps the engine alive, but must not outlive its model.
         self._finalizer = weakref.finalize(self, self._engine.close)
 
@@ -202,7 +187,7 @@ class GenAIModel:
                         " one of the stream_ methods, or leave stream out.",
                         param="stream",
                     )
-                jobs.append(self._jobs(asked[-1]))
+                jobs.append(self._planner.jobs(asked[-1]))
             except GenAIError as error:
                 if len(requests) == 1:
                     raise
@@ -226,7 +211,7 @@ class GenAIModel:
                 " out.",
                 param="stream",
             )
-        jobs = self._jobs(asked)
+        jobs = self._planner.jobs(asked)
         return self._pieces(task, asked, jobs)
 
     def _pieces(self, task: Task, asked: Asked, jobs: list[Job]) -> Generator[Any]:
@@ -253,122 +238,9 @@ class GenAIModel:
             model_defaults=self._folder.search,
         )
 
-    def _jobs(self, asked: Asked) -> list[Job]:
-        prompt = asked.request.prompt
-        options = asked.request.options
-        if isinstance(prompt, ChatPrompt):
-            ids = self._tokenizer.encode_chat(prompt)
-        else:
-            ids = self._tokenizer.encode(prompt.text)
-        self._check_ids(ids, options)
-        limit = self._max_tokens(len(ids), options)
-        return [Job(ids, limit, options, index) for index in range(options.n)]
-
-    def _check_ids(self, ids: NDArray[np.int32], options: Options) -> None:
-        vocab_size = self._folder.vocab_size
-        if len(ids) == 0:
-            raise InvalidRequestError("The prompt is empty; it needs at least one token.")
-        if int(ids.max()) >= vocab_size:
-            raise InvalidModelError(
-                f"The tokenizer gives ids beyond the model's vocabulary of {vocab_size:,}: they do"
-                " not belong together."
-            )
-        if any(token >= vocab_size for token in options.sampling.logit_bias):
-            raise InvalidRequestError(
-                f"logit_bias must have token ids below {vocab_size:,}.", param="logit_bias"
-            )
-
-    def _max_tokens(self, prompt: int, options: Options) -> int:
-        """Settle how many tokens an answer may have, or say why that many do not fit."""
-        context = self._folder.context_length
-        if prompt >= context:
-            raise ContextLengthError(
-                f"The prompt has {prompt:,} tokens; the model's maximum context length is"
-                f" {context:,} tokens, the answer included. Shorten the prompt."
-            )
-        limit = options.max_length
-        if limit is None:
-            asked_for = options.max_tokens is not None
-            limit = context if asked_for else self._folder.search.get("max_length", context)
-        if options.strict_limit and limit > context and options.max_length is not None:
-            raise ContextLengthError(
-                f"max_length is {limit:,}; the model's maximum context length is {context:,}"
-                " tokens.",
-                param="max_length",
-            )
-        limit = min(limit, context)
-        if prompt >= limit:
-            raise ContextLengthError(
-                f"The prompt has {prompt:,} tokens; max_length is {limit:,} tokens, the answer"
-                " included. Raise max_length or shorten the prompt.",
-                param="max_length",
-            )
-        if options.max_tokens is None:
-            room = min(limit, max(self._engine.kv_tokens, prompt + 1)) - prompt
-        else:
-            room = min(limit - prompt, options.max_tokens)
-            wanted = prompt + options.max_tokens
-            if options.strict_limit and wanted > context:
-                raise ContextLengthError(
-                    f"The prompt has {prompt:,} tokens and max_tokens is {options.max_tokens:,},"
-                    f" together {wanted:,}; the model's maximum context length is {context:,}"
-                    " tokens. Lower max_tokens or shorten the prompt.",
-                    param="max_tokens",
-                )
-        if options.min_tokens > room:
-            raise InvalidRequestError(
-                f"min_tokens is {options.min_tokens:,}, but the answer may have at most {room:,}"
-                " tokens.",
-                param="min_tokens",
-            )
-        return room
-
     def _answer(self, task: Task, asked: Asked, result: Result) -> Any:
         if task == CHAT:
             return responses.chat_response(asked, result, self.name)
         if task == COMPLETIONS:
             return responses.text_response(asked, result, self.name)
         return result.completions[0].text
-
-
-def _start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Settings) -> Engine:
-    native = NativeModel(folder.path, _overlay(folder, settings))
-    _smoke(native, folder)
-    memory = settings.runtime.get("kv_cache_memory")
-    if memory is None:
-        memory = int(psutil.virtual_memory().available * KV_SHARE_OF_AVAILABLE_MEMORY)
-    batch = settings.runtime.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE)
-    return InProcessEngine(
-        GenAILoop(native, folder.eos_token_ids[0], max_batch_size=batch),
-        tokenizer=tokenizer,
-        eos=frozenset(folder.eos_token_ids),
-        vocab_size=folder.vocab_size,
-        kv_bytes_per_token=folder.kv_bytes_per_token,
-        kv_cache_memory=memory,
-    )
-
-
-def _overlay(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
-    """Build what is laid over ``genai_config.json``: threads, our pad id, and repairs."""
-    decoder: dict[str, Any] = dict(repairs(folder).get("model", {}).get("decoder", {}))
-    own_threads = folder.decoder.get("session_options", {}).get("intra_op_num_threads")
-    threads = settings.runtime.get("intra_op_num_threads", own_threads) or available_threads()
-    decoder["session_options"] = {"intra_op_num_threads": threads}
-    return {"model": {"pad_token_id": PAD, "decoder": decoder}}
-
-
-def _smoke(native: NativeModel, folder: ModelFolder) -> None:
-    """Run the graph once: a config that does not fit it loads, and fails only then."""
-    try:
-        generator = native.generator(1, 2)
-        generator.append([np.zeros(1, dtype=np.int32)])
-        width = generator.logits().shape[-1]
-    except GenerationError as error:
-        raise InvalidModelError(
-            "The model loads but cannot run: genai_config.json does not fit its graph."
-        ) from error
-    if width != folder.vocab_size:
-        raise InvalidModelError(
-            f"genai_config.json says vocab_size {folder.vocab_size:,}, but the graph gives"
-            f" {width:,} logits."
-        )
