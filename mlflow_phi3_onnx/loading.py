@@ -1,7 +1,8 @@
-"""From a model folder to a running engine: settings, repairs, and a first run to be sure."""
+"""From a model folder to a running engine: which loop, its settings, and a first run to be sure."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,20 +10,31 @@ import psutil
 
 from mlflow_phi3_onnx.artifact.repair import repairs
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.errors import GenerationError, InvalidModelError
+from mlflow_phi3_onnx.errors import (
+    DependencyError,
+    GenerationError,
+    InvalidModelError,
+    InvalidRequestError,
+)
 from mlflow_phi3_onnx.generation.genai_loop import GenAILoop
+from mlflow_phi3_onnx.generation.slots_loop import SlotsLoop
 from mlflow_phi3_onnx.runtime import PAD, NativeModel, available_threads
+from mlflow_phi3_onnx.slot_runtime import CACHE_TYPES, SlotSession
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.base import Engine
+    from mlflow_phi3_onnx.generation.loop import Loop
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
     from mlflow_phi3_onnx.settings import Settings
 
-__all__ = ["start_engine"]
+__all__ = ["start_engine", "why_not_slots"]
 
 DEFAULT_MAX_BATCH_SIZE = 16
 KV_SHARE_OF_AVAILABLE_MEMORY = 0.5
+
+# MLflow's scoring server passes its model to its worker processes in this variable.
+_SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
 
 
 def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Settings) -> Engine:
@@ -35,29 +47,111 @@ def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Sett
 
     Raises:
         InvalidModelError: If the model cannot be loaded, or does not fit its configuration.
+        InvalidRequestError: If the loop that was asked for cannot run the model.
     """
-    native = NativeModel(folder.path, _overlay(folder, settings))
-    _smoke(native, folder)
     memory = settings.runtime.get("kv_cache_memory")
     if memory is None:
         memory = int(psutil.virtual_memory().available * KV_SHARE_OF_AVAILABLE_MEMORY)
-    batch = settings.runtime.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE)
+    kv_tokens = max(1, memory // folder.kv_bytes_per_token)
     return InProcessEngine(
-        GenAILoop(native, folder.eos_token_ids[0], max_batch_size=batch),
+        _start_loop(folder, settings, kv_tokens),
         tokenizer=tokenizer,
         eos=frozenset(folder.eos_token_ids),
         vocab_size=folder.vocab_size,
+        kv_tokens=kv_tokens,
         kv_bytes_per_token=folder.kv_bytes_per_token,
-        kv_cache_memory=memory,
     )
+
+
+def why_not_slots(folder: ModelFolder) -> str | None:
+    """Say why the slots loop cannot run a model, or None where it can.
+
+    It needs a graph whose only inputs are the ids, the mask and a past of keys and values, with
+    full attention, on CPU.
+    """
+    decoder = folder.decoder
+    layers = range(decoder["num_hidden_layers"])
+    past = {f"past_key_values.{i}.{kind}" for i in layers for kind in ("key", "value")}
+    present = {f"present.{i}.{kind}" for i in layers for kind in ("key", "value")}
+    graph = folder.graph
+    if set(graph.inputs) != past | {"input_ids", "attention_mask"}:
+        return "its graph has other inputs than ids, mask, keys and values"
+    if set(graph.outputs) != present | {"logits"}:
+        return "its graph has other outputs than logits, keys and values"
+    if graph.operators.get("GroupQueryAttention") != len(layers):
+        return "its graph has another attention than GroupQueryAttention"
+    if graph.attention_windows != {-1}:
+        return "its attention has a sliding window"
+    if "If" in graph.operators:
+        return "its graph has branches, as long-context models of two ranges have"
+    if {kind for name, kind in graph.inputs.items() if name in past} - CACHE_TYPES:
+        return "its keys and values are neither float32 nor float16"
+    if decoder.get("session_options", {}).get("provider_options"):
+        return "it asks for an execution provider other than CPU"
+    return None
+
+
+def _start_loop(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Loop:
+    default = "auto" if _SERVED_MODEL_VARIABLE in os.environ else "genai"
+    wanted = settings.runtime.get("loop", default)
+    if wanted == "genai":
+        return _start_genai(folder, settings, kv_tokens)
+    reason = why_not_slots(folder)
+    if reason is None:
+        try:
+            return _start_slots(folder, settings, kv_tokens)
+        except (InvalidModelError, DependencyError):
+            if wanted == "slots":
+                raise
+    elif wanted == "slots":
+        raise InvalidRequestError(
+            f"loop='slots' cannot run this model: {reason}. Use loop='genai' or 'auto'.",
+            param="loop",
+        )
+    return _start_genai(folder, settings, kv_tokens)
+
+
+def _start_genai(folder: ModelFolder, settings: Settings, kv_tokens: int) -> GenAILoop:
+    native = NativeModel(folder.path, _overlay(folder, settings))
+    _smoke(native, folder)
+    return GenAILoop(
+        native,
+        folder.eos_token_ids[0],
+        kv_tokens=kv_tokens,
+        max_batch_size=_batch_size(settings),
+    )
+
+
+def _start_slots(folder: ModelFolder, settings: Settings, kv_tokens: int) -> SlotsLoop:
+    decoder = folder.decoder
+    session = SlotSession(
+        folder.path / decoder["filename"],
+        layers=decoder["num_hidden_layers"],
+        heads=decoder["num_key_value_heads"],
+        head_size=decoder["head_size"],
+        element=folder.graph.inputs["past_key_values.0.key"],
+        slots=max(2, _batch_size(settings)),
+        capacity=min(folder.context_length, kv_tokens),
+        threads=_threads(folder, settings),
+    )
+    _smoke_slots(session, folder)
+    reuse = settings.runtime.get("prefix_cache", True)
+    return SlotsLoop(session, kv_tokens=kv_tokens, reuse_prefixes=reuse)
+
+
+def _batch_size(settings: Settings) -> int:
+    return settings.runtime.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE)
+
+
+def _threads(folder: ModelFolder, settings: Settings) -> int:
+    own = folder.decoder.get("session_options", {}).get("intra_op_num_threads")
+    return settings.runtime.get("intra_op_num_threads", own) or available_threads()
 
 
 def _overlay(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
     """Build what is laid over ``genai_config.json``: threads, our pad id, and repairs."""
     decoder: dict[str, Any] = dict(repairs(folder).get("model", {}).get("decoder", {}))
-    own_threads = folder.decoder.get("session_options", {}).get("intra_op_num_threads")
-    threads = settings.runtime.get("intra_op_num_threads", own_threads) or available_threads()
-    decoder["session_options"] = {"intra_op_num_threads": threads}
+    decoder["session_options"] = {"intra_op_num_threads": _threads(folder, settings)}
     return {"model": {"pad_token_id": PAD, "decoder": decoder}}
 
 
@@ -68,9 +162,35 @@ def _smoke(native: NativeModel, folder: ModelFolder) -> None:
         generator.append([np.zeros(1, dtype=np.int32)])
         width = generator.logits().shape[-1]
     except GenerationError as error:
+        raise InvalidModelError(_MISFIT) from error
+    _check_width(width, folder)
+
+
+def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:
+    """Compare a prompt computed at once with the same in pieces, and in a batch of two slots."""
+    ids = np.arange(min(6, folder.vocab_size), dtype=np.int64)[None, :]
+    length = ids.shape[1]
+    try:
+        whole = session.run(0, ids, [length])
+        session.run(1, ids[:, : length // 2], [length // 2])
+        pieces = session.run(1, ids[:, length // 2 :], [length])
+        more = session.run(0, np.zeros((2, 1), dtype=np.int64), [length + 1, length + 1])
+    except (GenerationError, ValueError) as error:
+        raise InvalidModelError(_MISFIT) from error
+    _check_width(whole.shape[-1], folder)
+    close = np.allclose(whole, pieces, rtol=1e-2, atol=1e-2)
+    if not (close and np.allclose(more[0], more[1], rtol=1e-2, atol=1e-2)):
         raise InvalidModelError(
-            "The model loads but cannot run: genai_config.json does not fit its graph."
-        ) from error
+            "The slots loop computes this model otherwise in pieces than at once. Use loop='genai'."
+        )
+    session.release(0)
+    session.release(1)
+
+
+_MISFIT = "The model loads but cannot run: genai_config.json does not fit its graph."
+
+
+def _check_width(width: int, folder: ModelFolder) -> None:
     if width != folder.vocab_size:
         raise InvalidModelError(
             f"genai_config.json says vocab_size {folder.vocab_size:,}, but the graph gives"

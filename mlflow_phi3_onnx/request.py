@@ -160,12 +160,14 @@ class Delta:
         tokens: How many tokens the answer has so far, the one that ended it included.
         finish_reason: Why it ended, on the last piece.
         logprobs: The log-probabilities of the tokens since the piece before.
+        cached_tokens: How many of the prompt's tokens were found in a cache.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,14 @@ class Completion:
         finish_reason: ``"stop"`` for an end-of-sequence token or stop sequence, ``"length"`` when
             a token limit ended it.
         logprobs: One entry a token, where asked for.
+        cached_tokens: How many of the prompt's tokens were found in a cache.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,11 @@ class Result:
     def completion_tokens(self) -> int:
         """How many tokens all answers have together."""
         return sum(completion.tokens for completion in self.completions)
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many of the prompt's tokens were found in a cache, at least."""
+        return min(completion.cached_tokens for completion in self.completions)
 
 
 @dataclass(frozen=True)

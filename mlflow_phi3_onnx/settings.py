@@ -15,7 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["RUNTIME_SETTINGS", "Settings", "config_keys"]
 
+LOOPS = ("auto", "genai", "slots")
+
 RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
+    "loop": (
+        "What runs the model. genai: onnxruntime-genai's generator, for every model and device."
+        " slots: continuous batching on ONNX Runtime, for plain decoder graphs on CPU. auto: slots"
+        " where the model qualifies. Default: auto under `mlflow models serve`, else genai.",
+        "'auto', 'genai' or 'slots'",
+        lambda value: checks.one_of(value, LOOPS),
+    ),
+    "prefix_cache": (
+        "Whether the slots loop remembers past requests, so that a prompt that begins like one of"
+        " them is computed only from where it differs. Default: true.",
+        "true or false",
+        checks.boolean,
+    ),
     "intra_op_num_threads": (
         "Threads that compute one operator. Default: all processors that the process may run on.",
         "an integer from 1 to 1024",

@@ -26,10 +26,16 @@ def demo() -> Path:
     return Path(mlflow_phi3_onnx.demo_model_path())
 
 
+@pytest.fixture(scope="session", params=["genai", "slots"])
+def loop(request: pytest.FixtureRequest) -> str:
+    """Each loop in turn: what is above them is the same for both."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def model(demo: Path) -> Iterator[GenAIModel]:
+def model(demo: Path, loop: str) -> Iterator[GenAIModel]:
     """The demo model, loaded once for all tests that do not change it."""
-    with GenAIModel(demo) as loaded:
+    with GenAIModel(demo, model_config={"loop": loop}) as loaded:
         yield loaded
 
 

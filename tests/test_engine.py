@@ -24,6 +24,7 @@ from mlflow_phi3_onnx import (
 )
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
+from mlflow_phi3_onnx.generation.loop import failing
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.request import Options, Sampling
 
@@ -79,47 +80,52 @@ def test_streams_and_predictions_side_by_side(model: GenAIModel) -> None:
         assert list(pool.map(stream, range(4))) == [whole] * 4
 
 
-class ScriptedBatch:
-    def __init__(self, loop: ScriptedLoop, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self._loop = loop
-
-    def step(self) -> None:
-        self._loop.step(self.rows)
-
-
 class ScriptedLoop:
     """A loop that does what a real one cannot be made to do."""
 
-    def __init__(self, token: int, max_batch_size: int = 4) -> None:
-        self.max_batch_size = max_batch_size
+    def __init__(self, token: int) -> None:
         self.token = token
         self.steps = 0
-        self.batches: list[int] = []
+        self.room = 10_000
         self.fail: Exception | None = None
-        self.logits: Callable[[int], np.ndarray[Any, np.dtype[np.float32]]] | None = None
         self.gate = threading.Event()
         self.gate.set()
-        self.closed = False
+        self.rows: list[Row] = []
 
-    def open(self, rows: Sequence[Row]) -> ScriptedBatch:
-        self.batches.append(len(rows))
-        return ScriptedBatch(self, rows)
+    def needs(self, row: Row) -> int:
+        return len(row.prompt) + row.max_tokens
 
-    def kv_tokens(self, rows: Sequence[Row]) -> int:
-        return sum(len(row.prompt) + row.max_tokens for row in rows)
+    def admit(self, waiting: Sequence[Row]) -> list[Row]:
+        free = self.room - sum(map(self.needs, self.rows))
+        taken: list[Row] = []
+        for row in waiting:
+            free -= self.needs(row)
+            if free < 0:
+                break
+            taken.append(row)
+        self.rows += taken
+        return taken
 
-    def step(self, rows: Sequence[Row]) -> None:
+    @property
+    def busy(self) -> bool:
+        return bool(self.rows)
+
+    def step(self) -> None:
         self.gate.wait(20)
         self.steps += 1
-        if self.fail is not None:
-            raise self.fail
-        for row in rows:
-            if not row.over:
-                row.take(self.token)
+        with failing(self.rows):
+            if self.fail is not None:
+                raise self.fail
+            for row in self.rows:
+                if not row.over:
+                    row.take(self.token)
+        self.rows = [row for row in self.rows if not row.over]
+
+    def interrupt(self, row: Row) -> None:
+        pass
 
     def close(self) -> None:
-        self.closed = True
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +134,18 @@ def tokenizer(demo: Path) -> PromptTokenizer:
 
 
 @pytest.fixture
-def loop(tokenizer: PromptTokenizer) -> ScriptedLoop:
+def scripted(tokenizer: PromptTokenizer) -> ScriptedLoop:
     return ScriptedLoop(int(tokenizer.encode("a")[-1]))
 
 
-def engine(loop: ScriptedLoop, tokenizer: PromptTokenizer, memory: int = 10_000) -> InProcessEngine:
+def engine(loop: ScriptedLoop, tokenizer: PromptTokenizer) -> InProcessEngine:
     return InProcessEngine(
         loop,
         tokenizer=tokenizer,
         eos=frozenset({0}),
         vocab_size=100,
+        kv_tokens=loop.room,
         kv_bytes_per_token=1,
-        kv_cache_memory=memory,
     )
 
 
@@ -157,28 +163,28 @@ def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
 
 
 def test_a_closed_stream_computes_at_most_one_more_step(
-    loop: ScriptedLoop, tokenizer: PromptTokenizer
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
-    running = engine(loop, tokenizer)
+    running = engine(scripted, tokenizer)
     pieces = iter(running.stream([job(max_tokens=4000)]))
     next(pieces)
-    loop.gate.clear()
-    before = loop.steps
+    scripted.gate.clear()
+    before = scripted.steps
     pieces.close()
-    loop.gate.set()
+    scripted.gate.set()
     running.submit([job(max_tokens=1)])[0].result()
-    assert loop.steps <= before + 2  # one step under way at most, and the new job's own
+    assert scripted.steps <= before + 2  # one step under way at most, and the new job's own
     running.close()
 
 
 def test_a_cancelled_row_leaves_its_batch_mates_alone(
-    loop: ScriptedLoop, tokenizer: PromptTokenizer
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
-    running = engine(loop, tokenizer)
-    loop.gate.clear()
+    running = engine(scripted, tokenizer)
+    scripted.gate.clear()
     first, second = running.submit([job(max_tokens=50), job(max_tokens=50)])
     first.cancel()
-    loop.gate.set()
+    scripted.gate.set()
     with pytest.raises(CancelledError):
         first.result()
     assert second.result().tokens == 50
@@ -187,10 +193,10 @@ def test_a_cancelled_row_leaves_its_batch_mates_alone(
 
 @pytest.mark.parametrize("error", [RuntimeError("secret prompt"), GenerationError("it broke")])
 def test_a_failure_reaches_its_callers_and_the_engine_goes_on(
-    loop: ScriptedLoop, tokenizer: PromptTokenizer, error: Exception
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer, error: Exception
 ) -> None:
-    running = engine(loop, tokenizer)
-    loop.fail = error
+    running = engine(scripted, tokenizer)
+    scripted.fail = error
     tickets = running.submit([job(), job()])
     stream = running.stream([job()])
     for ticket in tickets:
@@ -199,13 +205,13 @@ def test_a_failure_reaches_its_callers_and_the_engine_goes_on(
         assert "secret" not in caught.value.message
     with pytest.raises(GenerationError):
         list(stream)
-    loop.fail = None
+    scripted.fail = None
     assert running.submit([job()])[0].result().tokens == 5
     running.close()
 
 
-def test_a_row_that_cannot_choose_fails_alone(demo: Path) -> None:
-    with GenAIModel(demo) as model:
+def test_a_row_that_cannot_choose_fails_alone(demo: Path, loop: str) -> None:
+    with GenAIModel(demo, model_config={"loop": loop}) as model:
         vocabulary = model.limits.vocab_size
         # Every id is forbidden by an infinite penalty; the checks above the engine would refuse it.
         impossible = Options(
@@ -219,43 +225,38 @@ def test_a_row_that_cannot_choose_fails_alone(demo: Path) -> None:
         assert good.result() == submit([Job(prompt, 4)])[0].result()
 
 
-def test_what_waits_together_is_computed_together(
-    loop: ScriptedLoop, tokenizer: PromptTokenizer
-) -> None:
-    running = engine(loop, tokenizer)
-    for ticket in running.submit([job() for _ in range(10)]):
-        ticket.result()
-    assert loop.batches == [4, 4, 2]
-    running.close()
-
-
 def test_a_late_request_does_not_wait_for_a_long_answer(
-    loop: ScriptedLoop, tokenizer: PromptTokenizer
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
-    running = engine(loop, tokenizer)
+    running = engine(scripted, tokenizer)
     long = running.stream([job(max_tokens=4000)])
     pieces = iter(long)
     next(pieces)
     assert running.submit([job(max_tokens=3)])[0].result().tokens == 3
-    assert loop.steps < 4000
+    assert scripted.steps < 4000
     long.cancel()
     running.close()
 
 
-def test_kv_memory_is_a_budget(loop: ScriptedLoop, tokenizer: PromptTokenizer) -> None:
-    running = engine(loop, tokenizer, memory=20)
-    for ticket in running.submit([job(length=3, max_tokens=5) for _ in range(4)]):
-        ticket.result()
-    assert loop.batches == [2, 2]
+def test_kv_memory_is_a_budget(scripted: ScriptedLoop, tokenizer: PromptTokenizer) -> None:
+    scripted.room = 20
+    running = engine(scripted, tokenizer)
+    scripted.gate.clear()
+    tickets = running.submit([job(length=3, max_tokens=5) for _ in range(4)])
+    until(lambda: len(scripted.rows) == 2)
+    scripted.gate.set()
+    assert [ticket.result().tokens for ticket in tickets] == [5] * 4
+    assert scripted.steps == 10
     with pytest.raises(MemoryBudgetError, match=r"takes 23 bytes; kv_cache_memory allows 20"):
         running.submit([job(length=3, max_tokens=20)])
     running.close()
 
 
-def test_without_max_tokens_the_budget_bounds_the_answer(demo: Path) -> None:
+def test_without_max_tokens_the_budget_bounds_the_answer(demo: Path, loop: str) -> None:
     with GenAIModel(demo) as model:
         per_token = model.limits.kv_bytes_per_token
-    with GenAIModel(demo, model_config={"kv_cache_memory": per_token * 30}) as model:
+    config = {"kv_cache_memory": per_token * 30, "loop": loop}
+    with GenAIModel(demo, model_config=config) as model:
         usage = model.chat(STORY)["usage"]
         assert usage["total_tokens"] == 30
         with pytest.raises(MemoryBudgetError, match="kv_cache_memory"):
@@ -272,8 +273,8 @@ def test_an_answer_longer_than_the_first_cache_is_the_same(
         assert [r["choices"] for r in model.run("llm/v1/chat", rows)] == expected
 
 
-def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path) -> None:
-    model = GenAIModel(demo)
+def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path, loop: str) -> None:
+    model = GenAIModel(demo, model_config={"loop": loop})
     stream = model.stream_chat(STORY)
     next(stream)
     next(stream)
@@ -285,8 +286,8 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path) -> None:
         model.chat(STORY)
 
 
-def test_a_model_that_nobody_holds_is_freed(demo: Path) -> None:
-    model = GenAIModel(demo)
+def test_a_model_that_nobody_holds_is_freed(demo: Path, loop: str) -> None:
+    model = GenAIModel(demo, model_config={"loop": loop})
     model.chat(STORY, max_tokens=2)
     engine = weakref.ref(model._engine)
     names = {thread.name for thread in threading.enumerate()}

@@ -97,9 +97,10 @@ def test_with_choices_made_here_instead_of_by_the_generator(
 
 @pytest.mark.usefixtures("tracking")
 def test_pyfunc_alone_in_one_batch_and_streamed(
-    demo: Path, chats: Any, reference: list[str]
+    demo: Path, loop: str, chats: Any, reference: list[str]
 ) -> None:
-    info = mlflow_phi3_onnx.log_model(demo, name="demo", model_config={"max_tokens": MAX_TOKENS})
+    config = {"max_tokens": MAX_TOKENS, "loop": loop}
+    info = mlflow_phi3_onnx.log_model(demo, name="demo", model_config=config)
     loaded = mlflow.pyfunc.load_model(info.model_uri)
     alone = [content(loaded.predict({"messages": c})[0]) for c in chats]
     assert alone == reference

@@ -7,26 +7,24 @@ computed together.
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import threading
 from typing import TYPE_CHECKING, TypeAlias
 
-from mlflow_phi3_onnx.errors import CancelledError, GenAIError, GenerationError, MemoryBudgetError
+from mlflow_phi3_onnx.errors import CancelledError, GenAIError, MemoryBudgetError
+from mlflow_phi3_onnx.generation.loop import failing
 from mlflow_phi3_onnx.generation.row import Row
 from mlflow_phi3_onnx.request import Completion, Delta, TokenLogprob
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Collection, Generator, Sequence
 
     from mlflow_phi3_onnx.engine.base import Job
-    from mlflow_phi3_onnx.generation.loop import Batch, Loop
+    from mlflow_phi3_onnx.generation.loop import Loop
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["InProcessEngine"]
-
-_logger = logging.getLogger(__name__)
 
 _Piece: TypeAlias = "tuple[int, Delta | GenAIError]"
 
@@ -35,13 +33,17 @@ class _Ticket:
     """A job that was taken, and its row.
 
     Args:
+        loop: The loop that computes it.
         position: Where the job stands among those it came with.
         pieces: Where pieces go as they are written; None collects them, and the caller is woken
             once, at the end.
     """
 
-    def __init__(self, position: int = 0, pieces: queue.SimpleQueue[_Piece] | None = None) -> None:
+    def __init__(
+        self, loop: Loop, position: int = 0, pieces: queue.SimpleQueue[_Piece] | None = None
+    ) -> None:
         self.row: Row | None = None
+        self._loop = loop
         self._position = position
         self._queue = pieces
         self._pieces: list[Delta] = []
@@ -70,7 +72,9 @@ class _Ticket:
         self._over.set()
 
     def cancel(self) -> None:
-        self.fail(CancelledError("Generation was cancelled."))
+        if not self._over.is_set():
+            self.fail(CancelledError("Generation was cancelled."))
+            self._loop.interrupt(_row(self))
 
     def result(self) -> Completion:
         try:
@@ -89,6 +93,7 @@ class _Ticket:
             tokens=last.tokens,
             finish_reason=last.finish_reason,
             logprobs=tuple(logprobs) if asked else None,
+            cached_tokens=last.cached_tokens,
         )
 
 
@@ -124,8 +129,8 @@ class InProcessEngine:
         tokenizer: The model's tokenizer.
         eos: The ids that end an answer.
         vocab_size: The width of the logits.
+        kv_tokens: How many tokens the KV memory holds.
         kv_bytes_per_token: Bytes of KV cache that one token takes.
-        kv_cache_memory: Bytes of KV cache that all batches may take together.
     """
 
     def __init__(
@@ -135,14 +140,14 @@ class InProcessEngine:
         tokenizer: PromptTokenizer,
         eos: frozenset[int],
         vocab_size: int,
+        kv_tokens: int,
         kv_bytes_per_token: int,
-        kv_cache_memory: int,
     ) -> None:
         self._loop = loop
         self._tokenizer = tokenizer
         self._eos = eos
         self._vocab_size = vocab_size
-        self._kv_tokens = max(1, kv_cache_memory // kv_bytes_per_token)
+        self._kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
         self._inbox: queue.SimpleQueue[list[_Ticket] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -157,12 +162,12 @@ class InProcessEngine:
 
     def submit(self, jobs: Sequence[Job]) -> list[_Ticket]:
         """Take jobs, in order, to be waited for."""
-        return self._take([self._ticket(job, _Ticket()) for job in jobs])
+        return self._take([self._ticket(job, _Ticket(self._loop)) for job in jobs])
 
     def stream(self, jobs: Sequence[Job]) -> _Stream:
         """Take jobs whose answers are wanted in pieces."""
         pieces: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
-        tickets = [self._ticket(job, _Ticket(i, pieces)) for i, job in enumerate(jobs)]
+        tickets = [self._ticket(job, _Ticket(self._loop, i, pieces)) for i, job in enumerate(jobs)]
         return _Stream(self._take(tickets), pieces)
 
     def close(self) -> None:
@@ -196,7 +201,7 @@ class InProcessEngine:
             sink=ticket.put,
             index=job.index,
         )
-        needed = self._loop.kv_tokens([ticket.row])
+        needed = self._loop.needs(ticket.row)
         if needed > self._kv_tokens:
             per_token = self._kv_bytes_per_token
             raise MemoryBudgetError(
@@ -219,97 +224,28 @@ class InProcessEngine:
         self._thread.start()
 
     def _run(self) -> None:
-        scheduler = _Scheduler(self._loop, self._kv_tokens)
+        waiting: list[_Ticket] = []
+        running: list[_Ticket] = []
         while True:
-            while scheduler.idle or not self._inbox.empty():
+            while not self._inbox.empty() or not (waiting or self._loop.busy):
                 tickets = self._inbox.get()
                 if tickets is None:
-                    scheduler.stop(CancelledError("The model was closed."))
+                    for ticket in waiting + running:
+                        ticket.fail(CancelledError("The model was closed."))
                     return
-                scheduler.add(tickets)
-            scheduler.step()
-
-
-class _Scheduler:
-    """Decides which rows are computed together, and gives every batch its turn.
-
-    Rows that wait at the same time share a batch, shortest prompts first, so that little is padded.
-    A batch never takes in a row later; the next batch starts beside it as soon as memory allows,
-    so nobody waits for someone else's whole answer.
-    """
-
-    def __init__(self, loop: Loop, kv_tokens: int) -> None:
-        self._loop = loop
-        self._kv_tokens = kv_tokens
-        self._waiting: list[_Ticket] = []
-        self._running: list[tuple[Batch, list[_Ticket], int]] = []
-
-    @property
-    def idle(self) -> bool:
-        return not self._waiting and not self._running
-
-    def add(self, tickets: list[_Ticket]) -> None:
-        self._waiting += tickets
-
-    def step(self) -> None:
-        self._admit()
-        for entry in list(self._running):
-            batch, tickets, _ = entry
-            if not all(row.over for row in batch.rows):
-                try:
-                    batch.step()
-                except Exception as error:  # noqa: BLE001 - whatever it is, its callers must be told
-                    _fail(tickets, error)
-            if all(row.over for row in batch.rows):
-                self._running.remove(entry)
-
-    def stop(self, error: GenAIError) -> None:
-        for _, tickets, _ in self._running:
-            _fail(tickets, error)
-        _fail(self._waiting, error)
-        self._running, self._waiting = [], []
-
-    def _admit(self) -> None:
-        self._waiting = [t for t in self._waiting if not _row(t).over]
-        while self._waiting:
-            free = self._kv_tokens - sum(taken for _, _, taken in self._running)
-            tickets, taken = self._next_batch(free)
-            if not tickets:
-                return
-            rows = [_row(ticket) for ticket in tickets]
-            self._running.append((self._loop.open(rows), tickets, taken))
-            chosen = set(map(id, tickets))
-            self._waiting = [t for t in self._waiting if id(t) not in chosen]
-
-    def _next_batch(self, free: int) -> tuple[list[_Ticket], int]:
-        """Choose rows around the one that has waited longest, as long as they fit."""
-        first = self._waiting[0]
-        length = len(_row(first).prompt)
-        near = sorted(self._waiting[1:], key=lambda t: abs(len(_row(t).prompt) - length))
-        tickets: list[_Ticket] = []
-        taken = 0
-        for ticket in [first, *near]:
-            if len(tickets) == self._loop.max_batch_size:
-                break
-            needed = self._loop.kv_tokens([_row(t) for t in [*tickets, ticket]])
-            if needed > free:
-                break
-            tickets.append(ticket)
-            taken = needed
-        return tickets, taken
+                waiting += tickets
+            waiting = [ticket for ticket in waiting if not _row(ticket).over]
+            if waiting:
+                rows = [_row(ticket) for ticket in waiting]
+                begun: Collection[Row] = ()
+                with failing(rows):
+                    begun = self._loop.admit(rows)
+                running = [ticket for ticket in running if not _row(ticket).over]
+                running += [ticket for ticket in waiting if _row(ticket) in begun]
+                waiting = [ticket for ticket in waiting if _row(ticket) not in begun]
+            self._loop.step()
 
 
 def _row(ticket: _Ticket) -> Row:
     assert ticket.row is not None
     return ticket.row
-
-
-def _fail(tickets: list[_Ticket], error: Exception) -> None:
-    if isinstance(error, GenAIError):
-        failure = error
-    else:
-        _logger.error("Generation failed: %s", type(error).__name__)
-        failure = GenerationError(f"Generation failed ({type(error).__name__}).")
-        failure.__cause__ = error
-    for ticket in tickets:
-        ticket.fail(failure)

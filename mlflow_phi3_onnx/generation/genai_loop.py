@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.errors import GenAIError
+from mlflow_phi3_onnx.generation.loop import failing
 from mlflow_phi3_onnx.runtime import MAX_BATCH_SIZE, NativeGenerator, NativeModel
 
 if TYPE_CHECKING:
@@ -30,34 +31,79 @@ GROWTH = 512
 class GenAILoop:
     """Runs a model with onnxruntime-genai's generator.
 
+    Rows that wait at the same time share a batch, those of a like length first, so that little is
+    padded. A batch never takes in a row later; the next one starts beside it as soon as memory
+    allows, and every batch has its turn, so nobody waits for someone else's whole answer.
+
     Args:
         model: The loaded model.
         eos: An id that ends an answer.
+        kv_tokens: How many tokens the KV memory holds.
         max_batch_size: The most rows of one batch.
     """
 
     def __init__(
-        self, model: NativeModel, eos: int, *, max_batch_size: int = MAX_BATCH_SIZE
+        self, model: NativeModel, eos: int, *, kv_tokens: int, max_batch_size: int = MAX_BATCH_SIZE
     ) -> None:
         self._model: NativeModel | None = model
         self._eos = eos
-        self.max_batch_size = max_batch_size
+        self._kv_tokens = kv_tokens
+        self._max_batch_size = max_batch_size
+        self._batches: list[_Batch] = []
 
-    def open(self, rows: Sequence[Row]) -> GenAIBatch:
-        """Start computing rows together."""
+    def needs(self, row: Row) -> int:
+        """Count the tokens of KV cache that a row takes at most, alone."""
+        return _kv_tokens([row])
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is not over."""
+        return bool(self._batches)
+
+    def admit(self, waiting: Sequence[Row]) -> set[Row]:
+        """Begin batches of the waiting rows, as far as memory allows."""
         assert self._model is not None, "the loop is closed"
-        return GenAIBatch(self._model, rows, self._eos)
+        left = list(waiting)
+        taken: set[Row] = set()
+        while left:
+            free = self._kv_tokens - sum(batch.kv_tokens for batch in self._batches)
+            rows = self._next_batch(left, free)
+            if not rows:
+                break
+            self._batches.append(_Batch(self._model, rows, self._eos))
+            taken.update(rows)
+            left = [row for row in left if row not in taken]
+        return taken
 
-    def kv_tokens(self, rows: Sequence[Row]) -> int:
-        """Count the tokens of the KV cache: the widest row's, for every row."""
-        return len(rows) * (max(len(r.prompt) for r in rows) + max(r.max_tokens for r in rows))
+    def step(self) -> None:
+        """Compute one more token for every row of every batch."""
+        for batch in self._batches:
+            if not batch.over:
+                with failing(batch.rows):
+                    batch.step()
+        self._batches = [batch for batch in self._batches if not batch.over]
+
+    def interrupt(self, row: Row) -> None:
+        """Do nothing: onnxruntime-genai cannot be stopped within a step."""
 
     def close(self) -> None:
         """Free the model."""
+        self._batches = []
         self._model = None
 
+    def _next_batch(self, waiting: Sequence[Row], free: int) -> list[Row]:
+        """Choose rows around the one that has waited longest, as long as they fit."""
+        first, *others = waiting
+        others.sort(key=lambda row: abs(len(row.prompt) - len(first.prompt)))
+        rows: list[Row] = []
+        for row in [first, *others]:
+            if len(rows) == self._max_batch_size or _kv_tokens([*rows, row]) > free:
+                break
+            rows.append(row)
+        return rows
 
-class GenAIBatch:
+
+class _Batch:
     """Rows inside one generator.
 
     The KV cache of a generator is allocated, and zeroed, as a whole. A batch that may get long
@@ -66,11 +112,17 @@ class GenAIBatch:
 
     def __init__(self, model: NativeModel, rows: Sequence[Row], eos: int) -> None:
         self.rows = rows
+        self.kv_tokens = _kv_tokens(rows)
         self._model = model
         self._eos = eos
         self._inside: list[Row] = []
         self._generator: NativeGenerator | None = None
         self._room = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether every row is over."""
+        return all(row.over for row in self.rows)
 
     def step(self) -> None:
         """Compute one more token for every row that is not over."""
@@ -109,3 +161,8 @@ class GenAIBatch:
         width = max(map(len, sequences))
         self._generator = self._model.generator(len(sequences), width + self._room)
         self._generator.append(sequences)
+
+
+def _kv_tokens(rows: Sequence[Row]) -> int:
+    """Count the tokens of a batch's KV cache: the widest row's, for every row."""
+    return len(rows) * (max(len(r.prompt) for r in rows) + max(r.max_tokens for r in rows))

@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from mlflow_phi3_onnx.errors import GenAIError, GenerationError
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Generator, Sequence
 
     from mlflow_phi3_onnx.generation.row import Row
 
-__all__ = ["Batch", "Loop"]
+__all__ = ["Loop", "failing"]
 
-
-class Batch(Protocol):
-    """Rows that are computed together."""
-
-    rows: Sequence[Row]
-
-    def step(self) -> None:
-        """Compute one more token for every row that is not over."""
-        ...
+_logger = logging.getLogger(__name__)
 
 
 class Loop(Protocol):
-    """A way to run a model."""
+    """A way to run a model. All calls but :meth:`interrupt` come from one thread."""
 
-    max_batch_size: int
-    """The most rows of one batch."""
-
-    def open(self, rows: Sequence[Row]) -> Batch:
-        """Start computing rows together."""
+    def needs(self, row: Row) -> int:
+        """Count the tokens of KV cache that a row takes at most, alone."""
         ...
 
-    def kv_tokens(self, rows: Sequence[Row]) -> int:
-        """Count the tokens that a batch of these rows takes in the KV cache at most."""
+    def admit(self, waiting: Sequence[Row]) -> Collection[Row]:
+        """Begin with as many of the waiting rows as there is room for now, the first one first.
+
+        Args:
+            waiting: Rows in the order in which they came; none of them is over.
+
+        Returns:
+            The rows that it has begun with.
+        """
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a row that it has begun with is not over."""
+        ...
+
+    def step(self) -> None:
+        """Compute one step: one more token, or a piece of a prompt. Failures reach their rows."""
+        ...
+
+    def interrupt(self, row: Row) -> None:
+        """Stop computing a row that is over, where that is possible within a step."""
         ...
 
     def close(self) -> None:
         """Free the model."""
         ...
+
+
+@contextmanager
+def failing(rows: Sequence[Row]) -> Generator[None]:
+    """Let whatever goes wrong inside end these rows, and nothing else."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rows' callers must be told
+        if isinstance(error, GenAIError):
+            failure = error
+        else:
+            _logger.error("Generation failed: %s", type(error).__name__)
+            failure = GenerationError(f"Generation failed ({type(error).__name__}).")
+            failure.__cause__ = error
+        for row in rows:
+            if not row.over:
+                row.fail(failure)

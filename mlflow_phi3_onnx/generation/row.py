@@ -53,6 +53,7 @@ class Row:
         self.tokens: list[int] = []
         self.finished = False
         self.cancelled = False
+        self.cached_tokens = 0
         self._options = options
         self._tokenizer = tokenizer
         self._eos = eos
@@ -127,7 +128,7 @@ class Row:
 
     def _emit(self, text: str, reason: FinishReason | None = None) -> None:
         logprobs, self._logprobs = tuple(self._logprobs), []
-        self._sink(Delta(text, len(self.tokens), reason, logprobs))
+        self._sink(Delta(text, len(self.tokens), reason, logprobs, self.cached_tokens))
 
     def _logprob(self, token: int, logprobs: NDArray[np.float64], top: int) -> TokenLogprob:
         best = np.argsort(-logprobs, kind="stable")[:top] if top else []

@@ -22,13 +22,26 @@ if TYPE_CHECKING:
 __all__ = ["chat_chunks", "chat_response", "text_chunks", "text_response"]
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Build the usage object."""
-    return {
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """Build the usage object; details are there where a part of the prompt was found in a cache."""
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    if cached_tokens:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return counts
+
+
+def _result_usage(result: Result) -> dict[str, Any]:
+    return usage(result.prompt_tokens, result.completion_tokens, result.cached_tokens)
+
+
+def _stream_usage(prompt_tokens: int, last: Iterable[Delta | None]) -> dict[str, Any]:
+    ended = [delta for delta in last if delta is not None]
+    cached = min((delta.cached_tokens for delta in ended), default=0)
+    return usage(prompt_tokens, sum(delta.tokens for delta in ended), cached)
 
 
 def chat_response(asked: Asked, result: Result, model: str) -> dict[str, Any]:
@@ -37,7 +50,7 @@ def chat_response(asked: Asked, result: Result, model: str) -> dict[str, Any]:
     return {
         **_head("chat.completion", "chatcmpl", model),
         "choices": choices,
-        "usage": usage(result.prompt_tokens, result.completion_tokens),
+        "usage": _result_usage(result),
     }
 
 
@@ -47,7 +60,7 @@ def text_response(asked: Asked, result: Result, model: str) -> dict[str, Any]:
     return {
         **_head("text_completion", "cmpl", model),
         "choices": choices,
-        "usage": usage(result.prompt_tokens, result.completion_tokens),
+        "usage": _result_usage(result),
     }
 
 
@@ -64,14 +77,14 @@ def chat_chunks(
     """
     head = _head("chat.completion.chunk", "chatcmpl", model)
     parsers = [_tool_parser(asked) for _ in range(asked.request.options.n)]
-    totals = [0] * len(parsers)
+    last: list[Delta | None] = [None] * len(parsers)
     for index in range(len(parsers)):
         yield {**head, "choices": [_delta(index, {"role": "assistant", "content": ""})]}
     for index, delta in deltas:
-        totals[index] = delta.tokens
+        last[index] = delta
         yield from ({**head, "choices": [c]} for c in _chat_deltas(index, delta, parsers[index]))
     if asked.include_usage:
-        yield {**head, "choices": [], "usage": usage(prompt_tokens, sum(totals))}
+        yield {**head, "choices": [], "usage": _stream_usage(prompt_tokens, last)}
 
 
 def text_chunks(
@@ -79,13 +92,13 @@ def text_chunks(
 ) -> Iterator[dict[str, Any]]:
     """Yield ``text_completion`` chunks: text, finish reason, then usage."""
     head = _head("text_completion", "cmpl", model)
-    totals = [0] * asked.request.options.n
+    last: list[Delta | None] = [None] * asked.request.options.n
     if asked.echo:
-        for index in range(len(totals)):
+        for index in range(len(last)):
             choice = {"index": index, "text": _prompt_text(asked), "finish_reason": None}
             yield {**head, "choices": [choice]}
     for index, delta in deltas:
-        totals[index] = delta.tokens
+        last[index] = delta
         if not (delta.text or delta.finish_reason or delta.logprobs):
             continue
         choice: dict[str, Any] = {
@@ -97,7 +110,7 @@ def text_chunks(
             choice["logprobs"] = _text_logprobs(delta.logprobs)
         yield {**head, "choices": [choice]}
     if asked.include_usage:
-        yield {**head, "choices": [], "usage": usage(prompt_tokens, sum(totals))}
+        yield {**head, "choices": [], "usage": _stream_usage(prompt_tokens, last)}
 
 
 def _head(kind: str, prefix: str, model: str) -> dict[str, Any]:

@@ -1,0 +1,201 @@
+"""A decoder graph on plain ONNX Runtime, over a KV cache of our own.
+
+The only importer of ``onnxruntime``. The cache is one slab for keys and one for values a layer, of
+shape ``(slots, heads, capacity, head_size)``. GroupQueryAttention reads each row's length from its
+attention mask and writes new keys and values in place where past and present are the same buffer,
+so a slice of the slabs is a batch: of one slot for a prompt, of neighbouring slots for a step of
+several answers. Nothing is allocated for a request.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_phi3_onnx.errors import DependencyError, GenerationError, InvalidModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+__all__ = ["CACHE_TYPES", "Interrupted", "SlotSession"]
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+_ELEMENTS = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
+
+CACHE_TYPES = frozenset(_ELEMENTS)
+"""The element types of a cache that a session takes, as ``TensorProto.DataType``."""
+
+
+class Interrupted(Exception):  # noqa: N818 - it is no error: the work was not wanted any more
+    """A run that was stopped from another thread."""
+
+
+class SlotSession:
+    """A decoder graph and its slots.
+
+    Args:
+        graph: The ONNX file.
+        layers: How many decoder layers.
+        heads: How many key and value heads.
+        head_size: Numbers in one head.
+        element: The cache's element type, as ``TensorProto.DataType``.
+        slots: How many sequences the cache holds.
+        capacity: Tokens of one slot.
+        threads: Threads that compute one operator.
+
+    Raises:
+        InvalidModelError: If ONNX Runtime cannot load the graph.
+        DependencyError: If ONNX Runtime is missing.
+    """
+
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        layers: int,
+        heads: int,
+        head_size: int,
+        element: int,
+        slots: int,
+        capacity: int,
+        threads: int,
+    ) -> None:
+        self._ort = _import_onnxruntime()
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self._session = self._ort.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise InvalidModelError(
+                f"ONNX Runtime cannot load the graph ({type(error).__name__})."
+            ) from error
+        self.slots = slots
+        self.capacity = capacity
+        self._dtype = _ELEMENTS[element]
+        shape = (slots, heads, capacity, head_size)
+        self._slabs = [_Slab(shape, self._dtype) for _ in range(2 * layers)]
+        self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._running: Any = None
+
+    def run(
+        self, first: int, ids: NDArray[np.int64], lengths: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Compute tokens of neighbouring slots, and append them to the cache.
+
+        Args:
+            first: The first slot.
+            ids: The new tokens, ``(slots, tokens)``.
+            lengths: How many tokens each slot holds afterwards.
+
+        Returns:
+            The logits of each slot's next token, ``(slots, vocabulary)``.
+
+        Raises:
+            Interrupted: If :meth:`interrupt` was called meanwhile.
+            GenerationError: If ONNX Runtime fails.
+        """
+        mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
+        binding = self._binding(first, len(ids))
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
+        binding.bind_cpu_input("attention_mask", mask)
+        binding.bind_output("logits", "cpu")  # anew, for its shape is that of the ids
+        options = self._ort.RunOptions()
+        self._running = options
+        try:
+            self._session.run_with_iobinding(binding, options)
+            # Not copy_outputs_to_cpu(), which copies the whole cache.
+            return binding.get_outputs()[0].numpy()[:, -1, :].astype(np.float32)
+        except Exception as error:
+            if options.terminate:
+                raise Interrupted from None
+            raise GenerationError(
+                f"ONNX Runtime failed while it ran the model ({type(error).__name__})."
+            ) from error
+        finally:
+            self._running = None
+
+    def interrupt(self) -> None:
+        """Stop what is being computed, from another thread."""
+        running = self._running
+        if running is not None:
+            running.terminate = True
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Copy the beginning of a slot to another."""
+        for slab in self._slabs:
+            slab.array[target, :, :tokens] = slab.array[source, :, :tokens]
+
+    def swap(self, one: int, other: int, one_tokens: int, other_tokens: int) -> None:
+        """Exchange what two slots hold."""
+        for slab in self._slabs:
+            kept = slab.array[one, :, :one_tokens].copy()
+            slab.array[one, :, :other_tokens] = slab.array[other, :, :other_tokens]
+            slab.array[other, :, :one_tokens] = kept
+
+    def release(self, slot: int) -> None:
+        """Give a slot's memory back to the system."""
+        for slab in self._slabs:
+            slab.release(slot)
+
+    def _binding(self, first: int, count: int) -> Any:
+        """Bind the cache of neighbouring slots; the bindings are kept, they hold no data."""
+        binding = self._bindings.get((first, count))
+        if binding is None:
+            binding = self._session.io_binding()
+            for name, slab in zip(self._names, self._slabs, strict=True):
+                part = slab.array[first : first + count]
+                place = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
+                binding.bind_input(f"past_key_values.{name}", *place)
+            binding.bind_output("logits", "cpu")
+            for name, slab in zip(self._names, self._slabs, strict=True):
+                part = slab.array[first : first + count]
+                place = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
+                binding.bind_output(f"present.{name}", *place)
+            self._bindings[first, count] = binding
+        return binding
+
+
+class _Slab:
+    """One array of the cache, in memory that the system provides when it is first written."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        size = math.prod(shape) * dtype.itemsize
+        if hasattr(mmap, "MAP_PRIVATE"):
+            self._map: mmap.mmap | None = mmap.mmap(
+                -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
+            self.array = np.frombuffer(self._map, dtype=dtype).reshape(shape)
+        else:
+            self._map = None
+            self.array = np.zeros(shape, dtype=dtype)
+        self._slot_bytes = size // shape[0]
+
+    def release(self, slot: int) -> None:
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = -(-slot * self._slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (slot + 1) * self._slot_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start:
+            self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise DependencyError(
+            "onnxruntime cannot be imported; the slots loop needs it. Install it with"
+            " 'pip install onnxruntime', or use loop='genai'."
+        ) from error
