@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from mlflow import pyfunc as mlflow_pyfunc
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
-from mlflow_phi3_onnx.artifact.files import stage
-from mlflow_phi3_onnx.artifact.folder import read_folder
-from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT, Task
+from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
-from mlflow_phi3_onnx.settings import Settings, config_keys
-from mlflow_phi3_onnx.signatures import signature as task_signature
+from mlflow_phi3_onnx.saving import SavePlan, plan_save, write_model
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Mapping
 
     from mlflow.entities.model_registry.prompt import Prompt
+    from mlflow.models import ModelSignature
     from mlflow.models.auth_policy import AuthPolicy
     from mlflow.models.model import ModelInfo
     from mlflow.models.resources import Resource
 
-    from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.model import GenAIModel
 
 __all__ = [
@@ -38,10 +30,6 @@ __all__ = [
     "log_model",
     "save_model",
 ]
-
-DATA = "model"
-CODE = "code"
-SCHEMA_VERSION = 1
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -103,15 +91,12 @@ def save_model(
         InvalidRequestError: If task, model_config or metadata is not what it may be.
         mlflow.exceptions.MlflowException: If path exists and is not empty.
     """
-    _save(
+    plan = plan_save(
         model,
-        path,
-        link=False,
         task=task,
         model_config=model_config,
         conda_env=conda_env,
         code_paths=code_paths,
-        mlflow_model=mlflow_model,
         signature=signature,
         input_example=input_example,
         pip_requirements=pip_requirements,
@@ -119,6 +104,7 @@ def save_model(
         metadata=metadata,
         extra_files=extra_files,
     )
+    write_model(plan, Path(path).absolute(), mlflow_model or Model(), link=False)
 
 
 def log_model(
@@ -189,15 +175,29 @@ def log_model(
         InvalidModelError: If the folder is not a whole model.
         InvalidRequestError: If task, model_config or metadata is not what it may be.
     """
-    _check(model, task, model_config, metadata)
+    plan = plan_save(
+        model,
+        task=task,
+        model_config=model_config,
+        conda_env=conda_env,
+        code_paths=code_paths,
+        signature=signature,
+        input_example=input_example,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+        metadata=metadata,
+        extra_files=extra_files,
+    )
     return Model.log(
         artifact_path=artifact_path,
         name=name,
         flavor=_Staging,
         flavor_name=FLAVOR_NAME,
+        plan=plan,
+        model_config=plan.config,
+        validate_serving_input=validate_serving_input,
         registered_model_name=registered_model_name,
         await_registration_for=await_registration_for or 0,
-        metadata=None if metadata is None else dict(metadata),
         run_id=run_id,
         resources=resources,
         auth_policy=auth_policy,
@@ -207,17 +207,6 @@ def log_model(
         model_type=model_type,
         step=step,
         model_id=model_id,
-        model=model,
-        task=task,
-        model_config=_read_config(model_config),
-        conda_env=conda_env,
-        code_paths=code_paths,
-        signature=signature,
-        input_example=input_example,
-        pip_requirements=pip_requirements,
-        extra_pip_requirements=extra_pip_requirements,
-        extra_files=extra_files,
-        validate_serving_input=validate_serving_input,
     )
 
 
@@ -246,152 +235,11 @@ def load_model(
 
 
 class _Staging:
-    """The flavor that ``Model.log`` saves with: into a folder that it copies on at once."""
+    """The flavor that ``Model.log`` saves with: into a folder that it copies on at once.
+
+    ``Model.log`` acts on ``model_config`` and ``validate_serving_input``, and passes them on.
+    """
 
     @staticmethod
-    def save_model(path: str, mlflow_model: Model, model: str | Path, **arguments: Any) -> None:
-        arguments.pop("validate_serving_input")  # Model.log acts on it, and passes it on
-        _save(model, path, link=True, mlflow_model=mlflow_model, metadata=None, **arguments)
-
-
-def _check(
-    model: str | Path,
-    task: Task,
-    model_config: Mapping[str, Any] | str | None,
-    metadata: Mapping[str, Any] | None,
-) -> tuple[ModelFolder, dict[str, Any]]:
-    """Check everything that can be wrong with a model, before anything is written."""
-    if task not in ALL_TASKS:
-        raise InvalidRequestError(
-            f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
-        )
-    if metadata and metadata.get("task", task) != task:
-        raise InvalidRequestError(
-            f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
-            param="metadata",
-        )
-    if not isinstance(model, str | Path):
-        raise InvalidRequestError(
-            f"model must be the path of a model folder; got a {type(model).__name__}.",
-            param="model",
-        )
-    config = _read_config(model_config)
-    Settings.check(config, task)
-    return read_folder(model), config
-
-
-def _read_config(model_config: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    if isinstance(model_config, str | Path):
-        return dict(mlflow_compat.model_config_from_file(str(model_config)) or {})
-    config = dict(model_config or {})
-    mlflow_compat.check_model_config_is_json(config)
-    return config
-
-
-def _save(
-    model: str | Path,
-    path: str | Path,
-    *,
-    link: bool,
-    task: Task,
-    model_config: Mapping[str, Any] | str | None,
-    conda_env: Mapping[str, Any] | str | None,
-    code_paths: list[str] | None,
-    mlflow_model: Model | None,
-    signature: ModelSignature | bool | None,
-    input_example: Any,
-    pip_requirements: list[str] | str | None,
-    extra_pip_requirements: list[str] | str | None,
-    metadata: Mapping[str, Any] | None,
-    extra_files: list[str] | None,
-) -> None:
-    mlflow_compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
-    folder, config = _check(model, task, model_config, metadata)
-    target = Path(path).absolute()
-    with _fresh_folder(target):
-        code = _copy_code(code_paths, target)
-        mlflow_model = mlflow_model or Model()
-        mlflow_compat.save_example(mlflow_model, input_example, str(target))
-        if signature is not False:
-            given = signature if isinstance(signature, ModelSignature) else None
-            mlflow_model.signature = given or task_signature(task)
-        mlflow_model.metadata = {**(mlflow_model.metadata or {}), **(metadata or {}), "task": task}
-        manifest = stage(folder.path, target / DATA, link=link)
-        mlflow_pyfunc.add_to_model(
-            mlflow_model,
-            loader_module=FLAVOR_NAME,
-            data=DATA,
-            code=code,
-            conda_env=mlflow_compat.CONDA_ENV_FILE,
-            python_env=mlflow_compat.PYTHON_ENV_FILE,
-            # MLflow lets only saved keys be overridden at load, so all of them are saved.
-            model_config={**dict.fromkeys(config_keys(task)), **config},
-            streamable=True,
-        )
-        mlflow_model.add_flavor(
-            FLAVOR_NAME,
-            **_facts(folder),
-            task=task,
-            data=DATA,
-            code=code,
-            files=manifest,
-            **mlflow_compat.copy_extra_files(extra_files, str(target)),
-        )
-        mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(target))
-        mlflow_model.save(str(target / mlflow_compat.MLMODEL_FILE_NAME))
-        _write_environment(target, conda_env, pip_requirements, extra_pip_requirements)
-
-
-@contextmanager
-def _fresh_folder(path: Path) -> Generator[None]:
-    """Make an empty folder, and leave none, or an empty one, where the work inside fails."""
-    existed = path.exists()
-    mlflow_compat.prepare_save_path(str(path))
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(path)
-        if existed:
-            path.mkdir()
-        raise
-
-
-def _copy_code(code_paths: list[str] | None, target: Path) -> str | None:
-    code = mlflow_compat.copy_code_paths(code_paths, str(target), CODE)
-    if requirements.own_requirement() is None:
-        requirements.bundle_source(target / CODE)
-        return CODE
-    return code
-
-
-def _facts(folder: ModelFolder) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "onnxruntime_genai_version": requirements.runtime_version(),
-        "model_type": folder.model_type,
-        "context_length": folder.context_length,
-        "vocab_size": folder.vocab_size,
-    }
-
-
-def _write_environment(
-    path: Path,
-    conda_env: Mapping[str, Any] | str | None,
-    pip_requirements: list[str] | str | None,
-    extra_pip_requirements: list[str] | str | None,
-) -> None:
-    if conda_env is None:
-        default = None if pip_requirements else get_default_pip_requirements()
-        environment = mlflow_compat.process_pip_requirements(
-            default, pip_requirements, extra_pip_requirements
-        )
-    else:
-        environment = mlflow_compat.process_conda_env(conda_env)
-    conda, pip, constraints = environment
-    (path / mlflow_compat.CONDA_ENV_FILE).write_text(
-        yaml.safe_dump(conda, default_flow_style=False), encoding="utf-8"
-    )
-    (path / mlflow_compat.REQUIREMENTS_FILE).write_text("\n".join(pip), encoding="utf-8")
-    if constraints:
-        (path / mlflow_compat.CONSTRAINTS_FILE).write_text("\n".join(constraints), encoding="utf-8")
-    mlflow_compat.PythonEnv.current().to_yaml(str(path / mlflow_compat.PYTHON_ENV_FILE))
+    def save_model(path: str, mlflow_model: Model, plan: SavePlan, **_: Any) -> None:
+        write_model(plan, Path(path), mlflow_model, link=True)

@@ -27,7 +27,7 @@ from mlflow.utils.model_utils import _validate_and_copy_code_paths as copy_code_
 from mlflow.utils.model_utils import (
     _validate_and_get_model_config_from_file as model_config_from_file,
 )
-from mlflow.utils.model_utils import _validate_and_prepare_target_save_path as prepare_save_path
+from mlflow.utils.model_utils import _validate_code_paths as validate_code_paths
 from mlflow.utils.model_utils import _validate_pyfunc_model_config as check_model_config_is_json
 from mlflow.utils.requirements_utils import _get_pinned_requirement as pinned_requirement
 
@@ -48,9 +48,9 @@ __all__ = [
     "mlflow_conda_env",
     "model_config_from_file",
     "pinned_requirement",
-    "prepare_save_path",
     "process_conda_env",
     "process_pip_requirements",
     "save_example",
+    "validate_code_paths",
     "validate_env_arguments",
 ]

@@ -40,8 +40,17 @@ def default_pip_requirements() -> list[str]:
     runtime = installed_distribution() or DISTRIBUTIONS[0]
     own = own_requirement()
     others = ("tokenizers",) if own else DEPENDENCIES
-    pinned = [mlflow_compat.pinned_requirement(name) for name in (runtime, *others)]
+    pinned = [_pinned(name) for name in (runtime, *others)]
     return [own, *pinned] if own else pinned
+
+
+def _pinned(name: str) -> str:
+    """Pin a distribution to the version here; one that is not here cannot be pinned."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name
+    return mlflow_compat.pinned_requirement(name)
 
 
 def runtime_version() -> str | None:
@@ -77,7 +86,8 @@ def own_requirement() -> str | None:
     facts = json.loads(origin)
     url = facts["url"]
     if vcs := facts.get("vcs_info"):
-        return f"{DISTRIBUTION} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
+        folder = f"#subdirectory={facts['subdirectory']}" if facts.get("subdirectory") else ""
+        return f"{DISTRIBUTION} @ {vcs['vcs']}+{url}@{vcs['commit_id']}{folder}"
     if "archive_info" in facts and not url.startswith("file:"):
         return f"{DISTRIBUTION} @ {url}"
     return None

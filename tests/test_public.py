@@ -49,16 +49,16 @@ ROOMS = {
     "signatures": {"openai"},
     "requirements": {"mlflow_compat", "runtime", "_version"},
     "pyfunc": {"artifact", "mlflow_compat", "model", "openai", "signatures"},
-    "flavor": {
+    "saving": {
         "artifact",
         "mlflow_compat",
-        "model",
         "openai",
         "pyfunc",
         "requirements",
         "settings",
         "signatures",
     },
+    "flavor": {"mlflow_compat", "model", "openai", "pyfunc", "requirements", "saving"},
     "deployments": set[str](),
 }
 

@@ -11,8 +11,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.models import validate_serving_input
 
@@ -22,7 +20,6 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
     save_model,
 )
-from mlflow_phi3_onnx.signatures import clean_params, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +46,13 @@ def opened(demo: Path, folder: Path, task: Task) -> Iterator[PyFuncModel]:
     save_model(demo, folder, task=task, model_config={"max_tokens": 5, "temperature": 0})
     model = mlflow.pyfunc.load_model(str(folder))
     with model.get_raw_model():
+        yield model
+
+
+@pytest.fixture(scope="module")
+def native(demo: Path) -> Iterator[GenAIModel]:
+    """The model itself, in the loop that a pyfunc is loaded with."""
+    with GenAIModel(demo) as model:
         yield model
 
 
@@ -83,33 +87,35 @@ def used(answer: dict[str, Any]) -> int:
     return answer["usage"]["completion_tokens"]
 
 
-def test_one_object_is_one_row(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_one_object_is_one_row(chat: PyFuncModel, native: GenAIModel) -> None:
     [answer] = chat.predict({"messages": MESSAGES, **SHORT})
-    same(answer, model.chat(MESSAGES, **SHORT))
+    same(answer, native.chat(MESSAGES, **SHORT))
 
 
-def test_a_list_of_objects_is_a_row_each(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_a_list_of_objects_is_a_row_each(chat: PyFuncModel, native: GenAIModel) -> None:
     answers = chat.predict([{"messages": MESSAGES, **SHORT}, {"messages": [USER], **SHORT}])
-    same(answers[0], model.chat(MESSAGES, **SHORT))
-    same(answers[1], model.chat([USER], **SHORT))
+    same(answers[0], native.chat(MESSAGES, **SHORT))
+    same(answers[1], native.chat([USER], **SHORT))
 
 
-def test_a_data_frame_is_a_row_each(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_a_data_frame_is_a_row_each(chat: PyFuncModel, native: GenAIModel) -> None:
     frame = pd.DataFrame({"messages": [MESSAGES, [USER]], "max_tokens": [4, 3]}, index=[7, 7])
     answers = chat.predict(frame)
-    same(answers[0], model.chat(MESSAGES, max_tokens=4, temperature=0))
-    same(answers[1], model.chat([USER], max_tokens=3, temperature=0))
+    same(answers[0], native.chat(MESSAGES, max_tokens=4, temperature=0))
+    same(answers[1], native.chat([USER], max_tokens=3, temperature=0))
 
 
-def test_messages_may_be_arrays_of_objects(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_messages_may_be_arrays_of_objects(chat: PyFuncModel, native: GenAIModel) -> None:
     frame = pd.DataFrame({"messages": [np.array(MESSAGES, dtype=object)]})
-    same(chat.predict(frame)[0], model.chat(MESSAGES, max_tokens=5, temperature=0))
+    same(chat.predict(frame)[0], native.chat(MESSAGES, max_tokens=5, temperature=0))
 
 
-def test_messages_may_have_fields_padded_with_nothing(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_messages_may_have_fields_padded_with_nothing(
+    chat: PyFuncModel, native: GenAIModel
+) -> None:
     padded = [{**message, "name": None, "tool_calls": float("nan")} for message in MESSAGES]
     answer = chat.predict(pd.DataFrame({"messages": [padded]}))[0]
-    same(answer, model.chat(MESSAGES, max_tokens=5, temperature=0))
+    same(answer, native.chat(MESSAGES, max_tokens=5, temperature=0))
 
 
 def test_an_empty_frame_gives_no_answers(chat: PyFuncModel) -> None:
@@ -167,9 +173,9 @@ def test_a_number_with_a_fraction_is_refused_where_whole_ones_belong(chat: PyFun
         chat.predict({"messages": [USER], "max_tokens": 2.5})
 
 
-def test_a_number_may_be_a_decimal_of_a_database(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_a_number_may_be_a_decimal_of_a_database(chat: PyFuncModel, native: GenAIModel) -> None:
     frame = pd.DataFrame({"messages": [[USER]], "repetition_penalty": [Decimal("1.25")]})
-    expected = model.chat([USER], repetition_penalty=1.25, max_tokens=5, temperature=0)
+    expected = native.chat([USER], repetition_penalty=1.25, max_tokens=5, temperature=0)
     same(chat.predict(frame)[0], expected)
 
 
@@ -179,18 +185,18 @@ def test_a_seed_that_has_lost_digits_is_refused(chat: PyFuncModel) -> None:
 
 
 @pytest.mark.parametrize("stop", ["e", ["e"], ("e",), np.array(["e"]), ["zzz", "e"]], ids=str)
-def test_stop_may_be_a_string_or_a_list(chat: PyFuncModel, model: GenAIModel, stop: Any) -> None:
+def test_stop_may_be_a_string_or_a_list(chat: PyFuncModel, native: GenAIModel, stop: Any) -> None:
     frame = pd.DataFrame({"messages": [[USER]], "stop": pd.Series([stop], dtype=object)})
-    expected = model.chat([USER], stop=["e"], max_tokens=5, temperature=0)
+    expected = native.chat([USER], stop=["e"], max_tokens=5, temperature=0)
     assert "e" not in expected["choices"][0]["message"]["content"]
     same(chat.predict(frame)[0], expected)
 
 
-def test_content_may_be_parts(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_content_may_be_parts(chat: PyFuncModel, native: GenAIModel) -> None:
     texts = ("What is the capital", " of Spain?")
     parts = [{"type": "text", "text": text} for text in texts]
     [answer] = chat.predict({"messages": [{"role": "user", "content": parts}], **SHORT})
-    same(answer, model.chat([USER], **SHORT))
+    same(answer, native.chat([USER], **SHORT))
 
 
 def test_an_image_is_refused(chat: PyFuncModel) -> None:
@@ -199,21 +205,23 @@ def test_an_image_is_refused(chat: PyFuncModel) -> None:
         chat.predict({"messages": [{"role": "user", "content": parts}]})
 
 
-def test_tools_reach_the_template(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_tools_reach_the_template(chat: PyFuncModel, native: GenAIModel) -> None:
     request = {"messages": [USER], "tools": [TOOL], **SHORT}
-    expected = model.chat([USER], tools=[TOOL], **SHORT)
+    expected = native.chat([USER], tools=[TOOL], **SHORT)
     same(chat.predict(request)[0], expected)
     same(chat.predict(pd.DataFrame([request]))[0], expected)
 
 
-def test_a_tool_s_answer_is_a_message(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_a_tool_s_answer_is_a_message(chat: PyFuncModel, native: GenAIModel) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "capital", "arguments": "{}"}}
     messages = [
         USER,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "Madrid"},
     ]
-    same(chat.predict({"messages": messages})[0], model.chat(messages, max_tokens=5, temperature=0))
+    same(
+        chat.predict({"messages": messages})[0], native.chat(messages, max_tokens=5, temperature=0)
+    )
 
 
 @pytest.mark.parametrize("name", ["functions", "suffix", "best_of", "num_beams", "service_tier"])
@@ -260,10 +268,10 @@ def test_a_param_out_of_range_is_refused(chat: PyFuncModel) -> None:
         chat.predict({"messages": [USER]}, params={"temperature": 3})
 
 
-def test_a_stream_takes_a_frame_of_one_row(chat: PyFuncModel, model: GenAIModel) -> None:
+def test_a_stream_takes_a_frame_of_one_row(chat: PyFuncModel, native: GenAIModel) -> None:
     frame: Any = pd.DataFrame([{"messages": np.array([USER]), "max_tokens": np.float64(3)}])
     chunks: list[Any] = list(chat.predict_stream(frame))
-    assert used(chunks[-1]) == used(model.chat([USER], max_tokens=3, temperature=0)) == 3
+    assert used(chunks[-1]) == used(native.chat([USER], max_tokens=3, temperature=0)) == 3
 
 
 def test_a_stream_of_several_rows_is_refused(chat: PyFuncModel) -> None:
@@ -272,8 +280,8 @@ def test_a_stream_of_several_rows_is_refused(chat: PyFuncModel) -> None:
         list(chat.predict_stream(two))
 
 
-def test_completions_answer_prompts(completions: PyFuncModel, model: GenAIModel) -> None:
-    expected = model.complete(PROMPT, **SHORT)
+def test_completions_answer_prompts(completions: PyFuncModel, native: GenAIModel) -> None:
+    expected = native.complete(PROMPT, **SHORT)
     same(completions.predict({"prompt": PROMPT, **SHORT})[0], expected)
     same(completions.predict([{"prompt": PROMPT, **SHORT}])[0], expected)
     same(completions.predict(pd.DataFrame([{"prompt": PROMPT, **SHORT}]))[0], expected)
@@ -291,29 +299,29 @@ def test_completions_answer_prompts(completions: PyFuncModel, model: GenAIModel)
     ids=lambda more: next(iter(more)),
 )
 def test_an_object_with_a_nested_parameter_is_still_one_row(
-    completions: PyFuncModel, model: GenAIModel, more: dict[str, Any]
+    completions: PyFuncModel, native: GenAIModel, more: dict[str, Any]
 ) -> None:
     # A copy, because MLflow writes into nested objects that it knows the type of.
     answers = completions.predict({"prompt": PROMPT, **SHORT, **deepcopy(more)})
     assert len(answers) == 1
-    same(answers[0], model.complete(PROMPT, **SHORT, **more))
+    same(answers[0], native.complete(PROMPT, **SHORT, **more))
 
 
-def test_text_generation_takes_a_column_of_prompts(text: PyFuncModel, model: GenAIModel) -> None:
+def test_text_generation_takes_a_column_of_prompts(text: PyFuncModel, native: GenAIModel) -> None:
     prompts = [PROMPT, "Madrid is"]
-    expected = model.generate(prompts, temperature=0, max_tokens=5)
+    expected = native.generate(prompts, temperature=0, max_tokens=5)
     assert text.predict(pd.DataFrame({"prompt": prompts})) == expected
     assert text.predict([{"prompt": prompt} for prompt in prompts]) == expected
 
 
-def test_text_generation_takes_one_object(text: PyFuncModel, model: GenAIModel) -> None:
-    expected = model.generate(PROMPT, temperature=0, max_tokens=5)
+def test_text_generation_takes_one_object(text: PyFuncModel, native: GenAIModel) -> None:
+    expected = native.generate(PROMPT, temperature=0, max_tokens=5)
     assert text.predict({"prompt": PROMPT}) == [expected]
 
 
-def test_text_generation_takes_params(text: PyFuncModel, model: GenAIModel) -> None:
+def test_text_generation_takes_params(text: PyFuncModel, native: GenAIModel) -> None:
     params = {"max_tokens": 8, "stop": ["a"], "do_sample": False}
-    expected = model.generate(PROMPT, temperature=0, max_tokens=8, stop=["a"])
+    expected = native.generate(PROMPT, temperature=0, max_tokens=8, stop=["a"])
     assert text.predict({"prompt": PROMPT}, params=params) == [expected]
 
 
@@ -335,78 +343,3 @@ def test_every_form_of_a_served_request_is_one_row(
     save_model(demo, tmp_path / "served", model_config={"temperature": 0})
     [answer] = validate_serving_input(str(tmp_path / "served"), json.dumps(payload))
     same(answer, chat.predict({"messages": [USER], "max_tokens": 3})[0])
-
-
-def test_without_a_signature_prompts_may_come_bare() -> None:
-    expected = [{"prompt": "a"}, {"prompt": "b"}]
-    for data in (["a", "b"], pd.Series(["a", "b"]), np.array(["a", "b"])):
-        assert rows(data, "text-generation") == expected
-    assert rows("a", "text-generation") == expected[:1]
-    assert rows(pd.DataFrame({"any name": ["a", "b"]}), "text-generation") == expected
-
-
-@pytest.mark.parametrize("data", [7, None, b"bytes", object()], ids=repr)
-def test_what_is_no_row_is_refused(data: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="must be a data frame, an object with prompt"):
-        rows(data, "text-generation")
-
-
-def test_params_that_mlflow_filled_in_are_left_out() -> None:
-    params = {"temperature": None, "stop": [], "top_p": np.float64("nan"), "seed": np.float64(3)}
-    assert clean_params(params) == {"seed": 3}
-    assert clean_params(None) == {}
-
-
-MISSING = object()
-WHOLE = st.integers(-(2**53), 2**53)
-REAL = st.floats(allow_nan=False)
-NAMES = st.sampled_from(["messages", "stop", "seed", "tools", "logit_bias", "user"])
-
-# What stands in a cell, and what a row has for it.
-CELLS: st.SearchStrategy[tuple[Any, Any]] = st.one_of(
-    st.sampled_from([None, float("nan"), pd.NA, pd.NaT, np.float32("nan")]).map(
-        lambda cell: (cell, MISSING)
-    ),
-    st.one_of(WHOLE, REAL, st.booleans(), st.text()).map(lambda value: (value, value)),
-    WHOLE.map(lambda value: (np.int64(value), value)),
-    REAL.map(lambda value: (np.float64(value), value)),
-    st.booleans().map(lambda value: (np.bool_(value), value)),
-    st.lists(st.text(min_size=1)).map(lambda value: (np.array(value, dtype=object), value)),
-    st.lists(WHOLE).map(lambda value: (tuple(map(np.int64, value)), value)),
-    st.dictionaries(st.text(), WHOLE).map(
-        lambda value: ({k: np.int64(v) for k, v in value.items()}, value)
-    ),
-)
-RECORDS = st.lists(st.dictionaries(NAMES, CELLS, min_size=1), min_size=1, max_size=4)
-
-
-def expected_rows(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, (_, value) in record.items() if value is not MISSING}
-        for record in records
-    ]
-
-
-def cells(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, Any]]:
-    return [{name: cell for name, (cell, _) in record.items()} for record in records]
-
-
-@given(RECORDS)
-def test_missing_fields_vanish_from_objects_and_values_survive(
-    records: list[dict[str, tuple[Any, Any]]],
-) -> None:
-    assert rows(cells(records), "llm/v1/chat") == expected_rows(records)
-
-
-@given(RECORDS)
-def test_missing_fields_vanish_from_frames_and_values_survive(
-    records: list[dict[str, tuple[Any, Any]]],
-) -> None:
-    frame = pd.DataFrame(cells(records))
-    assert rows(frame, "llm/v1/chat") == expected_rows(records)
-
-
-@given(RECORDS)
-def test_rows_hold_only_what_json_holds(records: list[dict[str, tuple[Any, Any]]]) -> None:
-    found = rows(cells(records), "llm/v1/chat")
-    assert json.loads(json.dumps(found)) == found

@@ -19,7 +19,7 @@ __all__ = ["check_sizes", "stage"]
 _BLOCK = 1 << 22
 
 
-def stage(source: Path, target: Path, *, link: bool) -> dict[str, dict[str, Any]]:
+def stage(source: Path, target: Path, *, link: bool, outside: Path) -> dict[str, dict[str, Any]]:
     """Put a model folder's files into an artifact, and hash them on the way.
 
     Hidden files and folders are left out. A progress bar is shown on a terminal.
@@ -28,12 +28,13 @@ def stage(source: Path, target: Path, *, link: bool) -> dict[str, dict[str, Any]
         source: The model folder.
         target: Where the files go; it must not exist.
         link: Whether to make symbolic links, for a folder that is copied again at once.
+        outside: A folder whose files are left out, for an artifact inside the model's own folder.
 
     Returns:
         Size in bytes and SHA-256 of each file, by its path relative to the folder.
     """
+    files = [name for name in _files(source) if not (source / name).is_relative_to(outside)]
     target.mkdir(parents=True)
-    files = list(_files(source))
     total = sum((source / name).stat().st_size for name in files)
     manifest: dict[str, dict[str, Any]] = {}
     with tqdm(

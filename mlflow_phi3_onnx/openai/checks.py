@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
+MAX_EXACT_FLOAT = 2**53
+"""From here on, a float may have lost digits of the integer that it was."""
 
 
 def describe_kind(value: Any) -> str:
@@ -42,7 +44,7 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
     """Make a check for an integer in a range; ``3.0`` is one."""
 
     def check(value: Any) -> int:
-        if isinstance(value, float) and value.is_integer():
+        if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError

@@ -101,7 +101,14 @@ def question() -> str:
 
 
 @pytest.fixture(scope="session")
-def answer(model: GenAIModel, question: str) -> str:
-    """The first six tokens of what the native model answers to it."""
+def native(demo: Path) -> Iterator[GenAIModel]:
+    """The model before it is saved, in the loop that a saved one is loaded with."""
+    with GenAIModel(demo) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def answer(native: GenAIModel, question: str) -> str:
+    """The first six tokens of what it answers to the question."""
     messages = [{"role": "user", "content": question}]
-    return model.chat(messages, temperature=0, max_tokens=6)["choices"][0]["message"]["content"]
+    return native.chat(messages, temperature=0, max_tokens=6)["choices"][0]["message"]["content"]

@@ -224,9 +224,9 @@ def test_from_an_archive_on_the_web_it_is_named_by_its_address(installed: Instal
 
 
 LOCAL: dict[str, dict[str, Any]] = {
-    "editable": {"url": "file:///work/phi3", "dir_info": {"editable": True}},
-    "folder": {"url": "file:///work/phi3", "dir_info": {}},
-    "local wheel": {"url": "file:///work/phi3.whl", "archive_info": {}},
+    "editable": {"url": "file:///home/me/phi3", "dir_info": {"editable": True}},
+    "folder": {"url": "file:///home/me/phi3", "dir_info": {}},
+    "local wheel": {"url": "file:///home/me/phi3.whl", "archive_info": {}},
 }
 
 

@@ -67,9 +67,9 @@ def test_pyfunc_streams_the_same_answer(pyfunc: PyFuncModel, question: str, answ
     assert "".join(choice["delta"].get("content", "") for choice in choices) == answer
 
 
-def test_pyfunc_text_answers_as_the_native_model(saved_text: Path, model: GenAIModel) -> None:
+def test_pyfunc_text_answers_as_the_native_model(saved_text: Path, native: GenAIModel) -> None:
     text = mlflow.pyfunc.load_model(str(saved_text))
-    expected = model.generate(PROMPT, temperature=0, max_tokens=4)
+    expected = native.generate(PROMPT, temperature=0, max_tokens=4)
     params = {"temperature": 0, "max_tokens": 4}
     with text.get_raw_model():
         assert text.predict({"prompt": PROMPT}, params=params) == [expected]

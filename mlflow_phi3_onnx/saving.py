@@ -1,0 +1,249 @@
+"""Writing a model in MLflow's format: everything is checked first, and a failure leaves nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from mlflow import pyfunc as mlflow_pyfunc
+from mlflow.models import Model, ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
+
+from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx.artifact.files import stage
+from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.checks import describe_kind
+from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
+from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, SCHEMA_VERSION
+from mlflow_phi3_onnx.settings import Settings, config_keys
+from mlflow_phi3_onnx.signatures import signature as task_signature
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["SavePlan", "plan_save", "write_model"]
+
+DATA = "model"
+CODE = "code"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavePlan:
+    """What is to be saved, checked.
+
+    Attributes:
+        folder: The model folder.
+        task: What the model is for.
+        config: The saved configuration, as it was given.
+        signature: The signature, or None for none.
+        metadata: For the MLmodel file, the task included.
+        input_example: An input to save along.
+        code_paths: Code to save along.
+        extra_files: Files to save along.
+        conda_env: The environment, instead of requirements.
+        pip_requirements: Requirements instead of the default.
+        extra_pip_requirements: Requirements beside the default.
+    """
+
+    folder: ModelFolder
+    task: Task
+    config: Mapping[str, Any]
+    signature: ModelSignature | None
+    metadata: Mapping[str, Any]
+    input_example: Any
+    code_paths: list[str] | None
+    extra_files: list[str] | None
+    conda_env: Mapping[str, Any] | str | None
+    pip_requirements: list[str] | str | None
+    extra_pip_requirements: list[str] | str | None
+
+
+def plan_save(
+    model: str | Path,
+    *,
+    task: Task,
+    model_config: Mapping[str, Any] | str | None,
+    signature: ModelSignature | bool | None,
+    metadata: Mapping[str, Any] | None,
+    code_paths: list[str] | None,
+    conda_env: Mapping[str, Any] | str | None,
+    pip_requirements: list[str] | str | None,
+    extra_pip_requirements: list[str] | str | None,
+    input_example: Any,
+    extra_files: list[str] | None,
+) -> SavePlan:
+    """Check all arguments of a save, before anything is written.
+
+    Raises:
+        InvalidModelError: If the folder is not a whole model.
+        InvalidRequestError: If an argument is not what it may be.
+    """
+    mlflow_compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    mlflow_compat.validate_code_paths(code_paths)
+    if task not in ALL_TASKS:
+        raise InvalidRequestError(
+            f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
+        )
+    if metadata and metadata.get("task", task) != task:
+        raise InvalidRequestError(
+            f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
+            param="metadata",
+        )
+    if not isinstance(model, str | Path):
+        raise InvalidRequestError(
+            f"model must be the path of a model folder; got a {type(model).__name__}.",
+            param="model",
+        )
+    config = _read_config(model_config)
+    Settings.check(config, task)
+    return SavePlan(
+        folder=read_folder(model),
+        task=task,
+        config=config,
+        signature=_signature(signature, task),
+        metadata={**(metadata or {}), "task": task},
+        input_example=input_example,
+        code_paths=code_paths,
+        extra_files=extra_files,
+        conda_env=conda_env,
+        pip_requirements=pip_requirements,
+        extra_pip_requirements=extra_pip_requirements,
+    )
+
+
+def write_model(plan: SavePlan, path: Path, mlflow_model: Model, *, link: bool) -> None:
+    """Write a model to a folder that is empty or does not exist.
+
+    Args:
+        plan: What is to be saved.
+        path: The folder.
+        mlflow_model: The MLflow model that the flavor is added to.
+        link: Whether to link the model's files, where the folder is copied again at once.
+    """
+    with _fresh_folder(path):
+        code = _copy_code(plan.code_paths, path)
+        mlflow_compat.save_example(mlflow_model, plan.input_example, str(path))
+        if plan.signature is not None:
+            mlflow_model.signature = plan.signature
+        mlflow_model.metadata = {**(mlflow_model.metadata or {}), **plan.metadata}
+        manifest = stage(plan.folder.path, path / DATA, link=link, outside=path)
+        mlflow_pyfunc.add_to_model(
+            mlflow_model,
+            loader_module=FLAVOR_NAME,
+            data=DATA,
+            code=code,
+            conda_env=mlflow_compat.CONDA_ENV_FILE,
+            python_env=mlflow_compat.PYTHON_ENV_FILE,
+            # MLflow lets only saved keys be overridden at load, so all of them are saved.
+            model_config={**dict.fromkeys(config_keys(plan.task)), **plan.config},
+            streamable=True,
+        )
+        mlflow_model.add_flavor(
+            FLAVOR_NAME,
+            **_facts(plan.folder),
+            task=plan.task,
+            data=DATA,
+            code=code,
+            files=manifest,
+            **mlflow_compat.copy_extra_files(plan.extra_files, str(path)),
+        )
+        mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(path))
+        mlflow_model.save(str(path / mlflow_compat.MLMODEL_FILE_NAME))
+        _write_environment(path, plan)
+
+
+def _read_config(model_config: Any) -> dict[str, Any]:
+    config = model_config
+    if isinstance(config, str | Path):
+        config = mlflow_compat.model_config_from_file(str(config))
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
+        raise InvalidRequestError(
+            "model_config must be a mapping of names to values, or the path of a YAML file that"
+            f" holds one; got {describe_kind(config)}.",
+            param="model_config",
+        )
+    config = dict(config)
+    mlflow_compat.check_model_config_is_json(config)
+    return config
+
+
+def _signature(given: Any, task: Task) -> ModelSignature | None:
+    if given is False:
+        return None
+    if given is None or isinstance(given, ModelSignature):
+        return given or task_signature(task)
+    raise InvalidRequestError(
+        "signature must be a ModelSignature, None for the task's own, or False for none; got"
+        f" {describe_kind(given)}.",
+        param="signature",
+    )
+
+
+@contextmanager
+def _fresh_folder(path: Path) -> Generator[None]:
+    """Make an empty folder; where the work inside fails, leave what was there before."""
+    existed = path.exists()
+    if existed and (not path.is_dir() or any(path.iterdir())):
+        kind = "is not empty" if path.is_dir() else "is a file"
+        raise InvalidRequestError(
+            f"The path to save to, {path.name}, {kind}. Give a folder that is empty or does not"
+            " exist.",
+            param="path",
+            error_code=RESOURCE_ALREADY_EXISTS,
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for item in path.iterdir():
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+        if not existed:
+            path.rmdir()
+        raise
+
+
+def _copy_code(code_paths: list[str] | None, target: Path) -> str | None:
+    code = mlflow_compat.copy_code_paths(code_paths, str(target), CODE)
+    if requirements.own_requirement() is None:
+        requirements.bundle_source(target / CODE)
+        return CODE
+    return code
+
+
+def _facts(folder: ModelFolder) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "onnxruntime_genai_version": requirements.runtime_version(),
+        "model_type": folder.model_type,
+        "context_length": folder.context_length,
+        "vocab_size": folder.vocab_size,
+    }
+
+
+def _write_environment(path: Path, plan: SavePlan) -> None:
+    if plan.conda_env is None:
+        default = None if plan.pip_requirements else requirements.default_pip_requirements()
+        environment = mlflow_compat.process_pip_requirements(
+            default, plan.pip_requirements, plan.extra_pip_requirements
+        )
+    else:
+        environment = mlflow_compat.process_conda_env(plan.conda_env)
+    conda, pip, constraints = environment
+    (path / mlflow_compat.CONDA_ENV_FILE).write_text(
+        yaml.safe_dump(conda, default_flow_style=False), encoding="utf-8"
+    )
+    (path / mlflow_compat.REQUIREMENTS_FILE).write_text("\n".join(pip), encoding="utf-8")
+    if constraints:
+        (path / mlflow_compat.CONSTRAINTS_FILE).write_text("\n".join(constraints), encoding="utf-8")
+    mlflow_compat.PythonEnv.current().to_yaml(str(path / mlflow_compat.PYTHON_ENV_FILE))

@@ -1,0 +1,90 @@
+"""Single cells: what stands in a data frame, and what a request has for it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx.signatures import clean_params, rows
+
+
+def test_without_a_signature_prompts_may_come_bare() -> None:
+    expected = [{"prompt": "a"}, {"prompt": "b"}]
+    for data in (["a", "b"], pd.Series(["a", "b"]), np.array(["a", "b"])):
+        assert rows(data, "text-generation") == expected
+    assert rows("a", "text-generation") == expected[:1]
+    assert rows(pd.DataFrame({"any name": ["a", "b"]}), "text-generation") == expected
+
+
+@pytest.mark.parametrize("data", [7, None, b"bytes", object()], ids=repr)
+def test_what_is_no_row_is_refused(data: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="must be a data frame, an object with prompt"):
+        rows(data, "text-generation")
+
+
+def test_params_that_mlflow_filled_in_are_left_out() -> None:
+    params = {"temperature": None, "stop": [], "top_p": np.float64("nan"), "seed": np.float64(3)}
+    assert clean_params(params) == {"seed": 3}
+    assert clean_params(None) == {}
+
+
+MISSING = object()
+WHOLE = st.integers(-(2**53), 2**53)
+REAL = st.floats(allow_nan=False)
+NAMES = st.sampled_from(["messages", "stop", "seed", "tools", "logit_bias", "user"])
+
+# What stands in a cell, and what a row has for it.
+CELLS: st.SearchStrategy[tuple[Any, Any]] = st.one_of(
+    st.sampled_from([None, float("nan"), pd.NA, pd.NaT, np.float32("nan")]).map(
+        lambda cell: (cell, MISSING)
+    ),
+    st.one_of(WHOLE, REAL, st.booleans(), st.text()).map(lambda value: (value, value)),
+    WHOLE.map(lambda value: (np.int64(value), value)),
+    REAL.map(lambda value: (np.float64(value), value)),
+    st.booleans().map(lambda value: (np.bool_(value), value)),
+    st.lists(st.text(min_size=1)).map(lambda value: (np.array(value, dtype=object), value)),
+    st.lists(WHOLE).map(lambda value: (tuple(map(np.int64, value)), value)),
+    st.dictionaries(st.text(), WHOLE).map(
+        lambda value: ({k: np.int64(v) for k, v in value.items()}, value)
+    ),
+)
+RECORDS = st.lists(st.dictionaries(NAMES, CELLS, min_size=1), min_size=1, max_size=4)
+
+
+def expected_rows(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, (_, value) in record.items() if value is not MISSING}
+        for record in records
+    ]
+
+
+def cells(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, Any]]:
+    return [{name: cell for name, (cell, _) in record.items()} for record in records]
+
+
+@given(RECORDS)
+def test_missing_fields_vanish_from_objects_and_values_survive(
+    records: list[dict[str, tuple[Any, Any]]],
+) -> None:
+    assert rows(cells(records), "llm/v1/chat") == expected_rows(records)
+
+
+@given(RECORDS)
+def test_missing_fields_vanish_from_frames_and_values_survive(
+    records: list[dict[str, tuple[Any, Any]]],
+) -> None:
+    frame = pd.DataFrame(cells(records))
+    assert rows(frame, "llm/v1/chat") == expected_rows(records)
+
+
+@given(RECORDS)
+def test_rows_hold_only_what_json_holds(records: list[dict[str, tuple[Any, Any]]]) -> None:
+    found = rows(cells(records), "llm/v1/chat")
+    assert json.loads(json.dumps(found)) == found
