@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.saving import SavePlan, plan_save, write_model
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlflow.entities.model_registry.prompt import Prompt
+    from mlflow.entities.model_registry import PromptVersion
     from mlflow.models import ModelSignature
     from mlflow.models.auth_policy import AuthPolicy
     from mlflow.models.model import ModelInfo
@@ -52,7 +52,7 @@ def save_model(
     path: str | Path,
     *,
     task: Task = CHAT,
-    model_config: Mapping[str, Any] | str | None = None,
+    model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
     code_paths: list[str] | None = None,
     mlflow_model: Model | None = None,
@@ -113,7 +113,7 @@ def log_model(
     *,
     name: str | None = None,
     task: Task = CHAT,
-    model_config: Mapping[str, Any] | str | None = None,
+    model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
     code_paths: list[str] | None = None,
     registered_model_name: str | None = None,
@@ -124,7 +124,7 @@ def log_model(
     extra_pip_requirements: list[str] | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     extra_files: list[str] | None = None,
-    prompts: list[str | Prompt] | None = None,
+    prompts: list[str | PromptVersion] | None = None,
     params: Mapping[str, Any] | None = None,
     tags: Mapping[str, Any] | None = None,
     model_type: str | None = None,
@@ -221,7 +221,7 @@ def load_model(
     Args:
         model_uri: Where it is: a local path, ``models:/``, ``runs:/`` or any URI that MLflow
             reads.
-        dst_path: A local folder to download it to.
+        dst_path: A local folder to download it to; it must exist.
         model_config: Values that replace those of the saved ``model_config``, by key.
 
     Raises:

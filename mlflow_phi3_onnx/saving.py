@@ -68,7 +68,7 @@ def plan_save(
     model: str | Path,
     *,
     task: Task,
-    model_config: Mapping[str, Any] | str | None,
+    model_config: Mapping[str, Any] | str | Path | None,
     signature: ModelSignature | bool | None,
     metadata: Mapping[str, Any] | None,
     code_paths: list[str] | None,

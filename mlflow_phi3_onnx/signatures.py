@@ -47,7 +47,7 @@ def signature(task: Task) -> ModelSignature:
     else:
         field = INPUT_FIELDS[task]
         kind = Array(AnyType()) if task == CHAT else DataType.string
-        optional = [ColSpec(_column(name, task), name, required=False) for name in PARAMETERS[task]]
+        optional = [ColSpec(_column(name), name, required=False) for name in PARAMETERS[task]]
         inputs = Schema([ColSpec(kind, field), *optional])
     outputs = {CHAT: _chat_outputs, COMPLETIONS: _text_outputs, TEXT: _plain_outputs}[task]()
     return ModelSignature(inputs=inputs, outputs=outputs, params=_params(task))
@@ -92,15 +92,14 @@ def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in cleaned.items() if value is not None and value != []}
 
 
-def _column(name: str, task: Task) -> AnyType | Object:
+def _column(name: str) -> AnyType | Array:
     """Return the type of a parameter's column.
 
     MLflow takes a mapping for one row only where some column is an array or an object; otherwise
-    an object in it, as ``logit_bias``, would be spread over rows. Chat has ``messages``.
+    an object in it, as ``logit_bias``, would be spread over rows. In completions, the refused
+    ``messages`` is that column.
     """
-    if task == COMPLETIONS and name == "stream_options":
-        return Object([Property("include_usage", DataType.boolean, required=False)])
-    return AnyType()
+    return Array(AnyType()) if name == "messages" else AnyType()
 
 
 def _params(task: Task) -> ParamSchema:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -55,6 +57,10 @@ def tracking(tmp_path: Path, _database: Path, monkeypatch: pytest.MonkeyPatch) -
     """A fresh MLflow store in tmp_path, for tracking and registry; returns its URI."""
     database = tmp_path / "mlflow.db"
     shutil.copy(_database, database)
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        # An experiment's artifacts lie where its database was made; those of a copy lie beside it.
+        artifacts = str(tmp_path / "artifacts")
+        connection.execute("UPDATE experiments SET artifact_location = ?", (artifacts,))
     uri = f"sqlite:///{database}"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -288,6 +288,11 @@ _ROWS = (
     _refused("verbosity", "Say it in a message.", (CHAT,)),
     _refused("web_search_options", "There is no web search.", (CHAT,)),
     _refused("service_tier", "There are no tiers; leave it out."),
+    _refused(
+        "messages",
+        "This task takes a prompt. Save the model with the task llm/v1/chat, or call chat.",
+        (COMPLETIONS, TEXT),
+    ),
     _refused("suffix", "Text can only be continued; put it into the prompt."),
     _refused("best_of", "Use n and choose among the answers."),
     _refused("max_new_tokens", "Use max_tokens.", ALL_TASKS),
