@@ -18,6 +18,7 @@ __all__ = [
     "Completion",
     "Delta",
     "FinishReason",
+    "Grammar",
     "Limits",
     "Options",
     "Prompt",
@@ -96,6 +97,22 @@ class Sampling:
         )
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer must match, as a whole.
+
+    Attributes:
+        kind: What the text is: a JSON schema, a regular expression in Rust's syntax, or a grammar
+            in llguidance's variant of Lark.
+        text: The schema, expression or grammar.
+        param: The request's field that asked for it, for messages.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+    param: str = field(default="grammar", compare=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What one request asks for beside its prompt.
@@ -111,6 +128,7 @@ class Options:
         n: How many answers.
         top_logprobs: How many alternatives to report for each token; None reports none at all.
         keep_control_tokens: Whether control tokens stay in the text, for marks of tool calls.
+        grammar: What every answer must match, unless a token limit ends it; None allows all.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -122,6 +140,7 @@ class Options:
     n: int = 1
     top_logprobs: int | None = None
     keep_control_tokens: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)

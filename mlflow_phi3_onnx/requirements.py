@@ -25,6 +25,7 @@ DISTRIBUTION = "mlflow-phi3-onnx"
 DEPENDENCIES = (
     "cloudpickle",
     "jinja2",
+    "llguidance",
     "numpy",
     "pandas",
     "psutil",

@@ -60,7 +60,11 @@ class Row:
         self._sink = sink
         self._detokenizer = tokenizer.detokenizer(keep_control=options.keep_control_tokens)
         self._stop = StopMatcher(options.stop)
-        self._plain = options.sampling.plain_greedy and options.top_logprobs is None
+        self._matcher = None
+        if options.grammar is not None:
+            self._matcher = tokenizer.grammars(vocab_size, eos).matcher(options.grammar)
+        reports = options.top_logprobs is not None
+        self._plain = options.sampling.plain_greedy and not reports and self._matcher is None
         self._sampler = Sampler(options.sampling, prompt, vocab_size, index)
         self._logprobs: list[TokenLogprob] = []
 
@@ -90,11 +94,17 @@ class Row:
         return self._plain and len(self.tokens) >= self._options.min_tokens
 
     def choose(self, logits: NDArray[np.float32]) -> int:
-        """Choose the next token from raw logits, ``(vocabulary,)``, which may be changed."""
+        """Choose the next token from raw logits, ``(vocabulary,)``, which may be changed.
+
+        Raises:
+            GenAIError: If there is no token to choose; this row alone must then fail.
+        """
         top = self._options.top_logprobs
         reported = None if top is None else log_softmax(logits)
         banned = tuple(self._eos) if len(self.tokens) < self._options.min_tokens else ()
-        token = self._sampler.choose(logits, banned)
+        token = self._sampler.choose(logits, banned, self._matcher and self._matcher.mask)
+        if self._matcher is not None:
+            self._matcher.accept(token)
         if reported is not None and top is not None:
             self._logprobs.append(self._logprob(token, reported, top))
         return token
@@ -107,10 +117,11 @@ class Row:
             self._end("stop", self._stop.add(self._detokenizer.flush()) + self._stop.flush())
             return
         text = self._stop.add(self._detokenizer.add(token))
-        if not self._stop.stopped and self.remaining <= 0:
+        complete = self._matcher is not None and self._matcher.done
+        if not self._stop.stopped and (complete or self.remaining <= 0):
             text += self._stop.add(self._detokenizer.flush())
             if not self._stop.stopped:
-                self._end("length", text + self._stop.flush())
+                self._end("stop" if complete else "length", text + self._stop.flush())
                 return
         if self._stop.stopped:
             self._end("stop", text)

@@ -13,7 +13,7 @@ import numpy as np
 from mlflow_phi3_onnx.errors import GenerationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,12 +56,18 @@ class Sampler:
     def _counts_answer(self) -> bool:
         return bool(self._sampling.presence_penalty or self._sampling.frequency_penalty)
 
-    def choose(self, logits: NDArray[np.float32], banned: Sequence[int] = ()) -> int:
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        banned: Sequence[int] = (),
+        mask: Callable[[NDArray[np.float32]], None] | None = None,
+    ) -> int:
         """Choose the next token.
 
         Args:
             logits: Raw logits, ``(vocabulary,)``. May be changed.
             banned: Ids that must not be chosen.
+            mask: Sets the logits of what a grammar forbids to minus infinity, in place.
 
         Raises:
             GenerationError: If the logits leave nothing to choose from.
@@ -69,6 +75,8 @@ class Sampler:
         self._penalise(logits)
         if banned:
             logits[list(banned)] = -np.inf
+        if mask is not None:
+            mask(logits)
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise GenerationError("The model's logits are not finite numbers.")

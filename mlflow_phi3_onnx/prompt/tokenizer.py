@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
     from mlflow_phi3_onnx.request import ChatPrompt
 
 __all__ = ["PromptTokenizer"]
@@ -63,6 +65,8 @@ class PromptTokenizer:
         self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
         self._byte_tokens = byte_tokens(self._tokenizer)
         self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+        self._grammars: dict[tuple[int, frozenset[int]], GrammarCompiler] = {}
+        self._grammars_lock = threading.Lock()
 
     @property
     def vocab_size(self) -> int:
@@ -133,6 +137,30 @@ class PromptTokenizer:
             return piece, piece.encode()
         text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)[1:]
         return text, token_bytes(piece, text)
+
+    def control_id(self, text: str) -> int | None:
+        """Return the id of the control token with this text, if there is one."""
+        return self._control.get(text)
+
+    def grammars(self, vocab_size: int, eos: frozenset[int]) -> GrammarCompiler:
+        """Return the compiler of grammars for this tokenizer, made when it is first asked for.
+
+        Args:
+            vocab_size: The width of the model's logits.
+            eos: The ids that end an answer.
+
+        Raises:
+            UnsupportedParameterError: If answers in this tokenizer cannot be held to a grammar.
+        """
+        # llguidance takes a tenth of a second to import, which most programs never need.
+        from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
+
+        with self._grammars_lock:
+            compiler = self._grammars.get((vocab_size, eos))
+            if compiler is None:
+                compiler = GrammarCompiler(self._tokenizer.to_str(), vocab_size, eos)
+                self._grammars[vocab_size, eos] = compiler
+            return compiler
 
     @cached_property
     def _literal(self) -> Tokenizer:

@@ -1,0 +1,174 @@
+"""JSON schemas of a caller's, written out within bounds.
+
+llguidance bounds most of what a schema may cost to compile, but not all. What it does not bound
+was measured: strings that must match many expressions at once (43 s for 20), the pairs of
+``patternProperties`` (9 s for 300), and ``multipleOf`` (10 s for 1,000,003).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.checks import describe_kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["schema_text"]
+
+MAX_CHARACTERS = 1 << 16
+MAX_DEPTH = 64
+MAX_EXPRESSIONS = 10
+"""The most expressions and lengths that one string may have to match together."""
+
+MAX_PATTERN_PROPERTIES = 16
+MAX_MULTIPLE = 100_000
+MAX_REFERENCES = 100
+"""The most references that may lead from one to the next."""
+
+# One space may follow a comma and a colon, as models write it. More would let a model that has
+# nothing to say go on with white space for ever.
+_FORM = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+
+
+def schema_text(schema: Any, param: str) -> str:
+    """Check a JSON schema's size and write it out, with the form that its JSON is to have.
+
+    Args:
+        schema: The schema, an object.
+        param: The request's field that holds it, for messages.
+
+    Raises:
+        InvalidRequestError: If it is not a JSON object, or too large.
+    """
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(
+            f"{param} must hold a JSON schema, an object; got {describe_kind(schema)}.", param=param
+        )
+    if _depth(schema) > MAX_DEPTH:
+        raise _too_large(param, f"is nested more than {MAX_DEPTH} levels deep")
+    if "x-guidance" in schema:
+        raise InvalidRequestError(f"{param}: x-guidance is not supported.", param=param)
+    try:
+        text = json.dumps({"x-guidance": _FORM, **schema}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"{param} holds a schema that is not valid JSON.", param=param
+        ) from error
+    if len(text) > MAX_CHARACTERS:
+        raise _too_large(param, f"has more than {MAX_CHARACTERS:,} characters")
+    _check_cost(schema, param)
+    return text
+
+
+def _too_large(param: str, why: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{param}: the schema {why}.", param=param)
+
+
+def _depth(value: Any) -> int:
+    """Count the levels of a JSON-like value, without recursion and no further than needed."""
+    level: list[Any] = [value]
+    depth = 0
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [item for value in level for item in _items(value)]
+        level = [item for item in level if isinstance(item, dict | list | tuple)]
+    return depth
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list | tuple):
+        yield from value
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for item in _items(value):
+        yield from _objects(item)
+
+
+def _check_cost(schema: dict[str, Any], param: str) -> None:
+    patterns = 0
+    multiples: set[Fraction] = set()
+    for part in _objects(schema):
+        if isinstance(named := part.get("patternProperties"), dict):
+            patterns += len(named)
+        multiple = part.get("multipleOf")
+        if isinstance(multiple, int | float) and not isinstance(multiple, bool) and multiple:
+            multiples.add(abs(Fraction(str(multiple))))
+    if patterns > MAX_PATTERN_PROPERTIES:
+        raise _too_large(param, f"has more than {MAX_PATTERN_PROPERTIES} patternProperties")
+    scale = max((value.denominator for value in multiples), default=1)
+    whole = [math.ceil(value * scale) for value in multiples]
+    if len(whole) > MAX_PATTERN_PROPERTIES or math.lcm(1, *whole) > MAX_MULTIPLE:
+        raise _too_large(
+            param, f"has values of multipleOf whose common multiple is above {MAX_MULTIPLE:,}"
+        )
+    if _Expressions(schema).count(schema) > MAX_EXPRESSIONS:
+        raise _too_large(
+            param, f"makes one string match more than {MAX_EXPRESSIONS} expressions at once"
+        )
+
+
+class _Expressions:
+    """Counts how many expressions one string may have to match, at most.
+
+    Schemas that are joined (``allOf``, and whatever stands beside ``anyOf``, ``oneOf`` and
+    ``$ref``) may all speak of the same string.
+
+    Args:
+        root: The schema that references start from.
+    """
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._counts: dict[int, int] = {}
+
+    def count(self, schema: Any, references: int = 0) -> int:
+        """Count them in a schema, however deep they stand."""
+        if not isinstance(schema, dict):
+            return max((self.count(item, references) for item in _items(schema)), default=0)
+        key = id(schema)
+        if key not in self._counts:
+            self._counts[key] = 0  # a schema that leads back to itself
+            self._counts[key] = self._count(schema, references)
+        return self._counts[key]
+
+    def _count(self, schema: dict[str, Any], references: int) -> int:
+        lengths = "minLength" in schema or "maxLength" in schema
+        own = ("pattern" in schema) + ("format" in schema) + lengths
+        joined = 0
+        inner = 0
+        for name, value in schema.items():
+            if name == "allOf":
+                joined += sum(self.count(item, references) for item in _items(value))
+            elif name in ("anyOf", "oneOf"):
+                joined += self.count(value, references)
+            elif name == "$ref":
+                joined += self._count_target(value, references + 1)
+            else:
+                inner = max(inner, self.count(value, references))
+        return max(own, inner) + joined
+
+    def _count_target(self, pointer: Any, references: int) -> int:
+        if not isinstance(pointer, str) or not pointer.startswith("#"):
+            return 0
+        if references > MAX_REFERENCES:
+            return MAX_EXPRESSIONS + 1
+        target: Any = self._root
+        for name in pointer[1:].split("/")[1:]:
+            name = name.replace("~1", "/").replace("~0", "~")
+            if isinstance(target, dict):
+                target = target.get(name)
+            elif isinstance(target, list | tuple) and name.isdecimal() and int(name) < len(target):
+                target = target[int(name)]
+            else:
+                return 0
+        return self.count(target, references)
