@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.openai.tool_grammar import call_grammar
 from mlflow_phi3_onnx.request import ChatPrompt, Options
 
 if TYPE_CHECKING:
@@ -37,11 +39,12 @@ class Planner:
         """Turn a request into jobs, one an answer.
 
         Raises:
-            InvalidRequestError: If the prompt is empty, or an option does not fit the model.
+            InvalidRequestError: If the prompt is empty, or an option does not fit the model, or
+                the answer is to match a grammar that is not valid.
             ContextLengthError: If the prompt, or what is asked for, is too long.
         """
         prompt = asked.request.prompt
-        options = asked.request.options
+        options = self._with_grammar(asked)
         if isinstance(prompt, ChatPrompt):
             ids = self._tokenizer.encode_chat(prompt)
         else:
@@ -49,6 +52,32 @@ class Planner:
         self._check_ids(ids, options)
         limit = self._max_tokens(len(ids), options)
         return [Job(ids, limit, options, index) for index in range(options.n)]
+
+    def _with_grammar(self, asked: Asked) -> Options:
+        """Settle what the answer must match, and compile it, so that nothing runs if it is bad."""
+        options = asked.request.options
+        prompt = asked.request.prompt
+        if options.grammar is None and asked.calls is None:
+            return options
+        eos = frozenset(self._folder.eos_token_ids)
+        compiler = self._tokenizer.grammars(self._folder.vocab_size, eos)
+        if asked.calls is not None:
+            assert isinstance(prompt, ChatPrompt)
+            assert prompt.tools is not None
+
+            def control_id(text: str) -> int | None:
+                token = self._tokenizer.control_id(text)
+                return token if token is not None and compiler.is_control(token) else None
+
+            grammar = call_grammar(
+                prompt.tools, asked.calls, control_id, self._tokenizer.template_shows
+            )
+            options = replace(options, grammar=grammar)
+        assert options.grammar is not None
+        compiler.matcher(options.grammar)
+        # JSON says the same things again and again, whatever the model's own configuration says.
+        sampling = replace(options.sampling, no_repeat_ngram_size=0)
+        return replace(options, sampling=sampling)
 
     def _check_ids(self, ids: NDArray[np.int32], options: Options) -> None:
         vocab_size = self._folder.vocab_size

@@ -48,7 +48,7 @@ DISTRIBUTIONS = (
 )
 """The distributions that provide ``onnxruntime_genai``, the CPU one first."""
 
-MINIMUM_VERSION = Version("0.18.0")
+MINIMUM_VERSION = Version("0.11.4")
 
 MAX_BATCH_SIZE = 32
 """The most rows that one onnxruntime-genai generator takes."""

@@ -175,7 +175,6 @@ def test_the_sliding_window_defect_is_repaired(folder: Path) -> None:
         "slide_key_value_cache": False,
         "slide_inputs": False,
         "layers": [],
-        "cache_slack": 0,
     }
     assert repairs(read_folder(folder)) == {}
     change(folder, lambda c: c["model"]["decoder"].update(sliding_window=window))

@@ -47,7 +47,7 @@ def user(content: str) -> ChatPrompt:
 def test_a_prompt_has_the_ids_that_onnxruntime_genai_gives_it(
     tokenizer: PromptTokenizer, demo: Path
 ) -> None:
-    theirs = og.Tokenizer(str(demo))
+    theirs = og.Tokenizer(og.Model(str(demo)))
     messages = [
         {"role": "system", "content": "You are a stand-up comedian."},
         {"role": "user", "content": "Tell me a joke – naïve café 你好 😀"},

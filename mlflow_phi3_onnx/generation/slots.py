@@ -12,10 +12,17 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.generation.row import Row
     from mlflow_phi3_onnx.slot_runtime import SlotSession
 
-__all__ = ["Slot", "SlotTable"]
+__all__ = ["MIN_COMPUTED", "Slot", "SlotTable"]
 
 MIN_PREFIX = 8
 """The fewest tokens that are worth finding again."""
+
+MIN_COMPUTED = 2
+"""The fewest tokens of a prompt that are computed at once.
+
+ONNX Runtime computes a single token with another kernel, whose logits differ in the last bits: a
+sampled answer would not always be the same with and without the cache.
+"""
 
 
 class Slot:
@@ -99,10 +106,10 @@ class SlotTable:
         self.slots[one], self.slots[other] = second, first
 
     def _longest_prefix(self, prompt: NDArray[np.int32]) -> tuple[int | None, int]:
-        """Find the slot that holds the most of a prompt; its last token is always computed."""
+        """Find the slot that holds the most of a prompt, less what is always computed."""
         if not self._reuse:
             return None, 0
-        lengths = [_common(slot.tokens, prompt[:-1]) for slot in self.slots]
+        lengths = [_common(slot.tokens, prompt[:-MIN_COMPUTED]) for slot in self.slots]
         # Of equal ones, a free slot: its content need not be copied.
         best = max(range(len(lengths)), key=lambda i: (lengths[i], self.slots[i].row is None))
         return (best, lengths[best]) if lengths[best] >= MIN_PREFIX else (None, 0)

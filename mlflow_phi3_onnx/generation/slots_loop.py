@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.generation.loop import failing
-from mlflow_phi3_onnx.generation.slots import SlotTable
+from mlflow_phi3_onnx.generation.slots import MIN_COMPUTED, SlotTable
 from mlflow_phi3_onnx.slot_runtime import Interrupted, SlotSession
 
 if TYPE_CHECKING:
@@ -108,7 +108,10 @@ class SlotsLoop:
         index = self._index(row)
         slot = self._table.slots[index]
         done = len(slot.tokens)
-        chunk = row.prompt[done : done + self._chunk()]
+        size = self._chunk()
+        if len(row.prompt) - done - size == 1:
+            size -= MIN_COMPUTED - 1
+        chunk = row.prompt[done : done + size]
         self._computing = row
         try:
             logits = self._run(index, chunk[None, :], [done + len(chunk)])

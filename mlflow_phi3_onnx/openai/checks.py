@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
+MAX_TOOLS = 128
 MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
 
@@ -110,20 +111,29 @@ def stream_options(value: Any) -> dict[str, bool]:
     return {key: boolean(flag) for key, flag in options.items()}
 
 
-def text_format(value: Any) -> dict[str, Any]:
-    """Check a response format: only plain text."""
-    return only({"type": "text"})(value)
-
-
 def tools(value: Any) -> tuple[dict[str, Any], ...]:
     """Check tool definitions in OpenAI's form."""
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple) or len(value) > MAX_TOOLS:
         raise ValueError
     for tool in value:
-        function = json_object(tool).get("function")
-        if tool.get("type") != "function" or not isinstance(json_object(function).get("name"), str):
+        function = json_object(json_object(tool).get("function"))
+        if tool.get("type") != "function" or not isinstance(function.get("name"), str):
+            raise ValueError
+        if function.get("strict") not in (None, False, True):
             raise ValueError
     return tuple(value)
+
+
+def tool_choice(value: Any) -> str | dict[str, Any]:
+    """Check which tools are to be called: a word, or an object that names one function."""
+    if isinstance(value, str):
+        return one_of(value, ("none", "auto", "required"))
+    function = json_object(json_object(value).get("function"))
+    if value.keys() != {"type", "function"} or value["type"] != "function":
+        raise ValueError
+    if function.keys() != {"name"} or not isinstance(function["name"], str):
+        raise ValueError
+    return value
 
 
 def one_of(value: Any, allowed: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.openai import checks
+from mlflow_phi3_onnx.openai import checks, structured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -74,6 +74,10 @@ def _number_row(
     tasks: tuple[Task, ...] = ALL_TASKS,
 ) -> Parameter:
     return Parameter(name, "honoured", about, allowed, check, tasks, True, True)
+
+
+def _form(name: str, about: str, allowed: str, check: Callable[[Any], Any]) -> Parameter:
+    return Parameter(name, "honoured", about, allowed, check, configurable=True)
 
 
 def _unused(name: str, about: str, tasks: tuple[Task, ...] = OPENAI_TASKS) -> Parameter:
@@ -228,34 +232,58 @@ _ROWS = (
     Parameter(
         "tools",
         "honoured",
-        "Functions that the model may call, for the chat template to show it.",
-        "a list of objects with type 'function' and a function with a name",
+        "Functions that the model may call, for the chat template to show it. A strict function's"
+        " arguments always match its parameters.",
+        f"a list of at most {checks.MAX_TOOLS} objects with type 'function' and a function with a"
+        " name, and maybe strict, true or false",
         checks.tools,
         tasks=(CHAT,),
     ),
     Parameter(
         "tool_choice",
         "honoured",
-        "'none' hides the tools from the model; 'auto' shows them.",
-        "'auto' or 'none'",
-        lambda value: checks.one_of(value, ("auto", "none")),
+        "'none' hides the tools from the model; 'auto' shows them; 'required' makes the answer one"
+        " or more calls; a function's name makes it one call of that function. The arguments of"
+        " required calls match the parameters.",
+        "'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}",
+        checks.tool_choice,
         tasks=(CHAT,),
     ),
     Parameter(
         "parallel_tool_calls",
         "honoured",
-        "Whether the model may call several tools at once; false cannot be enforced.",
-        "true",
-        checks.only(True),
+        "False makes an answer hold one call at most.",
+        "true or false",
+        checks.boolean,
         tasks=(CHAT,),
     ),
     Parameter(
         "response_format",
         "honoured",
-        "The form of the answer; only plain text for now.",
-        "{'type': 'text'}",
-        checks.text_format,
+        "The form of the answer: any JSON object, or JSON that matches a schema, strict or not.",
+        "an object with type 'text', 'json_object' or 'json_schema'",
+        structured.response_format,
         tasks=(CHAT,),
+        configurable=True,
+    ),
+    _form(
+        "regex",
+        "A regular expression, in Rust's syntax, that the whole answer matches.",
+        f"a string of 1 to {structured.MAX_REGEX_CHARACTERS:,} characters",
+        structured.regex,
+    ),
+    _form(
+        "grammar",
+        "A grammar, in llguidance's variant of Lark, that the whole answer matches.",
+        f"a string of 1 to {structured.MAX_LARK_CHARACTERS:,} characters",
+        structured.lark,
+    ),
+    _form(
+        "choice",
+        "Texts that the answer is one of.",
+        f"a list of 1 to {structured.MAX_CHOICES:,} strings, of"
+        f" {structured.MAX_CHOICE_CHARACTERS:,} characters together",
+        structured.choice,
     ),
     Parameter(
         "stream",

@@ -9,6 +9,8 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task, check_parameters
+from mlflow_phi3_onnx.openai.structured import FORMS
+from mlflow_phi3_onnx.openai.tool_grammar import CallRule
 from mlflow_phi3_onnx.request import ChatPrompt, Options, Prompt, Request, Sampling, TextPrompt
 
 if TYPE_CHECKING:
@@ -36,12 +38,14 @@ class Asked:
         stream: ``stream`` as it was given, if it was.
         include_usage: Whether a stream ends with the usage.
         echo: Whether the answer begins with the prompt.
+        calls: How tools are to be called, where that is enforced.
     """
 
     request: Request
     stream: bool | None = None
     include_usage: bool = True
     echo: bool = False
+    calls: CallRule | None = None
 
 
 def parse_request(
@@ -79,18 +83,20 @@ def parse_request(
         stream=merged.get("stream"),
         include_usage=merged.get("stream_options", {}).get("include_usage", True),
         echo=merged.get("echo", False),
+        calls=_calls(merged),
     )
 
 
 def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """Lay parameters over others.
 
-    A token limit replaces every token limit below it, and a sampling option a do_sample below it.
+    A token limit replaces every token limit below it, a form of the answer every form, and a
+    sampling option a do_sample.
     """
-    replaced = {name for group in (_LIMITS, _SAMPLES) for name in group if name in upper}
-    hidden = {*_LIMITS} if replaced & {*_LIMITS} else set[str]()
-    if replaced & {*_SAMPLES}:
-        hidden.add("do_sample")
+    hidden: set[str] = set()
+    for group, replaced in ((_LIMITS, _LIMITS), (FORMS, FORMS), (_SAMPLES, ("do_sample",))):
+        if any(name in upper for name in group):
+            hidden.update(replaced)
     return {**{k: v for k, v in lower.items() if k not in hidden}, **upper}
 
 
@@ -102,12 +108,60 @@ def _check_together(merged: Mapping[str, Any]) -> None:
         )
     if merged.get("top_logprobs") and not merged.get("logprobs"):
         raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    _check_tool_choice(merged)
+    forms = [name for name in FORMS if merged.get(name) is not None]
+    if len(forms) > 1:
+        raise InvalidRequestError(
+            f"{forms[0]} and {forms[1]} cannot both hold; give one of them.", param=forms[1]
+        )
+    if forms and _shows_tools(merged):
+        raise InvalidRequestError(
+            f"{forms[0]} leaves no room for tool calls. Leave out tools, or set tool_choice to"
+            " 'none'.",
+            param=forms[0],
+        )
+    if merged.get("min_tokens") and (forms or _calls(merged)):
+        held = forms[0] if forms else "A grammar for tool calls"
+        raise InvalidRequestError(
+            f"{held} says where the answer ends, so min_tokens cannot. Leave out min_tokens.",
+            param="min_tokens",
+        )
+
+
+def _check_tool_choice(merged: Mapping[str, Any]) -> None:
+    choice = merged.get("tool_choice", "auto")
+    names = [tool["function"]["name"] for tool in merged.get("tools", ())]
+    if choice in ("none", "auto"):
+        return
+    if not names:
+        raise InvalidRequestError("tool_choice asks for a call, so it needs tools.", param="tools")
+    if choice != "required" and choice["function"]["name"] not in names:
+        raise InvalidRequestError(
+            "tool_choice names a function that is not among the tools.", param="tool_choice"
+        )
+
+
+def _shows_tools(merged: Mapping[str, Any]) -> bool:
+    return bool(merged.get("tools")) and merged.get("tool_choice") != "none"
+
+
+def _calls(merged: Mapping[str, Any]) -> CallRule | None:
+    """Settle what is enforced of tool calls; None leaves the model free."""
+    if not _shows_tools(merged):
+        return None
+    choice = merged.get("tool_choice", "auto")
+    parallel = merged.get("parallel_tool_calls", True)
+    if choice == "auto":
+        strict = any(tool["function"].get("strict") for tool in merged["tools"])
+        return CallRule(required=False, parallel=parallel) if strict or not parallel else None
+    if choice == "required":
+        return CallRule(required=True, parallel=parallel)
+    return CallRule(required=True, name=choice["function"]["name"], parallel=False)
 
 
 def _prompt(value: Any, merged: Mapping[str, Any], task: Task) -> Prompt:
     if task == CHAT:
-        hidden = merged.get("tool_choice") == "none"
-        return ChatPrompt(check_messages(value), None if hidden else merged.get("tools") or None)
+        return ChatPrompt(check_messages(value), merged["tools"] if _shows_tools(merged) else None)
     if not isinstance(value, str):
         kind = "it is missing" if value is None else f"got {describe_kind(value)}"
         raise InvalidRequestError(
@@ -132,7 +186,8 @@ def _options(
         stop=merged.get("stop", ()),
         n=merged.get("n", 1),
         top_logprobs=logprobs,
-        keep_control_tokens=bool(merged.get("tools")) and merged.get("tool_choice") != "none",
+        keep_control_tokens=_shows_tools(merged),
+        grammar=next((merged[name] for name in FORMS if merged.get(name) is not None), None),
     )
 
 

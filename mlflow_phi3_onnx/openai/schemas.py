@@ -26,7 +26,7 @@ MAX_EXPRESSIONS = 10
 """The most expressions and lengths that one string may have to match together."""
 
 MAX_PATTERN_PROPERTIES = 16
-MAX_MULTIPLE = 100_000
+MAX_MULTIPLE = 20_000
 MAX_REFERENCES = 100
 """The most references that may lead from one to the next."""
 

@@ -3,7 +3,8 @@
 ==========  ===================================================================
 Phi-4-mini  ``<|tool_call|>[{"name": ..., "arguments": {...}}]<|/tool_call|>``
 Hermes      ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, repeated
-Llama 3     ``{"name": ..., "parameters": {...}}`` as the whole answer
+Llama 3     ``{"name": ..., "parameters": {...}}`` as the whole answer, maybe after
+            ``<|python_tag|>``
 ==========  ===================================================================
 """
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ToolCallParser"]
 
-_MARKS = {"<|tool_call|>": "<|/tool_call|>", "<tool_call>": "</tool_call>"}
+_MARKS = {
+    "<|tool_call|>": "<|/tool_call|>",
+    "<tool_call>": "</tool_call>",
+    "<|python_tag|>": "<|eom_id|>",
+}
 
 
 class ToolCallParser:
@@ -43,6 +48,8 @@ class ToolCallParser:
             return ""
         marks = [at for mark in _MARKS if (at := self._held.find(mark)) >= 0]
         end = min(marks) if marks else len(self._held) - self._overlap()
+        if not self._passed and not self._held[:end].strip():
+            return ""
         out, self._held = self._held[:end], self._held[end:]
         self._passed = self._passed or bool(out)
         return out
@@ -77,8 +84,8 @@ class ToolCallParser:
         calls: list[dict[str, Any]] = []
         for body in bodies:
             try:
-                value = json.loads(body)
-            except ValueError:
+                value = _load(body)
+            except (ValueError, RecursionError):
                 return []
             for entry in value if isinstance(value, list) else [value]:
                 call = self._call(entry)
@@ -88,16 +95,35 @@ class ToolCallParser:
         return calls
 
     def _call(self, entry: Any) -> dict[str, Any] | None:
-        if not isinstance(entry, dict) or entry.get("name") not in self._names:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or name not in self._names:
             return None
         arguments = entry.get("arguments", entry.get("parameters", {}))
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
-            except ValueError:
+                arguments = _load(arguments)
+            except (ValueError, RecursionError):
                 return None
         if not isinstance(arguments, dict):
             return None
-        text = json.dumps(arguments, ensure_ascii=False)
-        function = {"name": entry["name"], "arguments": text}
+        function = {"name": name, "arguments": _dump(arguments)}
         return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _load(text: str) -> Any:
+    """Read JSON, without the numbers that only Python's reader takes for it."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _dump(value: Any) -> str:
+    """Write JSON that is valid UTF-8: half a surrogate pair stays an escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text

@@ -96,7 +96,7 @@ class GrammarCompiler:
         if start is None:
             try:
                 start = self.compile(grammar)
-                _try_out(Matcher(self, grammar, start.deep_copy()))
+                _try_out(Matcher(self, grammar, start.deep_copy(), shares=False))
             except _GrammarError as error:
                 raise InvalidRequestError(
                     f"{grammar.param} cannot be used as a grammar: {error}", param=grammar.param
@@ -151,15 +151,21 @@ class Matcher:
         compiler: Where the grammar was compiled.
         grammar: The grammar.
         state: llguidance's matcher, at the start of the answer.
+        shares: Whether to start over where the shared states do not suffice.
     """
 
     def __init__(
-        self, compiler: GrammarCompiler, grammar: Grammar, state: llguidance.LLMatcher
+        self,
+        compiler: GrammarCompiler,
+        grammar: Grammar,
+        state: llguidance.LLMatcher,
+        *,
+        shares: bool = True,
     ) -> None:
         self._compiler = compiler
         self._grammar = grammar
         self._state = state
-        self._shares = True
+        self._shares = shares
         self._tokens: list[int] = []
 
     @property
@@ -185,11 +191,8 @@ class Matcher:
         Raises:
             InvalidRequestError: If the grammar became too complex.
         """
-        self._tokens.append(token)
-        if token in self._compiler.eos or self._state.consume_token(token):
-            return
         try:
-            self._start_over()
+            self.advance(token)
         except _GrammarError as error:
             raise self._failure(error) from None
 
@@ -217,6 +220,16 @@ class Matcher:
             raise _GrammarError("no token of the model can go on in it.")
         return bits
 
+    def advance(self, token: int) -> None:
+        """Go on to the next token, as :meth:`accept`.
+
+        Raises:
+            _GrammarError: If the grammar became too complex.
+        """
+        self._tokens.append(token)
+        if token not in self._compiler.eos and not self._state.consume_token(token):
+            self._start_over()
+
     def _start_over(self) -> None:
         if not self._shares:
             raise _GrammarError(_reason(self._state.get_error()))
@@ -234,7 +247,7 @@ class Matcher:
 def _try_out(matcher: Matcher) -> None:
     """Take two steps, which show most grammars that match nothing or are too complex."""
     token = int(matcher.allowed().argmax())
-    matcher.accept(token)
+    matcher.advance(token)
     if not matcher.done:
         matcher.allowed()
 
@@ -246,7 +259,7 @@ def _reason(message: str) -> str:
         return "it matches nothing."
     told = next((line for line in lines if line.startswith("error:")), lines[0])
     told = told.removeprefix("error:").strip()
-    for mark in ("; following special tokens", ": (And ", "; ff_tokens", "; consider"):
+    for mark in ("; ", ":  (", " in regex /", " (at "):
         told = told.partition(mark)[0]
     told = told if len(told) <= MAX_REASON else f"{told[:MAX_REASON]}..."
     return told if told.endswith(".") else f"{told}."

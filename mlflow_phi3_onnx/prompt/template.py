@@ -82,9 +82,14 @@ class ChatTemplate:
         tool_source: str | None = None,
     ) -> None:
         environment = _environment()
+        self._source = tool_source or source
         self._special_tokens = dict(special_tokens or {})
         self._template = _compile(environment, source)
         self._tool_template = _compile(environment, tool_source) if tool_source else self._template
+
+    def shows(self, text: str) -> bool:
+        """Whether the template, the one for tools where there is one, has a text in it."""
+        return text in self._source
 
     def render(
         self,

@@ -138,6 +138,10 @@ class PromptTokenizer:
         text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)[1:]
         return text, token_bytes(piece, text)
 
+    def template_shows(self, text: str) -> bool:
+        """Whether the chat template, the one for tools where there is one, has a text in it."""
+        return self._template is not None and self._template.shows(text)
+
     def control_id(self, text: str) -> int | None:
         """Return the id of the control token with this text, if there is one."""
         return self._control.get(text)

@@ -1,5 +1,6 @@
 """Export with the model builder that onnxruntime-genai ships."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 PRECISION = "int4"
 OPTIONS = ("windowed_kv_cache=false", "block_size=32", "accuracy_level=4", "is_symmetric=true")
+NEW_KEYS = ("bot_token_id", "eot_token_id")
 FILES = (
     "genai_config.json",
     "model.onnx",
@@ -43,10 +45,19 @@ def export(model: Phi3ForCausalLM, tokenizer: dict[str, Any], output: Path) -> N
         _run_builder(source, built, work)
         # The builder writes the tokenizer as the library of its day saves it: ship our own.
         write_tokenizer(tokenizer, built)
+        _drop_new_keys(built / "genai_config.json")
         output.mkdir(parents=True, exist_ok=True)
         for file in FILES:
             if (built / file).exists():
                 (output / file).write_bytes((built / file).read_bytes())
+
+
+def _drop_new_keys(path: Path) -> None:
+    """Take out what onnxruntime-genai before 0.12 does not know: it is the last for Python 3.10."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in NEW_KEYS:
+        config["model"].pop(key, None)
+    path.write_text(json.dumps(config, indent=4), encoding="utf-8")
 
 
 def _run_builder(source: Path, built: Path, work: Path) -> None:

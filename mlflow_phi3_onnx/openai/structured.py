@@ -1,0 +1,105 @@
+"""Parameters that hold an answer to a form: checks that turn each into a grammar."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai import checks
+from mlflow_phi3_onnx.openai.schemas import schema_text
+from mlflow_phi3_onnx.request import Grammar
+
+__all__ = ["FORMS", "choice", "lark", "regex", "response_format"]
+
+FORMS = ("response_format", "regex", "grammar", "choice")
+"""The parameters that hold an answer to a form; a request may have one of them."""
+
+MAX_REGEX_CHARACTERS = 1 << 13
+MAX_LARK_CHARACTERS = 1 << 15
+MAX_CHOICES = 1000
+MAX_CHOICE_CHARACTERS = 1 << 14
+
+_TEMPERATURE = re.compile(r"^\s*[?!\w-]+\[[^\]\n]*temperature", re.MULTILINE)
+_JSON_BLOCK = re.compile(r"%json\b\s*")
+
+
+def response_format(value: Any) -> Grammar | None:
+    """Check a response format: ``text``, ``json_object`` or ``json_schema``."""
+    kind = checks.json_object(value).get("type")
+    allowed = {"type", "json_schema"} if kind == "json_schema" else {"type"}
+    if kind not in ("text", "json_object", "json_schema") or value.keys() - allowed:
+        raise ValueError
+    if kind == "text":
+        return None
+    schema: Any = {"type": "object"}
+    if kind == "json_schema":
+        schema = _named_schema(value.get("json_schema"))
+    return Grammar("json_schema", schema_text(schema, "response_format"), "response_format")
+
+
+def _named_schema(value: Any) -> Any:
+    known = {"name", "description", "schema", "strict"}
+    if (
+        not isinstance(value, dict)
+        or value.keys() - known
+        or not isinstance(value.get("schema"), dict)
+        or not isinstance(value.get("name") or "", str)
+        or not isinstance(value.get("description") or "", str)
+        or value.get("strict") not in (None, False, True)
+    ):
+        raise InvalidRequestError(
+            "response_format.json_schema must be an object with a schema, and maybe name,"
+            f" description and strict; got {checks.describe_kind(value)}.",
+            param="response_format",
+        )
+    return value["schema"]
+
+
+def regex(value: Any) -> Grammar:
+    """Check a regular expression, which the whole answer is to match."""
+    return Grammar("regex", _text(value, MAX_REGEX_CHARACTERS), "regex")
+
+
+def lark(value: Any) -> Grammar:
+    """Check a Lark grammar. Its JSON schemas are bounded as those of a response format."""
+    text = _text(value, MAX_LARK_CHARACTERS)
+    if _TEMPERATURE.search(text):
+        raise InvalidRequestError(
+            "grammar: a rule's temperature is not supported; give the whole answer's.",
+            param="grammar",
+        )
+    pieces: list[str] = []
+    start = 0
+    while match := _JSON_BLOCK.search(text, start):
+        try:
+            schema, end = json.JSONDecoder().raw_decode(text, match.end())
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                "grammar: %json must be followed by a JSON schema.", param="grammar"
+            ) from error
+        pieces += [text[start : match.start()], "%json ", schema_text(schema, "grammar")]
+        start = end
+    return Grammar("lark", "".join([*pieces, text[start:]]), "grammar")
+
+
+def choice(value: Any) -> Grammar:
+    """Check the texts that an answer may be one of."""
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_CHOICES:
+        raise ValueError
+    texts = [_text(item, MAX_CHOICE_CHARACTERS) for item in value]
+    if sum(map(len, texts)) > MAX_CHOICE_CHARACTERS:
+        raise ValueError
+    # An upper-case name makes one token of the grammar's, which is matched as a whole.
+    return Grammar("lark", f"start: CHOICE\nCHOICE: {' | '.join(map(json.dumps, texts))}", "choice")
+
+
+def _text(value: Any, longest: int) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= longest:
+        raise ValueError
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError from error
+    return value
