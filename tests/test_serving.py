@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CANARY = "canary-2718281"
+
+# The server is on this machine: no proxy of the environment's is asked for it.
+HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PROMPT = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 ANSWER = " The capital of Spain is Madrid."
@@ -41,7 +44,7 @@ class Server:
             headers={"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with HTTP.open(request, timeout=60) as response:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
@@ -96,7 +99,7 @@ def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            HTTP.open(url, timeout=5).close()
         except OSError:
             time.sleep(0.1)
         else:

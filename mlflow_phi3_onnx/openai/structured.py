@@ -19,7 +19,7 @@ FORMS = ("response_format", "regex", "grammar", "choice")
 MAX_REGEX_CHARACTERS = 1 << 13
 MAX_LARK_CHARACTERS = 1 << 15
 MAX_CHOICES = 1000
-MAX_CHOICE_CHARACTERS = 1 << 14
+MAX_CHOICE_CHARACTERS = 1 << 15
 
 _TEMPERATURE = re.compile(r"^\s*[?!\w-]+\[[^\]\n]*temperature", re.MULTILINE)
 _JSON_BLOCK = re.compile(r"%json\b\s*")
