@@ -16,12 +16,13 @@ import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.openai.structured import choice, lark, regex, response_format
 from mlflow_phi3_onnx.prompt import grammar as grammar_module
-from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import Grammar
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
+    from mlflow_phi3_onnx.request import Grammar
 
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 SHORT = {"type": "string", "maxLength": 12}
@@ -61,7 +62,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         **closed(left={"$ref": "#/$defs/leaf"}, right={"$ref": "#/$defs/leaf"}),
     },
     "pattern": closed(code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}),
-    "formats": closed(day={"type": "string", "format": "date"}, ip={"type": "string", "format": "ipv4"}),
+    "formats": closed(
+        day={"type": "string", "format": "date"}, ip={"type": "string", "format": "ipv4"}
+    ),
     "number": closed(x={"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 9}),
     "names of every kind": closed(**{'with "quotes"': SHORT, "ünïcode 😀": SHORT, "a\nb": SHORT}),
     "any constant": {"enum": ["a b", 1, None, True, {"x": [1, "y"]}]},
@@ -174,7 +177,7 @@ def test_a_grammar_may_hold_schemas(model: GenAIModel) -> None:
 
 
 def test_the_end_token_inside_a_grammar_does_not_cut_it(model: GenAIModel) -> None:
-    with pytest.raises(InvalidRequestError, match="^grammar cannot be used .* no token") as caught:
+    with pytest.raises(InvalidRequestError, match=r"^grammar cannot be used .* no token") as caught:
         model.generate("x", grammar='start: <|end|> "a"')
     assert caught.value.param == "grammar"
     assert model.generate("x", grammar='start: "a" (<|end|> "b" | "c")') == "ac"
@@ -293,12 +296,14 @@ BAD_SCHEMAS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("schema", "says"), BAD_SCHEMAS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("schema", "says"), BAD_SCHEMAS, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_bad_schemas_are_refused_before_anything_runs(
     model: GenAIModel, schema: dict[str, Any], says: str
 ) -> None:
     rows = [{"messages": SPAIN}, {"messages": SPAIN, "response_format": schema_format(schema)}]
-    with pytest.raises(InvalidRequestError, match="^row 1: ") as caught:
+    with pytest.raises(InvalidRequestError, match=r"^row 1: ") as caught:
         model.run("llm/v1/chat", rows)
     assert says in caught.value.message
     assert len(caught.value.message) < 300
@@ -412,17 +417,13 @@ def compiler(demo: Path) -> GrammarCompiler:
     return tokenizer.grammars(2048, ends)
 
 
-def kept(compiler: GrammarCompiler) -> list[str]:
-    return [text for _, text in compiler._kept]
-
-
 def test_the_cache_is_bounded_by_count(compiler: GrammarCompiler) -> None:
     for i in range(100):
         compiler.matcher(regex(f"a{{{i + 1}}}"))
         compiler.matcher(regex("used all the time"))
-    assert len(kept(compiler)) == grammar_module.MAX_CACHED
-    assert "used all the time" in kept(compiler)
-    assert "a{1}" not in kept(compiler)
+    assert len(compiler.kept) == grammar_module.MAX_CACHED
+    assert "used all the time" in compiler.kept
+    assert "a{1}" not in compiler.kept
 
 
 def test_the_cache_is_bounded_by_size(
@@ -431,15 +432,15 @@ def test_the_cache_is_bounded_by_size(
     monkeypatch.setattr(grammar_module, "MAX_CACHED_CHARACTERS", 1000)
     for i in range(20):
         compiler.matcher(regex(f"{i}" + "a" * 200))
-    assert sum(map(len, kept(compiler))) <= 1000
+    assert sum(map(len, compiler.kept)) <= 1000
     compiler.matcher(regex("b" * 2000))
-    assert len(kept(compiler)) == 1
+    assert len(compiler.kept) == 1
 
 
 def test_a_bad_grammar_is_not_kept(compiler: GrammarCompiler) -> None:
     with pytest.raises(InvalidRequestError):
         compiler.matcher(regex("(a"))
-    assert kept(compiler) == []
+    assert compiler.kept == []
 
 
 def walk(compiler: GrammarCompiler, held: Grammar, seed: int, steps: int = 3000) -> list[int]:

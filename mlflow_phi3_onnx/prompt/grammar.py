@@ -51,7 +51,8 @@ class GrammarCompiler:
 
     Args:
         spec: The text of ``tokenizer.json``.
-        vocab_size: The width of the logits.
+        vocab_size: The width of the logits, or one above the tokenizer's highest id if that is
+            more.
         eos: The ids that end an answer.
 
     Raises:
@@ -60,9 +61,8 @@ class GrammarCompiler:
 
     def __init__(self, spec: str, vocab_size: int, eos: frozenset[int]) -> None:
         try:
-            own_size = llguidance.LLTokenizer(spec).vocab_size
             self._tokenizer = llguidance.LLTokenizer(
-                spec, n_vocab=max(own_size, vocab_size), eos_token=sorted(eos)
+                spec, n_vocab=vocab_size, eos_token=sorted(eos)
             )
         except Exception as error:  # PyO3 raises several kinds for a tokenizer it cannot read
             raise UnsupportedParameterError(
@@ -76,6 +76,12 @@ class GrammarCompiler:
     def mask_size(self) -> int:
         """How many 32-bit words a mask over the vocabulary has."""
         return (self._tokenizer.vocab_size + 31) // 32
+
+    @property
+    def kept(self) -> list[str]:
+        """The texts of the grammars that are kept, from the one that was used longest ago."""
+        with self._lock:
+            return [text for _, text in self._kept]
 
     def is_control(self, token_id: int) -> bool:
         """Whether grammars write a token by its id; its text is then no part of other text."""

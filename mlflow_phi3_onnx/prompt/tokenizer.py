@@ -162,7 +162,9 @@ class PromptTokenizer:
         with self._grammars_lock:
             compiler = self._grammars.get((vocab_size, eos))
             if compiler is None:
-                compiler = GrammarCompiler(self._tokenizer.to_str(), vocab_size, eos)
+                ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+                size = max(vocab_size, 1 + max(ids))
+                compiler = GrammarCompiler(self._tokenizer.to_str(), size, eos)
                 self._grammars[vocab_size, eos] = compiler
             return compiler
 
