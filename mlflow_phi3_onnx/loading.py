@@ -82,8 +82,8 @@ def why_not_slots(folder: ModelFolder) -> str | None:
         return "its graph has another attention than GroupQueryAttention"
     if graph.attention_windows != {-1}:
         return "its attention has a sliding window"
-    if "If" in graph.operators:
-        return "its graph has branches, as long-context models of two ranges have"
+    if folder.two_ranges:
+        return "its graph has two ranges of positions (LongRoPE)"
     if {kind for name, kind in graph.inputs.items() if name in past} - CACHE_TYPES:
         return "its keys and values are neither float32 nor float16"
     if decoder.get("session_options", {}).get("provider_options"):
@@ -118,7 +118,7 @@ def _start_genai(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Gen
         native,
         folder.eos_token_ids[0],
         kv_tokens=kv_tokens,
-        max_batch_size=_batch_size(settings),
+        max_batch_size=1 if folder.two_ranges else _batch_size(settings),
     )
 
 

@@ -110,7 +110,8 @@ def _params(task: Task) -> ParamSchema:
     ]
     if task == TEXT:
         specs.append(ParamSpec("do_sample", DataType.boolean, None))
-        specs.append(ParamSpec("stop", DataType.string, [], shape=(-1,)))
+        specs += [ParamSpec(name, DataType.string, None) for name in ("regex", "grammar")]
+        specs += [ParamSpec(name, DataType.string, [], shape=(-1,)) for name in ("stop", "choice")]
     return ParamSchema(specs)
 
 

@@ -30,6 +30,12 @@ pytestmark = [
     ),
 ]
 
+LONG: dict[str, Any] = {
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": 128,
+    "sliding_window": None,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
+}
 COMMON = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -72,7 +78,7 @@ def byte_level_tokenizer() -> Any:
     )
 
 
-def build(kind: str, demo: Path, target: Path) -> Path:
+def build(kind: str, demo: Path, target: Path, **changes: Any) -> Path:
     """Build a tiny model of random weights, in full precision."""
     import torch
     import transformers
@@ -82,7 +88,7 @@ def build(kind: str, demo: Path, target: Path) -> Path:
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(demo)
     config = getattr(transformers, f"{kind}Config")(
-        **{**COMMON, **CONFIGS[kind]},
+        **{**COMMON, **CONFIGS[kind], **changes},
         vocab_size=len(tokenizer),
         bos_token_id=1,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|end|>"),
@@ -108,6 +114,24 @@ def built(
     request: pytest.FixtureRequest, demo: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     return build(request.param, demo, tmp_path_factory.mktemp(request.param))
+
+
+def test_rows_of_a_model_of_two_ranges_are_computed_alone(demo: Path, tmp_path: Path) -> None:
+    # A long row beside it would give the short one the factors of the long range: other logits.
+    folder = build("Phi3", demo, tmp_path, **LONG)
+    rows: list[dict[str, Any]] = [
+        {"prompt": "The capital of Spain is", "max_tokens": 3, "logprobs": 0},
+        {"prompt": "And the capital " * 60, "max_tokens": 3, "logprobs": 0},
+    ]
+
+    def logprobs(answers: list[Any]) -> Any:
+        return [answer["choices"][0]["logprobs"]["token_logprobs"] for answer in answers]
+
+    with GenAIModel(folder) as model:
+        together = model.run("llm/v1/completions", rows)
+        assert together[1]["usage"]["prompt_tokens"] > LONG["original_max_position_embeddings"]
+        alone = [model.run("llm/v1/completions", [row])[0] for row in rows]
+    np.testing.assert_allclose(logprobs(together), logprobs(alone), atol=1e-5)
 
 
 PROMPTS = [f"{'The capital of Spain is Madrid. ' * i}And" for i in (0, 3, 1, 9, 5)]

@@ -14,6 +14,7 @@ import pytest
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
+from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.openai.structured import choice, lark, regex, response_format
 from mlflow_phi3_onnx.prompt import grammar as grammar_module
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -409,12 +410,22 @@ def test_forms_reach_completions_through_pyfunc(demo: Path, tmp_path: Path) -> N
     assert second in "0123456789"
 
 
+def test_forms_reach_text_generation_through_params(demo: Path, tmp_path: Path) -> None:
+    mlflow_phi3_onnx.save_model(demo, tmp_path / "m", task="text-generation")
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "m"))
+    assert loaded.predict(["x", "y"], params={"regex": "ab"}) == ["ab", "ab"]
+    assert loaded.predict("x", params={"choice": ["cd"]}) == ["cd"]
+    assert loaded.predict("x", params={"grammar": 'start: "ef"'}) == ["ef"]
+
+
 @pytest.fixture
 def compiler(demo: Path) -> GrammarCompiler:
     tokenizer = PromptTokenizer(demo)
-    ends = frozenset([2032, 2039])
-    assert tokenizer.grammars(2048, ends) is tokenizer.grammars(2048, ends)
-    return tokenizer.grammars(2048, ends)
+    folder = read_folder(demo)
+    ends = frozenset(folder.eos_token_ids)
+    made = tokenizer.grammars(folder.vocab_size, ends)
+    assert tokenizer.grammars(folder.vocab_size, ends) is made
+    return made
 
 
 def test_the_cache_is_bounded_by_count(compiler: GrammarCompiler) -> None:
@@ -449,11 +460,11 @@ def walk(compiler: GrammarCompiler, held: Grammar, seed: int, steps: int = 3000)
     random = np.random.default_rng(seed)
     tokens: list[int] = []
     while not matcher.done and len(tokens) < steps:
-        logits = np.zeros(2048, dtype=np.float32)
+        logits = np.zeros(compiler.mask_size * 32, dtype=np.float32)
         matcher.mask(logits)
         tokens.append(int(random.choice(np.flatnonzero(np.isfinite(logits)))))
         matcher.accept(tokens[-1])
-        if tokens[-1] in (2032, 2039):
+        if tokens[-1] in compiler.eos:
             break
     return tokens
 
@@ -466,13 +477,24 @@ def test_no_answer_fails_because_others_used_up_the_shared_states(
     few = llguidance.LLParserLimits(max_lexer_states=300, verbose_errors=False)
     monkeypatch.setattr(grammar_module, "_LIMITS", few)
     held = regex("([a-z ]*e.{6}){2}[.]")
-    alone = {seed: walk(compiler, held, seed, 40) for seed in range(30)}
-    assert len({tuple(tokens) for tokens in alone.values()}) > 20
-    fresh = {}
+    shared = [walk(compiler, held, seed, 40) for seed in range(30)]
+    assert len(set(map(tuple, shared))) > 20
+    compiled = 0
+    compile_one = compiler.compile
+
+    def count(one: Grammar) -> Any:
+        nonlocal compiled
+        compiled += 1
+        return compile_one(one)
+
+    monkeypatch.setattr(compiler, "compile", count)
+    assert shared == [walk(compiler, held, seed, 40) for seed in range(30)]
+    assert compiled > 0  # the limit was reached, and matchers started over
+    fresh: list[list[int]] = []
     for seed in range(30):
         compiler.drop(held)
-        fresh[seed] = walk(compiler, held, seed, 40)
-    assert alone == fresh
+        fresh.append(walk(compiler, held, seed, 40))
+    assert shared == fresh
 
 
 def test_a_grammar_that_gets_too_complex_fails_its_row_alone(model: GenAIModel) -> None:

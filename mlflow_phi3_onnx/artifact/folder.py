@@ -47,6 +47,15 @@ class ModelFolder:
         return str(self.config["model"]["type"])
 
     @property
+    def two_ranges(self) -> bool:
+        """Whether the graph has other position factors beyond its original context (LongRoPE).
+
+        onnxruntime-genai computes such a model rightly only one row at a time: in a batch, every
+        row gets the factors of the longest.
+        """
+        return "If" in self.graph.operators
+
+    @property
     def search(self) -> Mapping[str, Any]:
         """The model's own defaults for generation."""
         return self.config.get("search", {})

@@ -27,8 +27,7 @@ MAX_CACHED_CHARACTERS = 1 << 20
 MAX_REASON = 160
 """The most characters of llguidance's own reason in an error message."""
 
-# What a grammar may cost. On one core of 2024, the worst grammars found end with an error after
-# about 0.3 s and 30 MB; the ordinary ones stay under a hundredth of it.
+# What a grammar may cost to compile and to follow: far more than ordinary ones need.
 _LIMITS = llguidance.LLParserLimits(
     initial_lexer_fuel=300_000,
     step_lexer_fuel=50_000,
