@@ -71,3 +71,4 @@ def tracking(tmp_path: Path, _database: Path, monkeypatch: pytest.MonkeyPatch) -
         mlflow.end_run()
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - None restores the default
     mlflow.set_registry_uri(None)  # type: ignore[arg-type] - None restores the default
+    os.environ.pop("MLFLOW_REGISTRY_URI", None)  # MLflow sets it, and leaves it

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 
 import mlflow_phi3_onnx
@@ -413,9 +414,10 @@ def test_forms_reach_completions_through_pyfunc(demo: Path, tmp_path: Path) -> N
 def test_forms_reach_text_generation_through_params(demo: Path, tmp_path: Path) -> None:
     mlflow_phi3_onnx.save_model(demo, tmp_path / "m", task="text-generation")
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "m"))
-    assert loaded.predict(["x", "y"], params={"regex": "ab"}) == ["ab", "ab"]
-    assert loaded.predict("x", params={"choice": ["cd"]}) == ["cd"]
-    assert loaded.predict("x", params={"grammar": 'start: "ef"'}) == ["ef"]
+    prompts = pd.DataFrame({"prompt": ["x", "y"]})
+    assert loaded.predict(prompts, params={"regex": "ab"}) == ["ab", "ab"]
+    assert loaded.predict(prompts, params={"choice": ["cd"]}) == ["cd", "cd"]
+    assert loaded.predict(prompts, params={"grammar": 'start: "ef"'}) == ["ef", "ef"]
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ def store(_store: Path) -> Iterator[MlflowClient]:
         yield MlflowClient()
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - None restores the default
         mlflow.set_registry_uri(None)  # type: ignore[arg-type] - None restores the default
+        os.environ.pop("MLFLOW_REGISTRY_URI", None)  # MLflow sets it, and leaves it
 
 
 @pytest.fixture(scope="session")
