@@ -23,7 +23,7 @@ def test_without_a_signature_prompts_may_come_bare() -> None:
     assert rows(pd.DataFrame({"any name": ["a", "b"]}), "text-generation") == expected
 
 
-@pytest.mark.parametrize("data", [7, None, b"bytes", object()], ids=repr)
+@pytest.mark.parametrize("data", [7, None, b"bytes", pytest.param(object(), id="object")], ids=repr)
 def test_what_is_no_row_is_refused(data: Any) -> None:
     with pytest.raises(InvalidRequestError, match="must be a data frame, an object with prompt"):
         rows(data, "text-generation")
