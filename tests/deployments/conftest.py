@@ -38,7 +38,8 @@ def tracking_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = os.environ.get("MLFLOW_TRACKING_URI")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        mlflow.set_tracking_uri("sqlite:///mlflow.db")
+        # A name of its own: MLflow keeps the stores of a process by their URIs.
+        mlflow.set_tracking_uri(f"sqlite:///{folder.name}.db")
         yield folder
     mlflow.set_tracking_uri(before)  # pyright: ignore[reportArgumentType] - None means unset
 
