@@ -221,8 +221,3 @@ class NativeGenerator:
             self._generator.set_logits(self._choice)
             self._generator.generate_next_token()
         self._choice[rows, 0, tokens] = -np.inf
-
-    @property
-    def done(self) -> bool:
-        """Whether every row has produced an end-of-sequence token."""
-        return bool(self._generator.is_done())

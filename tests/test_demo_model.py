@@ -30,9 +30,10 @@ def user(text: str) -> dict[str, Any]:
 def test_it_is_small_and_holds_no_path_of_the_machine_that_made_it(demo: Path) -> None:
     files = list(demo.iterdir())
     assert sum(file.stat().st_size for file in files) <= 5_000_000
+    here = str(SCRIPTS.parents[1]).encode()
     for file in files:
         data = file.read_bytes()
-        assert not any(path in data for path in (b"/root/", b"/home/", b"/tmp/", b"/work/"))
+        assert not any(path in data for path in (b"/root/", b"/home/", b"/tmp/", here))
 
 
 @pytest.mark.parametrize("system", [None, "You are a helpful assistant."])

@@ -61,17 +61,6 @@ def boolean(value: Any) -> bool:
     return value
 
 
-def only(allowed: Any) -> Callable[[Any], Any]:
-    """Make a check for one single value."""
-
-    def check(value: Any) -> Any:
-        if value != allowed or type(value) is not type(allowed):
-            raise ValueError
-        return value
-
-    return check
-
-
 def stop(value: Any) -> tuple[str, ...]:
     """Check stop sequences: a string or a list of them."""
     stops = [value] if isinstance(value, str) else value

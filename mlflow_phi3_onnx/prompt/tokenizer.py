@@ -59,6 +59,7 @@ class PromptTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         # Some vocabularies add runs of spaces: those are text.
         self._control = {t.content: i for i, t in added.items() if t.content.strip()}
+        self._control_ids = frozenset(self._control.values())
         self._strips_right = {t.content for t in added.values() if t.rstrip}
         self._strips_left = {t.content for t in added.values() if t.lstrip}
         self._control_pattern = _any_of(self._control)
@@ -67,16 +68,6 @@ class PromptTokenizer:
         self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
         self._grammars: dict[tuple[int, frozenset[int]], GrammarCompiler] = {}
         self._grammars_lock = threading.Lock()
-
-    @property
-    def vocab_size(self) -> int:
-        """How many ids the tokenizer has, added tokens included."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
-    @property
-    def has_template(self) -> bool:
-        """Whether the model can chat."""
-        return self._template is not None
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """Encode a prompt that its caller wrote as a whole, control tokens included.
@@ -100,9 +91,10 @@ class PromptTokenizer:
                 "This model has no chat template, so it cannot answer messages. Send a prompt.",
                 param="messages",
             )
-        for text in _strings([chat.messages, chat.tools]):
+        texts = list(_strings([chat.messages, chat.tools]))
+        for text in texts:
             _check_text(text, "messages")
-        hidden = _Hidden(chat, self._control_pattern)
+        hidden = _Hidden(texts, self._control_pattern)
         messages = [
             hidden.replace_in(
                 message,
@@ -179,8 +171,7 @@ class PromptTokenizer:
         return list(self._control_pattern.finditer(text)) if self._control_pattern else []
 
     def _count_control(self, ids: Iterable[int]) -> int:
-        control = set(self._control.values())
-        return sum(i in control for i in ids)
+        return sum(i in self._control_ids for i in ids)
 
     def _encode_in_pieces(self, rendered: str, hidden: _Hidden) -> list[int]:
         """Encode between the template's own control tokens, so that nothing else can become one."""
@@ -212,13 +203,12 @@ class _Hidden:
     """The control tokens' texts that a caller wrote, hidden while a template is rendered.
 
     Args:
-        chat: The conversation, to find a character that it does not use.
+        texts: Every text of the conversation, to find a character that none of them uses.
         pattern: What is hidden.
     """
 
-    def __init__(self, chat: ChatPrompt, pattern: re.Pattern[str] | None) -> None:
+    def __init__(self, texts: Sequence[str], pattern: re.Pattern[str] | None) -> None:
         self.found: list[str] = []
-        texts = list(_strings([chat.messages, chat.tools]))
         if pattern and any(pattern.search(text) for text in texts):
             used = set("".join(texts))
             free = next((chr(c) for c in _PRIVATE_USE if chr(c) not in used), None)
