@@ -127,8 +127,14 @@ class Options:
         stop: Texts that end the answer and are not part of it.
         n: How many answers.
         top_logprobs: How many alternatives to report for each token; None reports none at all.
+        prompt_logprobs: Whether to report the log-probabilities of the prompt's own tokens, with
+            ``top_logprobs`` alternatives each; ``max_tokens`` may then be 0.
         keep_control_tokens: Whether control tokens stay in the text, for marks of tool calls.
         grammar: What every answer must match, unless a token limit ends it; None allows all.
+        timeout: Seconds after which an answer that is not whole is given up; None waits for ever.
+        draft_tokens: The most tokens that are guessed ahead and checked in one step; 0 guesses
+            none. Guesses are looked up in the prompt and the answer (prompt lookup decoding).
+        prediction: A text that the answer is likely to repeat, where guesses are looked up too.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -139,8 +145,12 @@ class Options:
     stop: tuple[str, ...] = ()
     n: int = 1
     top_logprobs: int | None = None
+    prompt_logprobs: bool = False
     keep_control_tokens: bool = False
     grammar: Grammar | None = None
+    timeout: float | None = None
+    draft_tokens: int = 0
+    prediction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,14 +189,21 @@ class Delta:
         tokens: How many tokens the answer has so far, the one that ended it included.
         finish_reason: Why it ended, on the last piece.
         logprobs: The log-probabilities of the tokens since the piece before.
+        prompt_logprobs: One entry a token of the prompt, where asked for, on the first piece; the
+            first token's is None, for nothing comes before it.
         cached_tokens: How many of the prompt's tokens were found in a cache.
+        drafted_tokens: How many tokens were guessed ahead so far.
+        accepted_tokens: How many of those are part of the answer.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -199,14 +216,20 @@ class Completion:
         finish_reason: ``"stop"`` for an end-of-sequence token or stop sequence, ``"length"`` when
             a token limit ended it.
         logprobs: One entry a token, where asked for.
+        prompt_logprobs: One entry a token of the prompt, where asked for; the first one is None.
         cached_tokens: How many of the prompt's tokens were found in a cache.
+        drafted_tokens: How many tokens were guessed ahead.
+        accepted_tokens: How many of those are part of the answer.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from mlflow_phi3_onnx.request import Completion, Delta, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -25,7 +25,8 @@ class Job:
 
     Attributes:
         prompt: Token ids, at least one.
-        max_tokens: The most tokens to generate, at least 1.
+        max_tokens: The most tokens to generate; 0 only where the prompt's log-probabilities are
+            all that is wanted.
         options: What the request asks for.
         index: Which of the request's answers this is.
     """
@@ -43,16 +44,24 @@ class Ticket(Protocol):
         """Wait for the whole answer. Stops the job where the waiting is interrupted."""
         ...
 
+    async def aresult(self) -> Completion:
+        """Wait as :meth:`result`, without blocking the event loop."""
+        ...
+
     def cancel(self) -> None:
         """Stop the job: at most one more step is computed. Does nothing when it is over."""
         ...
 
 
 class Stream(Protocol):
-    """Jobs whose answers come in pieces."""
+    """Jobs whose answers come in pieces, to be read in a thread or in an event loop."""
 
     def __iter__(self) -> Generator[tuple[int, Delta]]:
         """Yield each piece with its job's position. Stops the jobs where the loop is left."""
+        ...
+
+    def __aiter__(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """Yield as :meth:`__iter__`, without blocking the event loop."""
         ...
 
     def cancel(self) -> None:

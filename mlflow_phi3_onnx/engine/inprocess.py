@@ -7,9 +7,12 @@ computed together.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import queue
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlflow_phi3_onnx.errors import CancelledError, GenAIError, MemoryBudgetError
@@ -18,7 +21,7 @@ from mlflow_phi3_onnx.generation.row import Row
 from mlflow_phi3_onnx.request import Completion, Delta, TokenLogprob
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 
     from mlflow_phi3_onnx.engine.base import Job
     from mlflow_phi3_onnx.generation.loop import Loop
@@ -27,6 +30,34 @@ if TYPE_CHECKING:
 __all__ = ["InProcessEngine"]
 
 _Piece: TypeAlias = "tuple[int, Delta | GenAIError]"
+
+
+class _Pieces:
+    """A queue of pieces, to be read in a thread or in an event loop."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
+        self._wake: Callable[[], object] | None = None
+
+    def put(self, piece: _Piece) -> None:
+        self._queue.put(piece)
+        if self._wake is not None:
+            self._wake()
+
+    def get(self) -> _Piece:
+        return self._queue.get()
+
+    async def aget(self) -> _Piece:
+        arrived = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # An event loop that is closed wants no piece any more.
+        self._wake = lambda: loop.is_closed() or loop.call_soon_threadsafe(arrived.set)
+        while True:
+            # Looked for after the wake-up call is set, so that no piece comes unseen in between.
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get_nowait()
+            await arrived.wait()
+            arrived.clear()
 
 
 class _Ticket:
@@ -39,51 +70,52 @@ class _Ticket:
             once, at the end.
     """
 
-    def __init__(
-        self, loop: Loop, position: int = 0, pieces: queue.SimpleQueue[_Piece] | None = None
-    ) -> None:
+    def __init__(self, loop: Loop, position: int = 0, pieces: _Pieces | None = None) -> None:
         self.row: Row | None = None
         self._loop = loop
         self._position = position
         self._queue = pieces
         self._pieces: list[Delta] = []
-        self._over = threading.Event()
-        self._error: Exception | None = None
+        self._answer: Future[Completion] = Future()
+        self._answer.set_running_or_notify_cancel()  # only cancel() stops it
 
     def put(self, piece: Delta | GenAIError) -> None:
         if isinstance(piece, GenAIError):
             self.fail(piece)
             return
-        if self._queue is None:
-            self._pieces.append(piece)
-        else:
+        self._pieces.append(piece)
+        if self._queue is not None:
             self._queue.put((self._position, piece))
-        if piece.finish_reason is not None:
-            self._over.set()
+        if piece.finish_reason is not None and not self._answer.done():
+            self._answer.set_result(self._whole())
 
     def fail(self, error: GenAIError) -> None:
-        if self._over.is_set():
+        if self._answer.done():
             return
-        self._error = error
         if self.row is not None:
             self.row.cancelled = True
         if self._queue is not None:
             self._queue.put((self._position, error))
-        self._over.set()
+        self._answer.set_exception(error)
 
     def cancel(self) -> None:
-        if not self._over.is_set():
+        if not self._answer.done():
             self.fail(CancelledError("Generation was cancelled."))
             self._loop.interrupt(_row(self))
 
     def result(self) -> Completion:
         try:
-            self._over.wait()
-        except BaseException:
+            return self._answer.result()
+        finally:
             self.cancel()
-            raise
-        if self._error is not None:
-            raise self._error
+
+    async def aresult(self) -> Completion:
+        try:
+            return await asyncio.wrap_future(self._answer)
+        finally:
+            self.cancel()
+
+    def _whole(self) -> Completion:
         last = self._pieces[-1]
         assert last.finish_reason is not None
         logprobs: list[TokenLogprob] = [entry for piece in self._pieces for entry in piece.logprobs]
@@ -93,14 +125,17 @@ class _Ticket:
             tokens=last.tokens,
             finish_reason=last.finish_reason,
             logprobs=tuple(logprobs) if asked else None,
+            prompt_logprobs=self._pieces[0].prompt_logprobs or None,
             cached_tokens=last.cached_tokens,
+            drafted_tokens=last.drafted_tokens,
+            accepted_tokens=last.accepted_tokens,
         )
 
 
 class _Stream:
     """Several jobs' pieces, in the order in which they are written."""
 
-    def __init__(self, tickets: Sequence[_Ticket], pieces: queue.SimpleQueue[_Piece]) -> None:
+    def __init__(self, tickets: Sequence[_Ticket], pieces: _Pieces) -> None:
         self._tickets = tickets
         self._pieces = pieces
 
@@ -109,6 +144,18 @@ class _Stream:
         try:
             while running:
                 position, piece = self._pieces.get()
+                if isinstance(piece, GenAIError):
+                    raise piece
+                yield position, piece
+                running -= piece.finish_reason is not None
+        finally:
+            self.cancel()
+
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, Delta]]:
+        running = len(self._tickets)
+        try:
+            while running:
+                position, piece = await self._pieces.aget()
                 if isinstance(piece, GenAIError):
                     raise piece
                 yield position, piece
@@ -166,7 +213,7 @@ class InProcessEngine:
 
     def stream(self, jobs: Sequence[Job]) -> _Stream:
         """Take jobs whose answers are wanted in pieces."""
-        pieces: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
+        pieces = _Pieces()
         tickets = [self._ticket(job, _Ticket(self._loop, i, pieces)) for i, job in enumerate(jobs)]
         return _Stream(self._take(tickets), pieces)
 

@@ -139,7 +139,9 @@ class Row:
 
     def _emit(self, text: str, reason: FinishReason | None = None) -> None:
         logprobs, self._logprobs = tuple(self._logprobs), []
-        self._sink(Delta(text, len(self.tokens), reason, logprobs, self.cached_tokens))
+        self._sink(
+            Delta(text, len(self.tokens), reason, logprobs, cached_tokens=self.cached_tokens)
+        )
 
     def _logprob(self, token: int, logprobs: NDArray[np.float64], top: int) -> TokenLogprob:
         best = np.argsort(-logprobs, kind="stable")[:top] if top else []
