@@ -11,7 +11,8 @@
         ├── DependencyError             500  server_error
         ├── GenerationError             500  server_error
         │   ├── MemoryBudgetError       429  rate_limit_error
-        │   └── CancelledError          499  server_error
+        │   ├── CancelledError          499  server_error
+        │   └── GenerationTimeoutError  504  server_error
         └── DeploymentError             500  server_error
 
 Messages name the field, the kind of the value that came and what is allowed. They never hold a
@@ -32,6 +33,7 @@ __all__ = [
     "DeploymentError",
     "GenAIError",
     "GenerationError",
+    "GenerationTimeoutError",
     "InvalidModelError",
     "InvalidRequestError",
     "MemoryBudgetError",
@@ -135,6 +137,13 @@ class CancelledError(GenerationError):
     """Generation that was stopped before its end, by its caller or because the model was closed."""
 
     mlflow_code = databricks_pb2.CANCELLED
+
+
+class GenerationTimeoutError(GenerationError):
+    """Generation that was stopped because it took longer than its ``timeout``."""
+
+    mlflow_code = databricks_pb2.DEADLINE_EXCEEDED
+    openai_code = "timeout"
 
 
 class DeploymentError(GenAIError):

@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
 )
-from mlflow_phi3_onnx.generation.genai_loop import GenAILoop
+from mlflow_phi3_onnx.generation.genai_loop import GenAILoop, GenAITraits
 from mlflow_phi3_onnx.generation.slots_loop import SlotsLoop
 from mlflow_phi3_onnx.runtime import PAD, NativeModel, available_threads
 from mlflow_phi3_onnx.slot_runtime import CACHE_TYPES, SlotSession
@@ -33,8 +33,9 @@ __all__ = ["start_engine", "why_not_slots"]
 DEFAULT_MAX_BATCH_SIZE = 16
 KV_SHARE_OF_AVAILABLE_MEMORY = 0.5
 
-# MLflow's scoring server passes its model to its worker processes in this variable.
+# MLflow's scoring server passes its model and its timeout to its processes in these variables.
 _SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
+_SERVER_TIMEOUT_VARIABLE = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 
 
 def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Settings) -> Engine:
@@ -60,6 +61,7 @@ def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Sett
         vocab_size=folder.vocab_size,
         kv_tokens=kv_tokens,
         kv_bytes_per_token=folder.kv_bytes_per_token,
+        longest=_server_timeout(),
     )
 
 
@@ -91,8 +93,19 @@ def why_not_slots(folder: ModelFolder) -> str | None:
     return None
 
 
+def _served() -> bool:
+    """Whether this is a process of MLflow's scoring server."""
+    return _SERVED_MODEL_VARIABLE in os.environ
+
+
+def _server_timeout() -> float | None:
+    """Return the seconds after which a server has given a request up, where this is one."""
+    timeout = os.environ.get(_SERVER_TIMEOUT_VARIABLE) if _served() else None
+    return None if timeout is None else float(timeout)
+
+
 def _start_loop(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Loop:
-    default = "auto" if _SERVED_MODEL_VARIABLE in os.environ else "genai"
+    default = "auto" if _served() else "genai"
     wanted = settings.runtime.get("loop", default)
     if wanted == "genai":
         return _start_genai(folder, settings, kv_tokens)
@@ -113,13 +126,32 @@ def _start_loop(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Loop
 
 def _start_genai(folder: ModelFolder, settings: Settings, kv_tokens: int) -> GenAILoop:
     native = NativeModel(folder.path, _overlay(folder, settings))
-    _smoke(native, folder)
+    traits = GenAITraits(
+        context_length=folder.context_length,
+        eos=folder.eos_token_ids[0],
+        groups=not folder.two_ranges,
+        goes_back=_goes_back(folder),
+        all_logits=_smoke(native, folder),
+    )
     return GenAILoop(
         native,
-        folder.eos_token_ids[0],
+        traits,
         kv_tokens=kv_tokens,
-        max_batch_size=1 if folder.two_ranges else _batch_size(settings),
+        max_batch_size=_batch_size(settings),
+        reuse_prefixes=settings.runtime.get("prefix_cache", True),
+        patient=not _served(),
     )
+
+
+def _goes_back(folder: ModelFolder) -> bool:
+    """Whether a model's cache can be taken back to any earlier state, and extended from there.
+
+    That is so where it holds the keys and values of full attention and nothing else.
+    """
+    graph = folder.graph
+    others = {name for name in graph.inputs if not name.startswith("past_key_values.")}
+    plain = others <= {"input_ids", "attention_mask", "position_ids"}
+    return plain and graph.attention_windows == {-1} and not folder.two_ranges
 
 
 def _start_slots(folder: ModelFolder, settings: Settings, kv_tokens: int) -> SlotsLoop:
@@ -155,15 +187,21 @@ def _overlay(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
     return {"model": {"pad_token_id": PAD, "decoder": decoder}}
 
 
-def _smoke(native: NativeModel, folder: ModelFolder) -> None:
-    """Run the graph once: a config that does not fit it loads, and fails only then."""
+def _smoke(native: NativeModel, folder: ModelFolder) -> bool:
+    """Run the graph once: a config that does not fit it loads, and fails only then.
+
+    Returns:
+        Whether the graph gives the logits of every token, and not only those of the last.
+    """
     try:
-        generator = native.generator(1, 2)
-        generator.append([np.zeros(1, dtype=np.int32)])
+        generator = native.generator(1, 3)
+        generator.append([np.zeros(2, dtype=np.int32)])
         width = generator.logits().shape[-1]
+        positions = len(generator.all_logits())
     except GenerationError as error:
         raise InvalidModelError(_MISFIT) from error
     _check_width(width, folder)
+    return positions == 2
 
 
 def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:
@@ -171,9 +209,9 @@ def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:
     ids = np.arange(min(6, folder.vocab_size), dtype=np.int64)[None, :]
     length = ids.shape[1]
     try:
-        whole = session.run(0, ids, [length])
+        whole = session.run(0, ids, [length], length)[:, -1]
         session.run(1, ids[:, : length // 2], [length // 2])
-        pieces = session.run(1, ids[:, length // 2 :], [length])
+        pieces = session.run(1, ids[:, length // 2 :], [length])[:, -1]
         more = session.run(0, np.zeros((2, 1), dtype=np.int64), [length + 1, length + 1])
     except (GenerationError, ValueError) as error:
         raise InvalidModelError(_MISFIT) from error

@@ -179,25 +179,49 @@ class NativeModel:
             # A GeneratorParams stays shared with its generator: a fresh one each time.
             params = self._genai.GeneratorParams(self._model)
             params.set_search_options(batch_size=rows, max_length=max_length, **_NEUTRAL_SEARCH)
-            return NativeGenerator(self._genai.Generator(self._model, params), rows)
+            return NativeGenerator(self._genai.Generator(self._model, params), rows, max_length)
 
 
 class NativeGenerator:
-    """One fixed batch of sequences inside onnxruntime-genai."""
+    """One fixed batch of sequences inside onnxruntime-genai.
 
-    def __init__(self, generator: Any, rows: int) -> None:
+    Attributes:
+        rows: How many sequences.
+        max_length: How many tokens each may hold.
+    """
+
+    def __init__(self, generator: Any, rows: int, max_length: int) -> None:
+        self.rows = rows
+        self.max_length = max_length
         self._generator = generator
-        self._rows = rows
         self._choice: NDArray[np.float32] | None = None
 
     def append(self, prompts: Sequence[NDArray[np.int32]]) -> None:
-        """Compute the prompts, one per row, padded on the right to the longest."""
+        """Compute the prompts, one per row, padded on the right to the longest. Only once."""
         width = max(len(prompt) for prompt in prompts)
-        ids = np.full((self._rows, width), PAD, dtype=np.int32)
+        ids = np.full((self.rows, width), PAD, dtype=np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         with _run_errors():
             self._generator.append_tokens(ids)
+
+    def extend(self, tokens: NDArray[np.int32]) -> None:
+        """Compute more tokens of the only row.
+
+        Not after :meth:`advance` or :meth:`force`, whose last token would be left out.
+        """
+        with _run_errors():
+            self._generator.append_tokens(tokens)
+
+    def rewind(self, tokens: int) -> None:
+        """Go back to the first tokens, so many; to none, where there are several rows."""
+        with _run_errors():
+            self._generator.rewind_to(tokens)
+
+    def all_logits(self) -> NDArray[np.float32]:
+        """Return the raw logits of what the only row was extended by, ``(tokens, vocabulary)``."""
+        with _run_errors():
+            return self._generator.get_output("logits")[0]
 
     def logits(self) -> NDArray[np.float32]:
         """Return a copy of the raw logits of each row's next token, ``(rows, vocabulary)``."""
@@ -214,8 +238,8 @@ class NativeGenerator:
         """Append the given token to each row. Call :meth:`logits` first."""
         if self._choice is None:
             width = self.logits().shape[-1]
-            self._choice = np.full((self._rows, 1, width), -np.inf, dtype=np.float32)
-        rows = np.arange(self._rows)
+            self._choice = np.full((self.rows, 1, width), -np.inf, dtype=np.float32)
+        rows = np.arange(self.rows)
         self._choice[rows, 0, tokens] = 0.0
         with _run_errors():
             self._generator.set_logits(self._choice)

@@ -90,7 +90,7 @@ class SlotSession:
         self._running: Any = None
 
     def run(
-        self, first: int, ids: NDArray[np.int64], lengths: Sequence[int]
+        self, first: int, ids: NDArray[np.int64], lengths: Sequence[int], wanted: int = 1
     ) -> NDArray[np.float32]:
         """Compute tokens of neighbouring slots, and append them to the cache.
 
@@ -98,9 +98,10 @@ class SlotSession:
             first: The first slot.
             ids: The new tokens, ``(slots, tokens)``.
             lengths: How many tokens each slot holds afterwards.
+            wanted: Of how many of the last tokens the logits are wanted.
 
         Returns:
-            The logits of each slot's next token, ``(slots, vocabulary)``.
+            The logits of the tokens that follow those, ``(slots, wanted, vocabulary)``.
 
         Raises:
             Interrupted: If :meth:`interrupt` was called meanwhile.
@@ -116,7 +117,8 @@ class SlotSession:
         try:
             self._session.run_with_iobinding(binding, options)
             # Not copy_outputs_to_cpu(), which copies the whole cache.
-            return binding.get_outputs()[0].numpy()[:, -1, :].astype(np.float32)
+            logits = binding.get_outputs()[0].numpy()
+            return logits[:, logits.shape[1] - wanted :].astype(np.float32, copy=False)
         except Exception as error:
             if options.terminate:
                 raise Interrupted from None

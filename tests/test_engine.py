@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from engines import ScriptedLoop, engine, job, until
 
 from mlflow_phi3_onnx import (
     CancelledError,
@@ -23,25 +23,13 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
 )
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.generation.loop import failing
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.request import Options, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from mlflow_phi3_onnx.generation.row import Row
-
 STORY = [{"role": "user", "content": "Tell me a long story."}]
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.005)
 
 
 def test_32_threads_get_what_each_gets_alone(model: GenAIModel) -> None:
@@ -80,54 +68,6 @@ def test_streams_and_predictions_side_by_side(model: GenAIModel) -> None:
         assert list(pool.map(stream, range(4))) == [whole] * 4
 
 
-class ScriptedLoop:
-    """A loop that does what a real one cannot be made to do."""
-
-    def __init__(self, token: int) -> None:
-        self.token = token
-        self.steps = 0
-        self.room = 10_000
-        self.fail: Exception | None = None
-        self.gate = threading.Event()
-        self.gate.set()
-        self.rows: list[Row] = []
-
-    def needs(self, row: Row) -> int:
-        return len(row.prompt) + row.max_tokens
-
-    def admit(self, waiting: Sequence[Row]) -> list[Row]:
-        free = self.room - sum(map(self.needs, self.rows))
-        taken: list[Row] = []
-        for row in waiting:
-            free -= self.needs(row)
-            if free < 0:
-                break
-            taken.append(row)
-        self.rows += taken
-        return taken
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.rows)
-
-    def step(self) -> None:
-        self.gate.wait(20)
-        self.steps += 1
-        with failing(self.rows):
-            if self.fail is not None:
-                raise self.fail
-            for row in self.rows:
-                if not row.over:
-                    row.take(self.token)
-        self.rows = [row for row in self.rows if not row.over]
-
-    def interrupt(self, row: Row) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def tokenizer(demo: Path) -> PromptTokenizer:
     return PromptTokenizer(demo)
@@ -136,21 +76,6 @@ def tokenizer(demo: Path) -> PromptTokenizer:
 @pytest.fixture
 def scripted(tokenizer: PromptTokenizer) -> ScriptedLoop:
     return ScriptedLoop(int(tokenizer.encode("a")[-1]))
-
-
-def engine(loop: ScriptedLoop, tokenizer: PromptTokenizer) -> InProcessEngine:
-    return InProcessEngine(
-        loop,
-        tokenizer=tokenizer,
-        eos=frozenset({0}),
-        vocab_size=100,
-        kv_tokens=loop.room,
-        kv_bytes_per_token=1,
-    )
-
-
-def job(length: int = 1, max_tokens: int = 5, **options: Any) -> Job:
-    return Job(np.ones(length, dtype=np.int32), max_tokens, Options(**options))
 
 
 def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
@@ -269,7 +194,7 @@ def test_an_answer_longer_than_the_first_cache_is_the_same(
     rows = [{"messages": STORY}, {"messages": STORY, "max_tokens": 7}, {"messages": STORY, "n": 2}]
     with GenAIModel(demo) as model:
         expected = [r["choices"] for r in model.run("llm/v1/chat", rows)]
-        monkeypatch.setattr("mlflow_phi3_onnx.generation.genai_loop.GROWTH", 16)
+        monkeypatch.setattr("mlflow_phi3_onnx.generation.genai_batch.GROWTH", 16)
         assert [r["choices"] for r in model.run("llm/v1/chat", rows)] == expected
 
 

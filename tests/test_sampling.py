@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_phi3_onnx import GenAIModel, GenerationError
-from mlflow_phi3_onnx.generation.sampler import Sampler, log_softmax
+from mlflow_phi3_onnx.generation.sampler import Sampler, likeliest, log_of_sum
 from mlflow_phi3_onnx.generation.stop import StopMatcher
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.request import Sampling
@@ -115,12 +115,21 @@ def test_logits_that_are_not_numbers_are_an_error() -> None:
         sampler.choose(np.full(VOCABULARY, -np.inf, dtype=np.float32))
 
 
-def test_log_softmax() -> None:
+def test_the_logarithm_of_a_sum() -> None:
     values = logits(spread=30.0)
     exact = values.astype(np.longdouble)
-    exact -= exact.max()
-    exact -= np.log(np.exp(exact).sum())
-    np.testing.assert_allclose(log_softmax(values), exact.astype(float), atol=1e-9)
+    expected = float(exact.max() + np.log(np.exp(exact - exact.max()).sum()))
+    assert log_of_sum(values) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5, VOCABULARY - 1, VOCABULARY, 2 * VOCABULARY])
+def test_the_likeliest_are_in_order_and_equal_ones_by_id(count: int) -> None:
+    values = np.round(logits(spread=2.0))
+    values[3:6] = -np.inf
+    expected = sorted(range(VOCABULARY), key=lambda i: (-values[i], i))
+    found = likeliest(values, count).tolist()
+    assert found == [i for i in expected if np.isfinite(values[i]) or i in found][:count]
+    assert len(found) >= min(count, VOCABULARY - 3)
 
 
 def settle(search: dict[str, Any], **fields: Any) -> Sampling:

@@ -16,7 +16,7 @@ import pytest
 from mlflow_phi3_onnx import CancelledError, GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.generation import slots_loop
+from mlflow_phi3_onnx.generation import chunks
 from mlflow_phi3_onnx.loading import why_not_slots
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def test_more_rows_than_slots_of_every_length(demo: Path, reference: GenAIModel)
 def test_prompts_in_pieces(
     demo: Path, reference: GenAIModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slots_loop, "MAX_CHUNK", 7)
+    monkeypatch.setattr(chunks, "MAX_CHUNK", 7)
     rows = [question(f"{'Please think of it. ' * 9}Capital of {c}?") for c in COUNTRIES]
     with slots(demo, max_batch_size=4, prefix_cache=False) as model:
         assert texts(model.run("llm/v1/chat", rows)) == texts(reference.run("llm/v1/chat", rows))

@@ -205,7 +205,11 @@ def test_rows_of_a_batch_are_what_each_is_alone(model: GenAIModel) -> None:
     together = model.run("llm/v1/chat", rows)
     alone = [model.run("llm/v1/chat", [row])[0] for row in rows]
     assert [r["choices"] for r in together] == [r["choices"] for r in alone]
-    assert [r["usage"] for r in together] == [r["usage"] for r in alone]
+    for one, other in zip(together, alone, strict=True):
+        counted = ("prompt_tokens", "completion_tokens")
+        assert [one["usage"][name] for name in counted] == [
+            other["usage"][name] for name in counted
+        ]
     assert together[1]["choices"][0]["message"]["content"] == " The capital of Spain is Madrid."
     assert together[-1]["choices"][0]["message"]["content"] == "a" * 30
 

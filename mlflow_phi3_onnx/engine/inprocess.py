@@ -7,21 +7,26 @@ computed together.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import queue
 import threading
-from concurrent.futures import Future
-from typing import TYPE_CHECKING, TypeAlias
+import weakref
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.errors import CancelledError, GenAIError, MemoryBudgetError
+from mlflow_phi3_onnx.engine.tickets import Answer, JobTicket, Pieces, PiecesStream
+from mlflow_phi3_onnx.errors import (
+    CancelledError,
+    GenerationTimeoutError,
+    MemoryBudgetError,
+    UnsupportedParameterError,
+)
 from mlflow_phi3_onnx.generation.loop import failing
 from mlflow_phi3_onnx.generation.row import Row
-from mlflow_phi3_onnx.request import Completion, Delta, TokenLogprob
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+    from collections.abc import Collection, Sequence
 
     from mlflow_phi3_onnx.engine.base import Job
     from mlflow_phi3_onnx.generation.loop import Loop
@@ -29,147 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["InProcessEngine"]
 
-_Piece: TypeAlias = "tuple[int, Delta | GenAIError]"
-
-
-class _Pieces:
-    """A queue of pieces, to be read in a thread or in an event loop."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[_Piece] = queue.SimpleQueue()
-        self._wake: Callable[[], object] | None = None
-
-    def put(self, piece: _Piece) -> None:
-        self._queue.put(piece)
-        if self._wake is not None:
-            self._wake()
-
-    def get(self) -> _Piece:
-        return self._queue.get()
-
-    async def aget(self) -> _Piece:
-        arrived = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        # An event loop that is closed wants no piece any more.
-        self._wake = lambda: loop.is_closed() or loop.call_soon_threadsafe(arrived.set)
-        while True:
-            # Looked for after the wake-up call is set, so that no piece comes unseen in between.
-            with contextlib.suppress(queue.Empty):
-                return self._queue.get_nowait()
-            await arrived.wait()
-            arrived.clear()
-
-
-class _Ticket:
-    """A job that was taken, and its row.
-
-    Args:
-        loop: The loop that computes it.
-        position: Where the job stands among those it came with.
-        pieces: Where pieces go as they are written; None collects them, and the caller is woken
-            once, at the end.
-    """
-
-    def __init__(self, loop: Loop, position: int = 0, pieces: _Pieces | None = None) -> None:
-        self.row: Row | None = None
-        self._loop = loop
-        self._position = position
-        self._queue = pieces
-        self._pieces: list[Delta] = []
-        self._answer: Future[Completion] = Future()
-        self._answer.set_running_or_notify_cancel()  # only cancel() stops it
-
-    def put(self, piece: Delta | GenAIError) -> None:
-        if isinstance(piece, GenAIError):
-            self.fail(piece)
-            return
-        self._pieces.append(piece)
-        if self._queue is not None:
-            self._queue.put((self._position, piece))
-        if piece.finish_reason is not None and not self._answer.done():
-            self._answer.set_result(self._whole())
-
-    def fail(self, error: GenAIError) -> None:
-        if self._answer.done():
-            return
-        if self.row is not None:
-            self.row.cancelled = True
-        if self._queue is not None:
-            self._queue.put((self._position, error))
-        self._answer.set_exception(error)
-
-    def cancel(self) -> None:
-        if not self._answer.done():
-            self.fail(CancelledError("Generation was cancelled."))
-            self._loop.interrupt(_row(self))
-
-    def result(self) -> Completion:
-        try:
-            return self._answer.result()
-        finally:
-            self.cancel()
-
-    async def aresult(self) -> Completion:
-        try:
-            return await asyncio.wrap_future(self._answer)
-        finally:
-            self.cancel()
-
-    def _whole(self) -> Completion:
-        last = self._pieces[-1]
-        assert last.finish_reason is not None
-        logprobs: list[TokenLogprob] = [entry for piece in self._pieces for entry in piece.logprobs]
-        asked = self.row is not None and self.row.reports_logprobs
-        return Completion(
-            text="".join(piece.text for piece in self._pieces),
-            tokens=last.tokens,
-            finish_reason=last.finish_reason,
-            logprobs=tuple(logprobs) if asked else None,
-            prompt_logprobs=self._pieces[0].prompt_logprobs or None,
-            cached_tokens=last.cached_tokens,
-            drafted_tokens=last.drafted_tokens,
-            accepted_tokens=last.accepted_tokens,
-        )
-
-
-class _Stream:
-    """Several jobs' pieces, in the order in which they are written."""
-
-    def __init__(self, tickets: Sequence[_Ticket], pieces: _Pieces) -> None:
-        self._tickets = tickets
-        self._pieces = pieces
-
-    def __iter__(self) -> Generator[tuple[int, Delta]]:
-        running = len(self._tickets)
-        try:
-            while running:
-                position, piece = self._pieces.get()
-                if isinstance(piece, GenAIError):
-                    raise piece
-                yield position, piece
-                running -= piece.finish_reason is not None
-        finally:
-            self.cancel()
-
-    async def __aiter__(self) -> AsyncGenerator[tuple[int, Delta]]:
-        running = len(self._tickets)
-        try:
-            while running:
-                position, piece = await self._pieces.aget()
-                if isinstance(piece, GenAIError):
-                    raise piece
-                yield position, piece
-                running -= piece.finish_reason is not None
-        finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        for ticket in self._tickets:
-            ticket.cancel()
-
 
 class InProcessEngine:
     """Runs jobs with a loop in this process.
+
+    A process that is forked from this one has an engine of its own, which shares the weights; what
+    was running stays with this one.
 
     Args:
         loop: The loop that computes.
@@ -178,6 +48,7 @@ class InProcessEngine:
         vocab_size: The width of the logits.
         kv_tokens: How many tokens the KV memory holds.
         kv_bytes_per_token: Bytes of KV cache that one token takes.
+        longest: Seconds after which any answer is given up; None leaves that to the requests.
     """
 
     def __init__(
@@ -189,6 +60,7 @@ class InProcessEngine:
         vocab_size: int,
         kv_tokens: int,
         kv_bytes_per_token: int,
+        longest: float | None = None,
     ) -> None:
         self._loop = loop
         self._tokenizer = tokenizer
@@ -196,26 +68,38 @@ class InProcessEngine:
         self._vocab_size = vocab_size
         self._kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
-        self._inbox: queue.SimpleQueue[list[_Ticket] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._pid = 0
+        self._longest = longest
+        self._waiting: list[JobTicket] = []
+        self._running: list[JobTicket] = []
         self._closed = False
+        self._begin()
+        _engines.add(self)
 
     @property
     def kv_tokens(self) -> int:
         """How many tokens the KV memory holds."""
         return self._kv_tokens
 
-    def submit(self, jobs: Sequence[Job]) -> list[_Ticket]:
-        """Take jobs, in order, to be waited for."""
-        return self._take([self._ticket(job, _Ticket(self._loop)) for job in jobs])
+    def submit(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Take jobs to be waited for."""
+        tickets: list[Answer] = []
+        for job in jobs:
+            ticket = Answer(self._loop, reports_logprobs=job.options.top_logprobs is not None)
+            ticket.row = self._row(job, ticket, in_pieces=False)
+            tickets.append(ticket)
+        self._take(tickets)
+        return tickets
 
-    def stream(self, jobs: Sequence[Job]) -> _Stream:
+    def stream(self, jobs: Sequence[Job]) -> PiecesStream:
         """Take jobs whose answers are wanted in pieces."""
-        pieces = _Pieces()
-        tickets = [self._ticket(job, _Ticket(self._loop, i, pieces)) for i, job in enumerate(jobs)]
-        return _Stream(self._take(tickets), pieces)
+        pieces = Pieces()
+        tickets: list[JobTicket] = []
+        for position, job in enumerate(jobs):
+            ticket = JobTicket(self._loop, partial(pieces.put, position))
+            ticket.row = self._row(job, ticket, in_pieces=True)
+            tickets.append(ticket)
+        self._take(tickets)
+        return PiecesStream(tickets, pieces)
 
     def close(self) -> None:
         """Cancel everything, stop the thread and free the model."""
@@ -223,32 +107,61 @@ class InProcessEngine:
             if self._closed:
                 return
             self._closed = True
-            thread = self._thread if self._pid == os.getpid() else None
+            thread = self._thread
             self._inbox.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self._loop.close()
 
-    def _take(self, tickets: list[_Ticket]) -> list[_Ticket]:
+    def _begin(self) -> None:
+        """Be as an engine that has taken no jobs; what it had taken is no longer its own."""
+        for ticket in self._waiting + self._running:
+            ticket.row.cancelled = True
+        self._waiting = []
+        self._running = []
+        self._inbox: queue.SimpleQueue[Sequence[JobTicket] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._stepping = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def _take(self, tickets: Sequence[JobTicket]) -> None:
         with self._lock:
             if self._closed:
                 raise CancelledError("The model is closed.")
-            self._start()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="onnx-genai-engine", daemon=True
+                )
+                self._thread.start()
             self._inbox.put(tickets)
-        return tickets
 
-    def _ticket(self, job: Job, ticket: _Ticket) -> _Ticket:
-        ticket.row = Row(
+    def _row(self, job: Job, ticket: JobTicket, *, in_pieces: bool) -> Row:
+        options = job.options
+        if options.prompt_logprobs and not self._loop.scores:
+            raise UnsupportedParameterError(
+                "The model's graph gives no logits of a prompt's tokens, so their log-probabilities"
+                " cannot be reported."
+            )
+        if options.draft_tokens and not self._loop.drafts:
+            raise UnsupportedParameterError(
+                "prompt_lookup_num_tokens and prediction are not supported with this model: its"
+                " cache cannot be taken back where a guess is wrong. Leave them out.",
+                param="prompt_lookup_num_tokens",
+            )
+        if self._longest is not None:
+            options = replace(options, timeout=min(options.timeout or self._longest, self._longest))
+        row = Row(
             job.prompt,
             job.max_tokens,
-            job.options,
+            options,
             tokenizer=self._tokenizer,
             eos=self._eos,
             vocab_size=self._vocab_size,
             sink=ticket.put,
             index=job.index,
+            in_pieces=in_pieces,
         )
-        needed = self._loop.needs(ticket.row)
+        needed = self._loop.needs(row)
         if needed > self._kv_tokens:
             per_token = self._kv_bytes_per_token
             raise MemoryBudgetError(
@@ -258,41 +171,86 @@ class InProcessEngine:
                 " kv_cache_memory.",
                 param="max_tokens",
             )
-        return ticket
-
-    def _start(self) -> None:
-        """Start the thread, again where this process was forked from one that had it."""
-        if self._thread is not None and self._pid == os.getpid():
-            return
-        if self._thread is not None:
-            self._inbox = queue.SimpleQueue()
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="onnx-genai-engine", daemon=True)
-        self._thread.start()
+        return row
 
     def _run(self) -> None:
-        waiting: list[_Ticket] = []
-        running: list[_Ticket] = []
         while True:
-            while not self._inbox.empty() or not (waiting or self._loop.busy):
+            while not self._inbox.empty() or not (self._waiting or self._loop.busy):
                 tickets = self._inbox.get()
                 if tickets is None:
-                    for ticket in waiting + running:
-                        ticket.fail(CancelledError("The model was closed."))
+                    for ticket in self._waiting + self._running:
+                        ticket.row.fail(CancelledError("The model was closed."))
                     return
-                waiting += tickets
-            waiting = [ticket for ticket in waiting if not _row(ticket).over]
-            if waiting:
-                rows = [_row(ticket) for ticket in waiting]
-                begun: Collection[Row] = ()
-                with failing(rows):
-                    begun = self._loop.admit(rows)
-                running = [ticket for ticket in running if not _row(ticket).over]
-                running += [ticket for ticket in waiting if _row(ticket) in begun]
-                waiting = [ticket for ticket in waiting if _row(ticket) not in begun]
-            self._loop.step()
+                self._waiting += tickets
+            # A fork waits for the end of a step, so that it finds nothing half done.
+            with self._stepping:
+                self._give_up_late_ones()
+                self._admit()
+                self._loop.step()
+
+    def _give_up_late_ones(self) -> None:
+        for ticket in self._waiting + self._running:
+            if ticket.row.expired and not ticket.row.over:
+                ticket.row.fail(
+                    GenerationTimeoutError(
+                        "The answer was not whole when its timeout was over. Raise timeout, or"
+                        " lower max_tokens.",
+                        param="timeout",
+                    )
+                )
+
+    def _admit(self) -> None:
+        self._running = [ticket for ticket in self._running if not ticket.row.over]
+        self._waiting = [ticket for ticket in self._waiting if not ticket.row.over]
+        if not self._waiting:
+            return
+        rows = [ticket.row for ticket in self._waiting]
+        begun: Collection[Row] = ()
+        with failing(rows):
+            begun = self._loop.admit(rows)
+        self._running += [ticket for ticket in self._waiting if ticket.row in begun]
+        self._waiting = [ticket for ticket in self._waiting if ticket.row not in begun]
+
+    def before_fork(self) -> None:
+        """Wait for the end of a step, and keep the next one from beginning."""
+        self._lock.acquire()
+        self._stepping.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._stepping.release()
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew, with a thread of its own at the first job."""
+        self._begin()
 
 
-def _row(ticket: _Ticket) -> Row:
-    assert ticket.row is not None
-    return ticket.row
+_engines: weakref.WeakSet[InProcessEngine] = weakref.WeakSet()
+_forking: list[InProcessEngine] = []
+
+
+def _before_fork() -> None:
+    _forking[:] = sorted(_engines, key=id)
+    for engine in _forking:
+        engine.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for engine in reversed(_forking):
+        engine.after_fork_in_parent()
+    _forking.clear()
+
+
+def _after_fork_in_child() -> None:
+    for engine in _forking:
+        engine.after_fork_in_child()
+    _forking.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

@@ -1,87 +1,141 @@
 """The reference loop: onnxruntime-genai's generator, for every model and device that it runs.
 
-The generator's batch is fixed: its rows start together, and a row that has ended is computed on
-until the last one ends. Sampling options are fixed for a whole generator too, so each row chooses
-its own token from the logits and forces it; where every row takes the likeliest token, the
-generator chooses itself.
+The generator's batch is fixed: its rows start together, and nothing joins it later. Sampling
+options are fixed for a whole generator too, so each row chooses its own token from the logits;
+where every row takes the likeliest token, the generator chooses itself.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-from mlflow_phi3_onnx.errors import GenAIError
+from mlflow_phi3_onnx.generation.chunks import ChunkSize
+from mlflow_phi3_onnx.generation.genai_batch import Group, Single, most_kv_tokens
 from mlflow_phi3_onnx.generation.loop import failing
-from mlflow_phi3_onnx.runtime import MAX_BATCH_SIZE, NativeGenerator, NativeModel
+from mlflow_phi3_onnx.generation.pool import GeneratorPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.runtime import NativeModel
 
-__all__ = ["GenAILoop"]
+__all__ = ["GenAILoop", "GenAITraits"]
 
-GROWTH = 512
-"""How many tokens of KV cache a batch starts with beyond its prompts, and grows by, at least."""
+_Batch: TypeAlias = "Group | Single"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenAITraits:
+    """What a model allows onnxruntime-genai to do.
+
+    Attributes:
+        context_length: Tokens of prompt and answer together.
+        eos: An id that ends an answer.
+        groups: Whether rows can share a generator.
+        goes_back: Whether a cache can be taken back to an earlier state, and prompts be computed
+            in pieces.
+        all_logits: Whether the graph gives the logits of every token of a prompt.
+    """
+
+    context_length: int
+    eos: int
+    groups: bool = True
+    goes_back: bool = True
+    all_logits: bool = True
 
 
 class GenAILoop:
     """Runs a model with onnxruntime-genai's generator.
 
-    Rows that wait at the same time share a batch, those of a like length first, so that little is
-    padded. A batch never takes in a row later; the next one starts beside it as soon as memory
-    allows, and every batch has its turn, so nobody waits for someone else's whole answer.
+    Rows that wait at the same time share a generator, those of a like length first, so that little
+    is padded. The next ones start beside them, and every generator has its turn, so nobody waits
+    for someone else's whole answer.
 
     Args:
         model: The loaded model.
-        eos: An id that ends an answer.
+        traits: What it allows.
         kv_tokens: How many tokens the KV memory holds.
-        max_batch_size: The most rows of one batch.
+        max_batch_size: The most rows that are computed together.
+        reuse_prefixes: Whether a prompt that begins as an earlier one is computed only from where
+            it differs.
+        patient: Whether the interpreter's lock may be held for as long as the prompts of a batch
+            take. Otherwise only short ones are computed together.
     """
 
     def __init__(
-        self, model: NativeModel, eos: int, *, kv_tokens: int, max_batch_size: int = MAX_BATCH_SIZE
+        self,
+        model: NativeModel,
+        traits: GenAITraits,
+        *,
+        kv_tokens: int,
+        max_batch_size: int,
+        reuse_prefixes: bool = True,
+        patient: bool = True,
     ) -> None:
-        self._model: NativeModel | None = model
-        self._eos = eos
+        self._pool: GeneratorPool | None = GeneratorPool(
+            model, keeps=traits.goes_back, reuses_prefixes=reuse_prefixes
+        )
+        self._traits = traits
         self._kv_tokens = kv_tokens
         self._max_batch_size = max_batch_size
+        self._patient = patient
+        self._chunks = ChunkSize()
         self._batches: list[_Batch] = []
+
+    @property
+    def scores(self) -> bool:
+        """Whether it gives the logits of a prompt's tokens."""
+        return self._traits.all_logits
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it can check guesses, and take back wrong ones."""
+        return self._traits.all_logits and self._traits.goes_back
 
     def needs(self, row: Row) -> int:
         """Count the tokens of KV cache that a row takes at most, alone."""
-        return _kv_tokens([row])
+        return most_kv_tokens([row])
 
     @property
     def busy(self) -> bool:
-        """Whether a batch is not over."""
+        """Whether a row is not over."""
         return bool(self._batches)
 
     def admit(self, waiting: Sequence[Row]) -> set[Row]:
-        """Begin batches of the waiting rows, as far as memory allows."""
-        assert self._model is not None, "the loop is closed"
+        """Begin with the waiting rows, as far as there is room.
+
+        Where more wait than there is room for, they wait until half of it is free: many small
+        batches would take longer than one.
+        """
+        running = sum(len(batch.live) for batch in self._batches)
+        room = self._max_batch_size - running
+        if len(waiting) > room and 2 * running > self._max_batch_size:
+            return set()
         left = list(waiting)
         taken: set[Row] = set()
-        while left:
-            free = self._kv_tokens - sum(batch.kv_tokens for batch in self._batches)
-            rows = self._next_batch(left, free)
+        while left and len(taken) < room:
+            rows = self._next_batch(left, self._free(), room - len(taken))
             if not rows:
                 break
-            self._batches.append(_Batch(self._model, rows, self._eos))
+            self._batches.append(self._batch(rows))
             taken.update(rows)
             left = [row for row in left if row not in taken]
         return taken
 
     def step(self) -> None:
-        """Compute one more token for every row of every batch."""
+        """Compute one more token for every row of every batch, or a piece of a prompt."""
+        alone = len(self._batches) == 1
         for batch in self._batches:
-            if not batch.over:
+            if batch.live:
                 with failing(batch.rows):
-                    batch.step()
-        self._batches = [batch for batch in self._batches if not batch.over]
+                    batch.step(alone=alone)
+        for batch in [batch for batch in self._batches if batch.wasteful or not batch.live]:
+            self._batches.remove(batch)
+            batch.close()
+            if batch.live:
+                self._batches.append(self._batch(batch.live))
 
     def interrupt(self, row: Row) -> None:
         """Do nothing: onnxruntime-genai cannot be stopped within a step."""
@@ -89,80 +143,40 @@ class GenAILoop:
     def close(self) -> None:
         """Free the model."""
         self._batches = []
-        self._model = None
+        self._pool = None
 
-    def _next_batch(self, waiting: Sequence[Row], free: int) -> list[Row]:
+    def _free(self) -> int:
+        return self._kv_tokens - sum(batch.kv_tokens for batch in self._batches)
+
+    def _batch(self, rows: Sequence[Row]) -> _Batch:
+        assert self._pool is not None, "the loop is closed"
+        if len(rows) > 1:
+            return Group(self._pool, rows, self._traits.eos, self._chunks, self._free())
+        chunks = self._chunks if self._traits.goes_back else None
+        return Single(self._pool, rows[0], chunks, self._traits.context_length, self._free())
+
+    def _next_batch(self, waiting: Sequence[Row], free: int, most: int) -> list[Row]:
         """Choose rows around the one that has waited longest, as long as they fit."""
         first, *others = waiting
+        if not self._traits.groups or _wants_a_generator(first):
+            others = []
+        others = [row for row in others if not _wants_a_generator(row)]
         others.sort(key=lambda row: abs(len(row.prompt) - len(first.prompt)))
         rows: list[Row] = []
         for row in [first, *others]:
-            if len(rows) == self._max_batch_size or _kv_tokens([*rows, row]) > free:
+            joined = [*rows, row]
+            if len(rows) == most or most_kv_tokens(joined) > free:
                 break
-            rows.append(row)
+            if rows and not self._patient and not self._short(joined):
+                break
+            rows = joined
         return rows
 
-
-class _Batch:
-    """Rows inside one generator.
-
-    The KV cache of a generator is allocated, and zeroed, as a whole. A batch that may get long
-    begins with a small one; when that is full, the rows that are not over move to a larger one.
-    """
-
-    def __init__(self, model: NativeModel, rows: Sequence[Row], eos: int) -> None:
-        self.rows = rows
-        self.kv_tokens = _kv_tokens(rows)
-        self._model = model
-        self._eos = eos
-        self._inside: list[Row] = []
-        self._generator: NativeGenerator | None = None
-        self._room = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether every row is over."""
-        return all(row.over for row in self.rows)
-
-    def step(self) -> None:
-        """Compute one more token for every row that is not over."""
-        if self._room == 0:
-            self._open_generator()
-        generator = self._generator
-        assert generator is not None
-        self._room -= 1
-        live = [row for row in self._inside if not row.over]
-        if all(row.takes_likeliest for row in live):
-            tokens = generator.advance()
-        else:
-            logits = generator.logits()
-            tokens = [self._choose(row, logits[i]) for i, row in enumerate(self._inside)]
-            generator.force(tokens)
-        for row, token in zip(self._inside, tokens, strict=True):
-            if not row.over:
-                row.take(token)
-
-    def _choose(self, row: Row, logits: NDArray[np.float32]) -> int:
-        if row.over:
-            return self._eos
-        try:
-            return row.choose(logits)
-        except GenAIError as error:
-            row.fail(error)
-            return self._eos
-
-    def _open_generator(self) -> None:
-        self._inside = [row for row in self.rows if not row.over]
-        self._generator = None
-        longest = max(row.remaining for row in self._inside)
-        generated = max(len(row.tokens) for row in self._inside)
-        self._room = min(longest, max(GROWTH, generated))
-        sequences = [row.sequence for row in self._inside]
-        width = max(map(len, sequences))
-        self._generator = self._model.generator(len(sequences), width + self._room)
-        self._generator.append(sequences)
+    def _short(self, rows: Sequence[Row]) -> bool:
+        tokens = len(rows) * max(len(row.prompt) for row in rows)
+        return self._chunks.next(tokens, alone=True) == tokens
 
 
-def _kv_tokens(rows: Sequence[Row]) -> int:
-    """Count the tokens of a batch's KV cache: the widest row's, for every row."""
-    return len(rows) * (max(len(r.prompt) for r in rows) + max(r.max_tokens for r in rows))
+def _wants_a_generator(row: Row) -> bool:
+    """Whether a row cannot share one: its prompt's logits are wanted, or guesses are checked."""
+    return row.scores_prompt or row.drafts

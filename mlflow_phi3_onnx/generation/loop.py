@@ -21,6 +21,16 @@ _logger = logging.getLogger(__name__)
 class Loop(Protocol):
     """A way to run a model. All calls but :meth:`interrupt` come from one thread."""
 
+    @property
+    def scores(self) -> bool:
+        """Whether it gives the logits of a prompt's tokens."""
+        ...
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it can check guesses, and take back wrong ones."""
+        ...
+
     def needs(self, row: Row) -> int:
         """Count the tokens of KV cache that a row takes at most, alone."""
         ...

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_phi3_onnx.generation.sampler import Sampler, log_softmax
+from mlflow_phi3_onnx.generation.draft import Drafter
+from mlflow_phi3_onnx.generation.logprobs import LogprobReader
+from mlflow_phi3_onnx.generation.sampler import Sampler
 from mlflow_phi3_onnx.generation.stop import StopMatcher
 from mlflow_phi3_onnx.request import Delta, FinishReason, Options, TokenLogprob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -26,7 +29,7 @@ class Row:
 
     Args:
         prompt: Token ids.
-        max_tokens: The most tokens to generate, at least 1.
+        max_tokens: The most tokens to generate; 0 only where the prompt is to be scored.
         options: What the request asks for.
         tokenizer: The model's tokenizer.
         eos: The ids that end an answer.
@@ -34,6 +37,7 @@ class Row:
         sink: Called with each piece of the answer, or the error that ended it, from the engine's
             thread.
         index: Which of the request's answers this is.
+        in_pieces: Whether each piece is wanted as it is written, or all of them as one at the end.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Row:
         vocab_size: int,
         sink: Callable[[Delta | GenAIError], None],
         index: int = 0,
+        in_pieces: bool = True,
     ) -> None:
         self.prompt = prompt
         self.max_tokens = max_tokens
@@ -54,19 +59,29 @@ class Row:
         self.finished = False
         self.cancelled = False
         self.cached_tokens = 0
+        self.scores_prompt = options.prompt_logprobs
+        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self._options = options
-        self._tokenizer = tokenizer
         self._eos = eos
         self._sink = sink
+        self._in_pieces = in_pieces
         self._detokenizer = tokenizer.detokenizer(keep_control=options.keep_control_tokens)
         self._stop = StopMatcher(options.stop)
         self._matcher = None
         if options.grammar is not None:
             self._matcher = tokenizer.grammars(vocab_size, eos).matcher(options.grammar)
-        reports = options.top_logprobs is not None
-        self._plain = options.sampling.plain_greedy and not reports and self._matcher is None
+        self._reader = None
+        if options.top_logprobs is not None:
+            self._reader = LogprobReader(tokenizer, options.top_logprobs)
+        self._plain = options.sampling.plain_greedy and not (self._reader or self._matcher)
         self._sampler = Sampler(options.sampling, prompt, vocab_size, index)
+        self._drafter = None
+        if options.draft_tokens:
+            predicted = tokenizer.encode(options.prediction or "").tolist()
+            self._drafter = Drafter([predicted, prompt.tolist()], options.draft_tokens)
+        self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._prompt_logprobs: list[TokenLogprob | None] = []
 
     @property
     def over(self) -> bool:
@@ -74,9 +89,9 @@ class Row:
         return self.finished or self.cancelled
 
     @property
-    def reports_logprobs(self) -> bool:
-        """Whether the request asks for log-probabilities."""
-        return self._options.top_logprobs is not None
+    def expired(self) -> bool:
+        """Whether its time is up."""
+        return self._deadline is not None and time.monotonic() > self._deadline
 
     @property
     def sequence(self) -> NDArray[np.int32]:
@@ -89,9 +104,62 @@ class Row:
         return self.max_tokens - len(self.tokens)
 
     @property
+    def drafts(self) -> bool:
+        """Whether tokens are guessed ahead."""
+        return self._drafter is not None
+
+    @property
     def takes_likeliest(self) -> bool:
         """Whether the next token is the one with the highest raw logit, with nothing to report."""
         return self._plain and len(self.tokens) >= self._options.min_tokens
+
+    def draft(self) -> list[int]:
+        """Guess the next tokens, fewer than may follow, maybe none."""
+        return [] if self._drafter is None else self._drafter.guess(self.remaining - 1)
+
+    def take_prompt(self, first: int, logits: NDArray[np.float32]) -> None:
+        """Take the logits of a piece of the prompt, ``(positions, vocabulary)``.
+
+        Args:
+            first: The position of the first of them.
+            logits: Each position's logits of the token that follows it.
+        """
+        if self._reader is None or not self.scores_prompt:
+            return
+        if first == 0:
+            self._prompt_logprobs.append(None)
+        following = self.prompt[first + 1 : first + 1 + len(logits)].tolist()
+        for row, token in zip(logits, following, strict=False):
+            self._prompt_logprobs.append(self._reader.at(row)(token))
+
+    def end_prompt(self) -> None:
+        """Begin the answer; without a token to generate, that is its end."""
+        if self.max_tokens == 0:
+            self._end("length", "")
+
+    def advance(self, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
+        """Choose and take the next tokens.
+
+        What is chosen is the same with and without a draft: each guess only gives the logits that
+        follow it beforehand.
+
+        Args:
+            logits: Raw logits, ``(1 + guesses, vocabulary)``: those of the next token, and those
+                that follow each guess. They may be changed.
+            draft: The guesses.
+
+        Raises:
+            GenAIError: If there is no token to choose; this row alone must then fail.
+        """
+        accepted = 0
+        for place, row in enumerate(logits):
+            token = self.choose(row)
+            self.take(token)
+            if self.over or place == len(draft) or token != draft[place]:
+                break
+            accepted += 1
+        if draft and self._drafter is not None:
+            self._drafter.judge(len(draft), accepted)
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Choose the next token from raw logits, ``(vocabulary,)``, which may be changed.
@@ -99,21 +167,23 @@ class Row:
         Raises:
             GenAIError: If there is no token to choose; this row alone must then fail.
         """
-        top = self._options.top_logprobs
-        reported = None if top is None else log_softmax(logits)
+        if self.takes_likeliest:
+            return int(logits.argmax())
+        report = self._reader.at(logits) if self._reader is not None else None
         banned = tuple(self._eos) if len(self.tokens) < self._options.min_tokens else ()
         token = self._sampler.choose(logits, banned, self._matcher and self._matcher.mask)
         if self._matcher is not None:
             self._matcher.accept(token)
-        if reported is not None and top is not None:
-            self._logprobs.append(self._logprob(token, reported, top))
+        if report is not None and token not in self._eos:
+            self._logprobs.append(report(token))
         return token
 
     def take(self, token: int) -> None:
         """Append a token, pass on the text that it completes, and see whether it is the last."""
         self.tokens.append(token)
+        if self._drafter is not None:
+            self._drafter.extend([token])
         if token in self._eos:
-            self._logprobs = self._logprobs[: len(self._logprobs) - 1]
             self._end("stop", self._stop.add(self._detokenizer.flush()) + self._stop.flush())
             return
         text = self._stop.add(self._detokenizer.add(token))
@@ -125,8 +195,10 @@ class Row:
                 return
         if self._stop.stopped:
             self._end("stop", text)
-            return
-        self._emit(text)
+        elif self._in_pieces:
+            self._emit(text)
+        else:
+            self._text.append(text)
 
     def fail(self, error: GenAIError) -> None:
         """End this sequence alone with an error."""
@@ -135,21 +207,20 @@ class Row:
 
     def _end(self, reason: FinishReason, text: str) -> None:
         self.finished = True
-        self._emit(text, reason)
+        self._emit("".join([*self._text, text]), reason)
 
     def _emit(self, text: str, reason: FinishReason | None = None) -> None:
         logprobs, self._logprobs = tuple(self._logprobs), []
+        of_prompt, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         self._sink(
-            Delta(text, len(self.tokens), reason, logprobs, cached_tokens=self.cached_tokens)
+            Delta(
+                text,
+                len(self.tokens),
+                reason,
+                logprobs,
+                of_prompt,
+                self.cached_tokens,
+                self._drafter.drafted if self._drafter else 0,
+                self._drafter.accepted if self._drafter else 0,
+            )
         )
-
-    def _logprob(self, token: int, logprobs: NDArray[np.float64], top: int) -> TokenLogprob:
-        best = np.argsort(-logprobs, kind="stable")[:top] if top else []
-        others = tuple(self._entry(int(i), logprobs) for i in best)
-        return self._entry(token, logprobs, others)
-
-    def _entry(
-        self, token: int, logprobs: NDArray[np.float64], top: tuple[TokenLogprob, ...] = ()
-    ) -> TokenLogprob:
-        text, raw = self._tokenizer.token_text(token)
-        return TokenLogprob(token, text, raw, float(logprobs[token]), top)

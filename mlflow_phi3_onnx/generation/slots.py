@@ -6,23 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlflow_phi3_onnx.generation.chunks import MIN_COMPUTED
+from mlflow_phi3_onnx.generation.prefix import MIN_PREFIX, common_prefix
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.generation.row import Row
     from mlflow_phi3_onnx.slot_runtime import SlotSession
 
-__all__ = ["MIN_COMPUTED", "Slot", "SlotTable"]
-
-MIN_PREFIX = 8
-"""The fewest tokens that are worth finding again."""
-
-MIN_COMPUTED = 2
-"""The fewest tokens of a prompt that are computed at once.
-
-ONNX Runtime computes a single token with another kernel, whose logits differ in the last bits: a
-sampled answer would not always be the same with and without the cache.
-"""
+__all__ = ["Slot", "SlotTable"]
 
 
 class Slot:
@@ -30,16 +23,38 @@ class Slot:
 
     Attributes:
         row: The row that is computed in it, if one is.
-        tokens: The tokens whose keys and values it holds.
         reserved: How many tokens it may come to hold.
         used: When it was last used, in steps.
     """
 
     def __init__(self) -> None:
         self.row: Row | None = None
-        self.tokens: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self.reserved = 0
         self.used = 0
+        self._tokens = np.zeros(0, dtype=np.int32)
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """The tokens whose keys and values it holds."""
+        return self._tokens[: self._length]
+
+    def cut(self, length: int) -> None:
+        """Hold only so many tokens any more."""
+        self._length = length
+
+    def extend(self, tokens: NDArray[np.integer]) -> None:
+        """Hold more tokens."""
+        length = self._length + len(tokens)
+        if length > len(self._tokens):
+            held = self.tokens
+            self._tokens = np.zeros(max(2 * length, 64), dtype=np.int32)
+            self._tokens[: len(held)] = held
+        self._tokens[self._length : length] = tokens
+        self._length = length
 
 
 class SlotTable:
@@ -75,16 +90,17 @@ class SlotTable:
         busy = sum(slot.reserved for slot in self.slots if slot.row is not None)
         if not free or busy + needed > self._kv_tokens:
             return None
-        source, prefix = self._longest_prefix(row.prompt)
+        source, prefix = self._longest_prefix(row)
         if source is not None and self.slots[source].row is None:
             index = source
         else:
-            index = min(free, key=lambda i: (len(self.slots[i].tokens), self.slots[i].used))
+            index = min(free, key=lambda i: (len(self.slots[i]), self.slots[i].used))
             if source is not None:
                 self._session.copy(source, index, prefix)
         slot = self.slots[index]
         slot.row = row
-        slot.tokens = row.prompt[:prefix]
+        slot.cut(0)
+        slot.extend(row.prompt[:prefix])
         slot.reserved = needed
         self._touch(slot)
         self._forget_until(self._kv_tokens - busy - needed)
@@ -97,42 +113,35 @@ class SlotTable:
         slot.reserved = 0
         self._touch(slot)
         if not self._reuse:
-            slot.tokens = slot.tokens[:0]
+            slot.cut(0)
 
     def swap(self, one: int, other: int) -> None:
         """Exchange two slots."""
         first, second = self.slots[one], self.slots[other]
-        self._session.swap(one, other, len(first.tokens), len(second.tokens))
+        self._session.swap(one, other, len(first), len(second))
         self.slots[one], self.slots[other] = second, first
 
-    def _longest_prefix(self, prompt: NDArray[np.int32]) -> tuple[int | None, int]:
+    def _longest_prefix(self, row: Row) -> tuple[int | None, int]:
         """Find the slot that holds the most of a prompt, less what is always computed."""
-        if not self._reuse:
+        if not self._reuse or row.scores_prompt:
             return None, 0
-        lengths = [_common(slot.tokens, prompt[:-MIN_COMPUTED]) for slot in self.slots]
+        lengths = [common_prefix(slot.tokens, row.prompt[:-MIN_COMPUTED]) for slot in self.slots]
         # Of equal ones, a free slot: its content need not be copied.
         best = max(range(len(lengths)), key=lambda i: (lengths[i], self.slots[i].row is None))
         return (best, lengths[best]) if lengths[best] >= MIN_PREFIX else (None, 0)
 
     def _forget_until(self, room: int) -> None:
         """Forget the oldest that free slots remember, until the rest takes no more than room."""
-        remembering = [i for i, s in enumerate(self.slots) if s.row is None and len(s.tokens)]
+        remembering = [i for i, s in enumerate(self.slots) if s.row is None and len(s)]
         remembering.sort(key=lambda i: self.slots[i].used)
-        taken = sum(len(self.slots[i].tokens) for i in remembering)
+        taken = sum(len(self.slots[i]) for i in remembering)
         for index in remembering:
             if taken <= room:
                 return
-            taken -= len(self.slots[index].tokens)
-            self.slots[index].tokens = self.slots[index].tokens[:0]
+            taken -= len(self.slots[index])
+            self.slots[index].cut(0)
             self._session.release(index)
 
     def _touch(self, slot: Slot) -> None:
         self._clock += 1
         slot.used = self._clock
-
-
-def _common(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
-    """Count the tokens that two sequences begin with alike."""
-    size = min(len(one), len(other))
-    different = np.flatnonzero(one[:size] != other[:size])
-    return int(different[0]) if different.size else size

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_phi3_onnx.errors import GenAIError
+from mlflow_phi3_onnx.generation.chunks import ChunkSize
 from mlflow_phi3_onnx.generation.loop import failing
-from mlflow_phi3_onnx.generation.slots import MIN_COMPUTED, SlotTable
+from mlflow_phi3_onnx.generation.slots import SlotTable
 from mlflow_phi3_onnx.slot_runtime import Interrupted, SlotSession
 
 if TYPE_CHECKING:
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.generation.row import Row
 
 __all__ = ["SlotsLoop"]
-
-MAX_CHUNK = 512
-"""The most tokens of a prompt that are computed at once."""
-
-MIN_CHUNK = 16
-"""The fewest, where a prompt is longer: smaller ones use the processor badly."""
-
-STALL = 0.15
-"""Seconds that a chunk may hold up rows that are being decoded."""
 
 
 class SlotsLoop:
@@ -54,7 +46,17 @@ class SlotsLoop:
         self._prefilling: list[Row] = []
         self._decoding = range(0)
         self._computing: Row | None = None
-        self._tokens_per_second = 0.0
+        self._chunks = ChunkSize()
+
+    @property
+    def scores(self) -> bool:
+        """Whether it gives the logits of a prompt's tokens: it always does."""
+        return True
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it can check guesses, and take back wrong ones: it always can."""
+        return True
 
     def needs(self, row: Row) -> int:
         """Count the tokens of KV cache that a row takes at most."""
@@ -72,7 +74,7 @@ class SlotsLoop:
             index = self._table.take(row, self.needs(row))
             if index is None:
                 break
-            row.cached_tokens = len(self._table.slots[index].tokens)
+            row.cached_tokens = len(self._table.slots[index])
             self._prefilling.append(row)
             taken.add(row)
         return taken
@@ -107,49 +109,50 @@ class SlotsLoop:
         """Compute the next chunk of a prompt; after the last one, the row is decoded."""
         index = self._index(row)
         slot = self._table.slots[index]
-        done = len(slot.tokens)
-        size = self._chunk()
-        if len(row.prompt) - done - size == 1:
-            size -= MIN_COMPUTED - 1
+        done = len(slot)
+        left = len(row.prompt) - done
+        size = self._chunks.next(left, alone=not (self._prefilling or self._decoding))
         chunk = row.prompt[done : done + size]
+        wanted = len(chunk) if row.scores_prompt else int(size == left)
         self._computing = row
+        start = time.perf_counter()
         try:
-            logits = self._run(index, chunk[None, :], [done + len(chunk)])
+            logits = self._run(index, chunk[None, :], [done + size], wanted)
         except Interrupted:
             return
         finally:
             self._computing = None
-        slot.tokens = row.prompt[: done + len(chunk)]
-        if len(slot.tokens) < len(row.prompt):
+        self._chunks.measured(size, time.perf_counter() - start)
+        slot.extend(chunk)
+        row.take_prompt(done, logits[0])
+        if size < left:
             self._prefilling.append(row)
             return
-        _choose(row, logits[0])
+        row.end_prompt()
+        if not row.over:
+            _advance(row, logits[0, -1:])
         if not row.over:
             self._join(self._index(row))
 
     def _decode(self, rows: Sequence[Row]) -> None:
         """Compute the last token of every row, and choose the next."""
         slots = [self._table.slots[index] for index in self._decoding]
-        ids = np.array([[row.tokens[-1]] for row in rows], dtype=np.int64)
-        lengths = [len(slot.tokens) + 1 for slot in slots]
-        logits = self._run(self._decoding.start, ids, lengths)
-        for slot, row, token, values in zip(slots, rows, ids[:, 0], logits, strict=True):
-            slot.tokens = np.append(slot.tokens, np.int32(token))
-            _choose(row, values)
+        draft = rows[0].draft() if len(rows) == 1 else []
+        ids = np.array([[row.tokens[-1], *draft] for row in rows], dtype=np.int64)
+        lengths = [len(slot) + len(ids[0]) for slot in slots]
+        logits = self._run(self._decoding.start, ids, lengths, len(ids[0]))
+        for slot, row, token, values in zip(slots, rows, ids[:, :1], logits, strict=True):
+            slot.extend(token)
+            known = len(row.tokens)
+            _advance(row, values, draft)
+            # Guesses that were right are computed; wrong ones are written over.
+            slot.extend(ids[0, 1 : len(row.tokens) - known])
 
-    def _run(self, first: int, ids: NDArray[np.integer], lengths: list[int]) -> NDArray[np.float32]:
+    def _run(
+        self, first: int, ids: NDArray[np.integer], lengths: list[int], wanted: int
+    ) -> NDArray[np.float32]:
         assert self._session is not None, "the loop is closed"
-        start = time.perf_counter()
-        logits = self._session.run(first, ids.astype(np.int64), lengths)
-        if ids.shape[1] >= MIN_CHUNK:
-            self._tokens_per_second = ids.size / (time.perf_counter() - start)
-        return logits
-
-    def _chunk(self) -> int:
-        """Settle how many tokens of a prompt to compute at once."""
-        if not self._decoding or not self._tokens_per_second:
-            return MAX_CHUNK
-        return int(min(max(self._tokens_per_second * STALL, MIN_CHUNK), MAX_CHUNK))
+        return self._session.run(first, ids.astype(np.int64), lengths, wanted)
 
     def _join(self, index: int) -> None:
         """Put a slot beside those that are decoded, for a batch is a range of neighbours."""
@@ -197,9 +200,8 @@ class SlotsLoop:
         return row
 
 
-def _choose(row: Row, logits: NDArray[np.float32]) -> None:
+def _advance(row: Row, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
     try:
-        token = int(logits.argmax()) if row.takes_likeliest else row.choose(logits)
-        row.take(token)
+        row.advance(logits, draft)
     except GenAIError as error:
         row.fail(error)

@@ -1,0 +1,158 @@
+"""The genai loop: groups of rows, single ones, generators that are kept, prompts in pieces."""
+# pyright: reportPrivateUsage=false
+# The engine below the model has no public name.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx.engine.base import Job
+from mlflow_phi3_onnx.generation import chunks
+from mlflow_phi3_onnx.generation.pool import GeneratorPool
+from mlflow_phi3_onnx.request import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+STORY = [{"role": "user", "content": "Tell me a long story."}]
+COUNTRIES = ["Spain", "France", "Italy", "Japan", "Peru", "Chile", "Kenya", "Egypt", "Norway"]
+
+
+def question(text: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def texts(responses: list[dict[str, Any]]) -> list[Any]:
+    return [[c["message"]["content"] for c in r["choices"]] for r in responses]
+
+
+@pytest.fixture(scope="module")
+def reference(demo: Path) -> Iterator[GenAIModel]:
+    """One row at a time, in generators that were never used before."""
+    with GenAIModel(demo, model_config={"max_batch_size": 1, "prefix_cache": False}) as model:
+        yield model
+
+
+ROWS = [
+    question(f"{'Please think. ' * (i % 5)}What is the capital of {c}?", max_tokens=1 + i % 9)
+    for i, c in enumerate(COUNTRIES * 4)
+]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 32])
+def test_rows_of_every_length_in_batches_of_every_size(
+    demo: Path, reference: GenAIModel, batch: int
+) -> None:
+    expected = texts([reference.run("llm/v1/chat", [row])[0] for row in ROWS])
+    with GenAIModel(demo, model_config={"max_batch_size": batch}) as model:
+        for rows, wanted in ((ROWS, expected), (ROWS[::-1], expected[::-1])):
+            assert texts(model.run("llm/v1/chat", rows)) == wanted
+
+
+def test_rows_that_are_not_over_move_to_a_smaller_batch(
+    demo: Path, reference: GenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    take = GeneratorPool.take
+
+    def counted(pool: Any, rows: int, *arguments: Any, **named: Any) -> Any:
+        opened.append(rows)
+        return take(pool, rows, *arguments, **named)
+
+    rows = [{"messages": STORY}, *(question("Hello", max_tokens=1) for _ in range(7))]
+    expected = texts([reference.run("llm/v1/chat", [row])[0] for row in rows])
+    monkeypatch.setattr(GeneratorPool, "take", counted)
+    with GenAIModel(demo) as model:
+        assert texts(model.run("llm/v1/chat", rows)) == expected
+    assert opened[:2] == [8, 1]
+
+
+def test_a_second_turn_finds_the_first_in_a_kept_generator(
+    demo: Path, reference: GenAIModel
+) -> None:
+    turns: list[Any] = [{"role": "user", "content": "What is the capital of Spain?"}]
+    with GenAIModel(demo) as model:
+        answer = model.chat(turns)
+        assert "prompt_tokens_details" not in answer["usage"]
+        turns += [answer["choices"][0]["message"], {"role": "user", "content": "And of France?"}]
+        again = model.chat(turns)
+        cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= answer["usage"]["total_tokens"] - 2
+        assert again["choices"] == reference.chat(turns)["choices"]
+        sampled = {"temperature": 1.5, "seed": 4, "max_tokens": 12}
+        assert (
+            model.chat(turns, **sampled)["choices"] == reference.chat(turns, **sampled)["choices"]
+        )
+
+
+def test_what_is_kept_gives_way_to_what_is_asked_for(demo: Path) -> None:
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    with GenAIModel(demo, model_config={"kv_cache_memory": per_token * 100}) as model:
+        pool = model._engine._loop._pool  # type: ignore[attr-defined] - below every interface
+        for number in range(1, 5):
+            model.run("llm/v1/chat", [question("Hello", max_tokens=8) for _ in range(number)])
+            assert 0 < sum(kept.kv_tokens for kept in pool._kept) <= 100
+
+
+def test_prompts_in_pieces(
+    demo: Path, reference: GenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [question(f"{'Please think of it. ' * 9}Capital of {c}?") for c in COUNTRIES]
+    expected = texts([reference.run("llm/v1/chat", [row])[0] for row in rows])
+    monkeypatch.setattr(chunks, "MAX_CHUNK", 7)
+    with GenAIModel(demo, model_config={"max_batch_size": 1}) as model:
+        assert texts(model.run("llm/v1/chat", rows)) == expected
+
+
+@pytest.mark.parametrize("size", [3, 7, 512])
+def test_no_piece_is_a_single_token(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(chunks, "MAX_CHUNK", size)
+    for length in range(2, 40):
+        left, pieces = length, list[int]()
+        while left:
+            pieces.append(chunks.ChunkSize().next(left, alone=False))
+            left -= pieces[-1]
+        assert min(pieces) >= chunks.MIN_COMPUTED
+        assert sum(pieces) == length
+
+
+def test_a_servers_loop_computes_long_prompts_one_by_one(
+    demo: Path, reference: GenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("__pyfunc_model_path__", "x")
+    rows = [question(f"{'Please think of it. ' * 9}Capital of {c}?") for c in COUNTRIES]
+    with GenAIModel(demo, model_config={"loop": "genai"}) as model:
+        together = model.run("llm/v1/chat", rows)
+    assert texts(together) == texts([reference.run("llm/v1/chat", [row])[0] for row in rows])
+
+
+def test_the_logprobs_of_a_prompt_are_the_same_in_pieces(
+    model: GenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = model._tokenizer.encode("The capital of Spain is Madrid. The capital of Italy is")
+    scored = Job(prompt, 0, Options(top_logprobs=2, prompt_logprobs=True))
+    (whole,) = (ticket.result() for ticket in model._engine.submit([scored]))
+    monkeypatch.setattr(chunks, "MAX_CHUNK", 4)
+    (pieces,) = (ticket.result() for ticket in model._engine.submit([scored]))
+    assert (whole.text, whole.tokens, whole.finish_reason) == ("", 0, "length")
+    assert whole.prompt_logprobs is not None
+    assert pieces.prompt_logprobs is not None
+    assert len(whole.prompt_logprobs) == len(prompt)
+    assert whole.prompt_logprobs[0] is None
+    for one, other, token in zip(
+        whole.prompt_logprobs[1:], pieces.prompt_logprobs[1:], prompt[1:], strict=True
+    ):
+        assert one is not None
+        assert other is not None
+        assert one.token_id == other.token_id == token
+        assert len(one.top) == 2
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    # What the model is sure of: the answer that it has learnt.
+    logprobs = [entry.logprob for entry in whole.prompt_logprobs[1:] if entry is not None]
+    assert max(logprobs) > np.log(0.9)
