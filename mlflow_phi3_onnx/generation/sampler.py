@@ -7,7 +7,7 @@ differ in every option, and a seeded sequence is the same whatever runs beside i
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -24,8 +24,11 @@ __all__ = ["Sampler", "likeliest", "log_of_sum"]
 
 _FIRST_CANDIDATES = 256
 _SEED_BITS = 64
+_GROUP = 64
+"""Of how many logits the highest is taken, where a few of many are looked for."""
+
 _BLOCK = 128
-"""How many weights are summed together, where one of many is drawn."""
+"""How many weights are summed together, where one of many is looked for."""
 
 
 class Sampler:
@@ -106,21 +109,22 @@ class Sampler:
         scaled /= np.float32(sampling.temperature)
         if sampling.min_p > 0:
             scaled[scaled < math.log(sampling.min_p)] = -np.inf
-        if not sampling.top_k and sampling.top_p == 1:
-            return self._draw(np.exp(scaled, out=scaled))
-        candidates, weights = _candidates(scaled, sampling.top_k, sampling.top_p)
-        return int(candidates[self._draw(weights)])
+        if sampling.top_k:
+            ids = likeliest(scaled, sampling.top_k)
+            weights = np.exp(scaled[ids])
+            keep = _place(weights, sampling.top_p * float(weights.sum(dtype=np.float64)))
+            return int(ids[self._draw(weights[: keep + 1])])
+        if sampling.top_p < 1:
+            ids, weights = _nucleus(scaled, sampling.top_p)
+            return int(ids[self._draw(weights)])
+        return self._draw(np.exp(scaled, out=scaled))
 
     def _draw(self, weights: NDArray[np.float32]) -> int:
-        """Draw a place, each as likely as its weight: first a block of them, then one within."""
-        blocks = np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK))
-        total = np.cumsum(blocks, dtype=np.float64)
-        at = self._random.random() * total[-1]
-        block = min(int(np.searchsorted(total, at, side="right")), int(np.flatnonzero(blocks)[-1]))
-        inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
-        at -= total[block - 1] if block else 0.0
-        place = int(np.searchsorted(np.cumsum(inside, dtype=np.float64), at, side="right"))
-        return block * _BLOCK + min(place, int(np.flatnonzero(inside)[-1]))
+        """Draw a place, each as likely as its weight."""
+        whole = float(weights.sum(dtype=np.float64))
+        place = _place(weights, self._random.random() * whole, side="right")
+        # A rounded sum may be passed: then it is the last place that has a weight.
+        return place if place < weights.size else int(np.flatnonzero(weights)[-1])
 
     def _remember(self, token: int) -> None:
         sampling = self._sampling
@@ -157,42 +161,73 @@ def log_of_sum(logits: NDArray[np.float32]) -> float:
 
     A token's natural logarithm of probability is its logit less this.
     """
-    highest = float(logits.max())
-    return highest + math.log(float(np.exp(logits - np.float32(highest)).sum(dtype=np.float64)))
+    highest = logits.max()
+    shifted = logits - highest
+    return float(highest) + math.log(float(np.exp(shifted, out=shifted).sum(dtype=np.float64)))
 
 
 def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Return the ids of the highest logits, highest first; equal ones in order of their ids."""
-    size = logits.size
-    if count >= size:
-        ids = np.arange(size)
-    else:
-        least = np.partition(logits, size - count)[size - count]
-        ids = np.flatnonzero(logits >= least if math.isfinite(least) else np.isfinite(logits))
+    """Return the ids of the highest logits, highest first; equal ones in order of their ids.
+
+    There are fewer than asked for where all others are minus infinity.
+    """
+    least = _at_most_the_last_of(logits, count)
+    ids = np.flatnonzero(logits >= least if math.isfinite(least) else logits > -np.inf)
     return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
-def _candidates(
-    scaled: NDArray[np.float32], top_k: int, top_p: float
-) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return the candidates that top_k and then top_p leave, likeliest first, and their weights.
+def _at_most_the_last_of(logits: NDArray[np.float32], count: int) -> float:
+    """Return a bound that the highest logits, so many, all reach, and few others do."""
+    groups = logits.size // _GROUP
+    if count <= groups // 2:
+        # As many groups have a highest logit that reaches it.
+        highest = logits[: groups * _GROUP].reshape(_GROUP, groups).max(axis=0)
+        return float(np.partition(highest, groups - count)[groups - count])
+    # Many equal values, as minus infinity is after a mask, would make a partition slow.
+    finite = logits[logits > -np.inf]
+    if count >= finite.size:
+        return -math.inf
+    return float(np.partition(finite, finite.size - count)[finite.size - count])
 
-    Only as many tokens are sorted as are needed: a handful hold nearly all probability.
+
+def _nucleus(
+    scaled: NDArray[np.float32], top_p: float
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return the fewest likeliest tokens that have a share of all probability, and their weights.
+
+    A handful of tokens hold nearly all probability, as a rule; only where they do not is the whole
+    vocabulary sorted.
     """
-    size = scaled.size
-    whole = 0.0 if top_k else float(np.exp(scaled).sum(dtype=np.float64))
-    taken = min(top_k or _FIRST_CANDIDATES, size)
-    while True:
-        ids = likeliest(scaled, taken)
-        weights = np.exp(scaled[ids])
-        total = np.cumsum(weights, dtype=np.float64)
-        if top_k or taken == size or total[-1] >= top_p * whole:
-            break
-        taken = min(taken * 8, size)
-    # The first token always stays; the last one kept is the one that reaches top_p.
-    wanted = top_p * (whole or float(total[-1]))
-    keep = int(np.searchsorted(total, wanted, side="left")) + 1
-    return ids[:keep], weights[:keep]
+    weights = np.exp(scaled)
+    wanted = top_p * float(weights.sum(dtype=np.float64))
+    ids = likeliest(scaled, _FIRST_CANDIDATES)
+    keep = _place(weights[ids], wanted)
+    if keep < ids.size:
+        # The first token always stays; the last one kept is the one that reaches top_p.
+        ids = ids[: keep + 1]
+        return ids, weights[ids]
+    ordered = np.sort(weights)[::-1]
+    keep = min(_place(ordered, wanted), ordered.size - 1)
+    above = np.flatnonzero(weights > ordered[keep])
+    equal = np.flatnonzero(weights == ordered[keep])[: keep + 1 - above.size]
+    ids = np.concatenate([above, equal])
+    return ids, weights[ids]
+
+
+def _place(
+    weights: NDArray[np.float32], wanted: float, side: Literal["left", "right"] = "left"
+) -> int:
+    """Return the place at which the sum of weights reaches (right: passes) what is wanted.
+
+    Where it never does, that is the place behind the last one.
+    """
+    sums = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)), dtype=np.float64)
+    block = int(np.searchsorted(sums, wanted, side=side))
+    if block == sums.size:
+        return weights.size
+    before = float(sums[block - 1]) if block else 0.0
+    inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
+    return block * _BLOCK + int(np.searchsorted(inside, wanted - before, side=side))
 
 
 def _repeating(tokens: list[int], size: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,9 @@ __all__ = ["PromptTokenizer"]
 
 # Reasoning templates cut an assistant's history at these, so there they stay as they are.
 _REASONING_MARKS = {"<think>", "</think>"}
+MAX_TOKEN_TEXTS = 1 << 16
+"""The most tokens whose texts are kept: log-probabilities name the same ones again and again."""
+
 _PRIVATE_USE = range(0xE000, 0xF900)
 
 
@@ -66,6 +69,7 @@ class PromptTokenizer:
         self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
         self._byte_tokens = byte_tokens(self._tokenizer)
         self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+        self._token_text = lru_cache(maxsize=MAX_TOKEN_TEXTS)(self._read_token_text)
         self._grammars: dict[tuple[int, frozenset[int]], GrammarCompiler] = {}
         self._grammars_lock = threading.Lock()
 
@@ -124,6 +128,9 @@ class PromptTokenizer:
 
     def token_text(self, token_id: int) -> tuple[str, bytes]:
         """Return one token's text, as it stands after other text, and its bytes."""
+        return self._token_text(token_id)
+
+    def _read_token_text(self, token_id: int) -> tuple[str, bytes]:
         piece = self._tokenizer.id_to_token(token_id) or ""
         if piece in self._control:
             return piece, piece.encode()
