@@ -1,0 +1,1 @@
+"""Speed and memory of the package, beside what it is compared with, in one run."""
