@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, overload
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mlflow_phi3_onnx.artifact.folder import read_folder
-from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.async_model import AsyncMethods
+from mlflow_phi3_onnx.calls import Call, Calls, Question
 from mlflow_phi3_onnx.loading import start_engine
-from mlflow_phi3_onnx.openai import responses
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
-from mlflow_phi3_onnx.openai.parse import Asked, parse_request
+from mlflow_phi3_onnx.openai.messages import check_messages
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task, check_parameters
+from mlflow_phi3_onnx.openai.prompts import check_ids, check_text
 from mlflow_phi3_onnx.planning import Planner
+from mlflow_phi3_onnx.progress import rows_done
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import Limits, Result
+from mlflow_phi3_onnx.request import ChatPrompt, Limits, TokenPrompt
+from mlflow_phi3_onnx.scoring import plan_perplexity, plan_token_logprobs
 from mlflow_phi3_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,12 +26,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from mlflow_phi3_onnx.engine.base import Engine, Job
+    from mlflow_phi3_onnx.engine.base import Engine
 
 __all__ = ["GenAIModel"]
 
 
-class GenAIModel:
+class GenAIModel(AsyncMethods):
     """A loaded model that chats, completes and continues text.
 
     It may be called from several threads at once; what is asked at the same time is computed
@@ -56,6 +60,7 @@ class GenAIModel:
         self._tokenizer = PromptTokenizer(self._folder.path)
         self._engine: Engine = start_engine(self._folder, self._tokenizer, self._settings)
         self._planner = Planner(self._folder, self._tokenizer, self._engine.kv_tokens)
+        self._calls = Calls(self._folder, self._tokenizer, self._planner, self._settings.generation)
         # The engine's thread keeps the engine alive, but must not outlive its model.
         self._finalizer = weakref.finalize(self, self._engine.close)
 
@@ -109,24 +114,30 @@ class GenAIModel:
         """
         return self.run_stream(CHAT, {"messages": messages, **params})
 
-    def complete(self, prompt: str, **params: Any) -> dict[str, Any]:
-        """Continue a prompt.
+    def complete(
+        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], **params: Any
+    ) -> dict[str, Any]:
+        """Continue one prompt or several.
 
         Args:
-            prompt: The whole prompt; control tokens in it are control tokens.
+            prompt: A whole prompt, in which control tokens are control tokens; or several; or the
+                token ids of one, or of several.
             params: Parameters of OpenAI's completions API; see the documentation's table.
 
         Returns:
-            A ``text_completion`` object.
+            A ``text_completion`` object. Its choices are the ``n`` answers to the first prompt,
+            then those to the second, and so on.
 
         Raises:
-            InvalidRequestError: If a field is not what it may be, or the prompt is too long.
+            InvalidRequestError: If a field is not what it may be, or a prompt is too long.
             UnsupportedParameterError: If a parameter is unknown or not supported.
         """
         return self.run(COMPLETIONS, [{"prompt": prompt, **params}])[0]
 
-    def stream_complete(self, prompt: str, **params: Any) -> Generator[dict[str, Any]]:
-        """Continue a prompt in ``text_completion`` chunks; see :meth:`complete`."""
+    def stream_complete(
+        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], **params: Any
+    ) -> Generator[dict[str, Any]]:
+        """Continue one prompt or several in ``text_completion`` chunks; see :meth:`complete`."""
         return self.run_stream(COMPLETIONS, {"prompt": prompt, **params})
 
     @overload
@@ -154,6 +165,136 @@ class GenAIModel:
         """Continue a prompt in pieces of text; see :meth:`generate`."""
         return self.run_stream(TEXT, {"prompt": prompt, **params})
 
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text as a whole prompt.
+
+        Control tokens in it are control tokens. No beginning-of-sequence token is added.
+
+        Args:
+            text: Any text, maybe empty.
+
+        Raises:
+            InvalidRequestError: If it is no string, or not valid Unicode.
+        """
+        (prompt,) = check_text(text, name="text")
+        return self._tokenizer.encode(prompt.text, "text").tolist()
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, control tokens included.
+
+        Bytes that are no whole character are written as U+FFFD.
+
+        Args:
+            ids: Token ids, maybe none.
+
+        Raises:
+            InvalidRequestError: If one is no token id of the model.
+        """
+        if isinstance(ids, list | tuple) and not ids:
+            return ""
+        prompt = TokenPrompt(check_ids(ids, "ids"), "ids")
+        return self._tokenizer.decode(self._planner.encode(prompt).tolist())[0]
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: Literal[False] = False,
+    ) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: Literal[True],
+    ) -> list[int]: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        tokenize: bool = False,
+    ) -> str | list[int]:
+        """Render a conversation as :meth:`chat` does.
+
+        In the token ids, no text of a message or a tool is a control token. A text cannot keep
+        them apart: where messages come from others, pass on the ids.
+
+        Args:
+            messages: Objects with ``role`` and ``content``, as in OpenAI's chat API.
+            tools: Functions that the model may call, in OpenAI's form.
+            add_generation_prompt: Whether to end with the opening of the assistant's turn.
+            tokenize: Whether to return token ids instead of text.
+
+        Raises:
+            InvalidRequestError: If a field is not what it may be, or the template refuses it.
+        """
+        checked = check_parameters({"tools": tools}, CHAT).get("tools")
+        chat = ChatPrompt(check_messages(messages), checked or None)
+        if tokenize:
+            ids = self._tokenizer.encode_chat(chat, add_generation_prompt=add_generation_prompt)
+            return ids.tolist()
+        return self._tokenizer.render_chat(chat, add_generation_prompt=add_generation_prompt)
+
+    @overload
+    def token_logprobs(self, text: str, top_logprobs: int = 0) -> list[dict[str, Any]]: ...
+
+    @overload
+    def token_logprobs(
+        self, text: list[str], top_logprobs: int = 0
+    ) -> list[list[dict[str, Any]]]: ...
+
+    def token_logprobs(self, text: str | list[str], top_logprobs: int = 0) -> list[Any]:
+        """Report how likely each token of a text is after those before it.
+
+        Args:
+            text: A text, or several to compute together; tokenized as by :meth:`tokenize`.
+            top_logprobs: How many of the likeliest tokens to report at each position, from 0 to 20.
+
+        Returns:
+            For each text, one object a token: ``token_id``, ``token`` (its text), ``bytes``,
+            ``logprob`` (the natural logarithm of its probability, None for the first token, which
+            nothing comes before) and ``top_logprobs`` (such objects, likeliest first).
+
+        Raises:
+            InvalidRequestError: If an argument is not what it may be, or a text is empty.
+            ContextLengthError: If a text has more tokens than the model's context.
+        """
+        scores = plan_token_logprobs(text, top_logprobs, self._planner, self._tokenizer)
+        answers = self._answers(scores)
+        return answers[0] if isinstance(text, str) else answers
+
+    @overload
+    def perplexity(self, text: str) -> float: ...
+
+    @overload
+    def perplexity(self, text: list[str]) -> list[float]: ...
+
+    def perplexity(self, text: str | list[str]) -> float | list[float]:
+        """Measure how surprised the model is by a text; 1 means not at all.
+
+        It is ``exp(-(log p(t2 | t1) + ... + log p(tN | t1 ... tN-1)) / (N - 1))`` for the tokens
+        ``t1 ... tN``, with natural logarithms: the exponential of the mean negative
+        log-likelihood, in nats, of all tokens but the first.
+
+        Args:
+            text: A text, or several to compute together; tokenized as by :meth:`tokenize`.
+
+        Raises:
+            InvalidRequestError: If a text has fewer than two tokens.
+            ContextLengthError: If a text has more tokens than the model's context.
+        """
+        answers = self._answers(plan_perplexity(text, self._planner))
+        return answers[0] if isinstance(text, str) else answers
+
     def run(
         self,
         task: Task,
@@ -176,71 +317,37 @@ class GenAIModel:
             InvalidRequestError: If a request is not what it may be; with several requests, the
                 message says which.
         """
-        asked: list[Asked] = []
-        jobs: list[list[Job]] = []
-        for number, fields in enumerate(requests):
-            try:
-                asked.append(self._parse(fields, task, params))
-                if asked[-1].stream:
-                    raise InvalidRequestError(
-                        "stream is true, but this call answers as a whole. Use predict_stream or"
-                        " one of the stream_ methods, or leave stream out.",
-                        param="stream",
-                    )
-                jobs.append(self._planner.jobs(asked[-1]))
-            except GenAIError as error:
-                if len(requests) == 1:
-                    raise
-                message = f"row {number}: {error.message}"
-                raise type(error)(message, param=error.param) from error
-        tickets = iter(self._engine.submit([job for group in jobs for job in group]))
-        results = [
-            Result(tuple(next(tickets).result() for _ in group), len(group[0].prompt))
-            for group in jobs
-        ]
-        return [self._answer(task, a, r) for a, r in zip(asked, results, strict=True)]
+        return self._answers(self._calls.plan_each(task, requests, params))
 
     def run_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> Generator[Any]:
         """Answer one request in pieces: OpenAI chunks, or strings for ``text-generation``."""
-        asked = self._parse(fields, task, params)
-        if asked.stream is False:
-            raise InvalidRequestError(
-                "stream is false, but this call answers in pieces. Use predict, or leave stream"
-                " out.",
-                param="stream",
-            )
-        jobs = self._planner.jobs(asked)
-        return self._pieces(task, asked, jobs)
+        return self._pieces(self._calls.plan_stream(task, fields, params))
 
-    def _pieces(self, task: Task, asked: Asked, jobs: list[Job]) -> Generator[Any]:
-        stream = self._engine.stream(jobs)
-        prompt_tokens = len(jobs[0].prompt)
+    def _answers(self, questions: Sequence[Question]) -> list[Any]:
+        """Let the engine answer several questions together."""
+        jobs = [job for question in questions for job in question.jobs]
+        tickets = deque(self._engine.submit(jobs))
+        answers: list[Any] = []
         try:
-            if task == CHAT:
-                yield from responses.chat_chunks(asked, stream, prompt_tokens, self.name)
-            elif task == COMPLETIONS:
-                yield from responses.text_chunks(asked, stream, prompt_tokens, self.name)
-            else:
-                yield from (delta.text for _, delta in stream if delta.text)
+            with rows_done(len(questions)) as bar:
+                for question in questions:
+                    done = [tickets.popleft().result() for _ in question.jobs]
+                    answers.append(question.answer(done))
+                    bar.update()
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+        return answers
+
+    def _pieces(self, call: Call) -> Generator[Any]:
+        writer = call.writer()
+        stream = self._engine.stream(call.jobs)
+        try:
+            yield from writer.begin()
+            for index, delta in stream:
+                yield from writer.add(index, delta)
+            yield from writer.end()
         finally:
             stream.cancel()
-
-    def _parse(
-        self, fields: Mapping[str, Any], task: Task, params: Mapping[str, Any] | None
-    ) -> Asked:
-        return parse_request(
-            fields,
-            task,
-            params=params,
-            config=self._settings.generation,
-            model_defaults=self._folder.search,
-        )
-
-    def _answer(self, task: Task, asked: Asked, result: Result) -> Any:
-        if task == CHAT:
-            return responses.chat_response(asked, result, self.name)
-        if task == COMPLETIONS:
-            return responses.text_response(asked, result, self.name)
-        return result.completions[0].text

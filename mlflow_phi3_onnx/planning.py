@@ -1,24 +1,45 @@
-"""From a checked request to the engine's jobs: token ids, and how long the answer may get."""
+"""From a checked request to the engine's jobs: token ids, and how long each answer may get."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.openai.tool_grammar import call_grammar
-from mlflow_phi3_onnx.request import ChatPrompt, Options
+from mlflow_phi3_onnx.request import (
+    ChatPrompt,
+    EncodedPrompt,
+    Options,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.openai.parse import Asked
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["Planner"]
+__all__ = ["Plan", "Planner"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request comes to.
+
+    Attributes:
+        jobs: The jobs for the first prompt, one an answer, then those for the second, and so on.
+        prompts: The prompts, for the response.
+    """
+
+    jobs: tuple[Job, ...]
+    prompts: tuple[EncodedPrompt, ...]
 
 
 class Planner:
@@ -35,33 +56,89 @@ class Planner:
         self._tokenizer = tokenizer
         self._kv_tokens = kv_tokens
 
-    def jobs(self, asked: Asked) -> list[Job]:
+    def plan(self, asked: Asked) -> Plan:
         """Turn a request into jobs, one an answer.
 
         Raises:
-            InvalidRequestError: If the prompt is empty, or an option does not fit the model, or
-                the answer is to match a grammar that is not valid.
-            ContextLengthError: If the prompt, or what is asked for, is too long.
+            InvalidRequestError: If a prompt is empty, or an option does not fit the model, or the
+                answer is to match a grammar that is not valid.
+            ContextLengthError: If a prompt, or what is asked for, is too long.
         """
-        prompt = asked.request.prompt
         options = self._with_grammar(asked)
-        if isinstance(prompt, ChatPrompt):
-            ids = self._tokenizer.encode_chat(prompt)
+        self._check_bias(options)
+        reads = asked.echo or options.top_logprobs is not None
+        jobs: list[Job] = []
+        prompts: list[EncodedPrompt] = []
+        for prompt in asked.request.prompts:
+            ids = self.encode(prompt)
+            limit = self._max_tokens(len(ids), options, _subject(prompt))
+            jobs += [Job(ids, limit, options, index) for index in range(options.n)]
+            prompts.append(self._encoded(prompt, ids, options, reads=reads))
+        return Plan(tuple(jobs), tuple(prompts))
+
+    def plan_scoring(self, prompt: TextPrompt, top_logprobs: int) -> Job:
+        """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
+
+        Raises:
+            InvalidRequestError: If the text is empty.
+            ContextLengthError: If it is too long.
+        """
+        options = Options(max_tokens=0, top_logprobs=top_logprobs, prompt_logprobs=True)
+        ids = self.encode(prompt)
+        return Job(ids, self._max_tokens(len(ids), options, prompt.param), options)
+
+    def encode(self, prompt: Prompt) -> NDArray[np.int32]:
+        """Turn a prompt into token ids, at least one, all of the model's vocabulary.
+
+        Raises:
+            InvalidRequestError: If it is empty, or has other ids.
+        """
+        vocab_size = self._folder.vocab_size
+        if isinstance(prompt, TokenPrompt):
+            for place, token in enumerate(prompt.ids):
+                if token >= vocab_size:
+                    where = f"{prompt.param}[{place}]"
+                    raise InvalidRequestError(
+                        f"{where} must be a token id below {vocab_size:,}; got {token:,}.",
+                        param=where,
+                    )
+            return np.array(prompt.ids, dtype=np.int32)
+        if isinstance(prompt, TextPrompt):
+            ids = self._tokenizer.encode(prompt.text, prompt.param)
         else:
-            ids = self._tokenizer.encode(prompt.text)
-        self._check_ids(ids, options)
-        limit = self._max_tokens(len(ids), options)
-        return [Job(ids, limit, options, index) for index in range(options.n)]
+            ids = self._tokenizer.encode_chat(prompt)
+        if len(ids) == 0:
+            raise InvalidRequestError(
+                f"{_subject(prompt)} is empty; it needs at least one token.",
+                param=prompt.param if isinstance(prompt, TextPrompt) else None,
+            )
+        if int(ids.max()) >= vocab_size:
+            raise InvalidModelError(
+                f"The tokenizer gives ids beyond the model's vocabulary of {vocab_size:,}: they do"
+                " not belong together."
+            )
+        return ids
+
+    def _encoded(
+        self, prompt: Prompt, ids: NDArray[np.int32], options: Options, *, reads: bool
+    ) -> EncodedPrompt:
+        """Tell what a response needs of a prompt."""
+        if not reads or isinstance(prompt, ChatPrompt):
+            return EncodedPrompt(len(ids))
+        if isinstance(prompt, TokenPrompt):
+            return EncodedPrompt(len(ids), *self._tokenizer.decode(prompt.ids))
+        offsets = self._tokenizer.offsets(prompt.text) if options.prompt_logprobs else ()
+        return EncodedPrompt(len(ids), prompt.text, offsets)
 
     def _with_grammar(self, asked: Asked) -> Options:
         """Settle what the answer must match, and compile it, so that nothing runs if it is bad."""
         options = asked.request.options
-        prompt = asked.request.prompt
         if options.grammar is None and asked.calls is None:
             return options
         eos = frozenset(self._folder.eos_token_ids)
         compiler = self._tokenizer.grammars(self._folder.vocab_size, eos)
         if asked.calls is not None:
+            (prompt,) = asked.request.prompts
             assert isinstance(prompt, ChatPrompt)
             assert prompt.tools is not None
 
@@ -79,27 +156,21 @@ class Planner:
         sampling = replace(options.sampling, no_repeat_ngram_size=0)
         return replace(options, sampling=sampling)
 
-    def _check_ids(self, ids: NDArray[np.int32], options: Options) -> None:
+    def _check_bias(self, options: Options) -> None:
         vocab_size = self._folder.vocab_size
-        if len(ids) == 0:
-            raise InvalidRequestError("The prompt is empty; it needs at least one token.")
-        if int(ids.max()) >= vocab_size:
-            raise InvalidModelError(
-                f"The tokenizer gives ids beyond the model's vocabulary of {vocab_size:,}: they do"
-                " not belong together."
-            )
         if any(token >= vocab_size for token in options.sampling.logit_bias):
             raise InvalidRequestError(
                 f"logit_bias must have token ids below {vocab_size:,}.", param="logit_bias"
             )
 
-    def _max_tokens(self, prompt: int, options: Options) -> int:
+    def _max_tokens(self, prompt: int, options: Options, subject: str) -> int:
         """Settle how many tokens an answer may have, or say why that many do not fit."""
         context = self._folder.context_length
-        if prompt >= context:
+        fewest = 0 if options.max_tokens == 0 else 1
+        if prompt + fewest > context:
             raise ContextLengthError(
-                f"The prompt has {prompt:,} tokens; the model's maximum context length is"
-                f" {context:,} tokens, the answer included. Shorten the prompt."
+                f"{subject} has {prompt:,} tokens; the model's maximum context length is"
+                f" {context:,} tokens{', the answer included' * fewest}. Shorten it."
             )
         limit = options.max_length
         if limit is None:
@@ -112,9 +183,9 @@ class Planner:
                 param="max_length",
             )
         limit = min(limit, context)
-        if prompt >= limit:
+        if prompt + fewest > limit:
             raise ContextLengthError(
-                f"The prompt has {prompt:,} tokens; max_length is {limit:,} tokens, the answer"
+                f"{subject} has {prompt:,} tokens; max_length is {limit:,} tokens, the answer"
                 " included. Raise max_length or shorten the prompt.",
                 param="max_length",
             )
@@ -125,7 +196,7 @@ class Planner:
             wanted = prompt + options.max_tokens
             if options.strict_limit and wanted > context:
                 raise ContextLengthError(
-                    f"The prompt has {prompt:,} tokens and max_tokens is {options.max_tokens:,},"
+                    f"{subject} has {prompt:,} tokens and max_tokens is {options.max_tokens:,},"
                     f" together {wanted:,}; the model's maximum context length is {context:,}"
                     " tokens. Lower max_tokens or shorten the prompt.",
                     param="max_tokens",
@@ -137,3 +208,10 @@ class Planner:
                 param="min_tokens",
             )
         return room
+
+
+def _subject(prompt: Prompt) -> str:
+    """Name a prompt at the beginning of a message: one of several by its place."""
+    if isinstance(prompt, ChatPrompt) or prompt.param == "prompt":
+        return "The prompt"
+    return prompt.param

@@ -17,6 +17,7 @@ __all__ = [
     "ChatPrompt",
     "Completion",
     "Delta",
+    "EncodedPrompt",
     "FinishReason",
     "Grammar",
     "Limits",
@@ -27,6 +28,7 @@ __all__ = [
     "Sampling",
     "TextPrompt",
     "TokenLogprob",
+    "TokenPrompt",
 ]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
@@ -47,12 +49,31 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """A whole prompt, written by the caller, control tokens included."""
+    """A whole prompt, written by the caller, control tokens included.
+
+    Attributes:
+        text: The prompt.
+        param: The request's field that it came in, for messages.
+    """
 
     text: str
+    param: str = field(default="prompt", compare=False)
 
 
-Prompt: TypeAlias = ChatPrompt | TextPrompt
+@dataclass(frozen=True)
+class TokenPrompt:
+    """A whole prompt that its caller has tokenized.
+
+    Attributes:
+        ids: Token ids, at least one.
+        param: The request's field that they came in, for messages.
+    """
+
+    ids: tuple[int, ...]
+    param: str = field(default="prompt", compare=False)
+
+
+Prompt: TypeAlias = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +146,7 @@ class Options:
             asked for it) or an upper bound (the model's saved configuration did).
         min_tokens: The fewest tokens before the answer may end.
         stop: Texts that end the answer and are not part of it.
-        n: How many answers.
+        n: How many answers to each prompt.
         top_logprobs: How many alternatives to report for each token; None reports none at all.
         prompt_logprobs: Whether to report the log-probabilities of the prompt's own tokens, with
             ``top_logprobs`` alternatives each; ``max_tokens`` may then be 0.
@@ -155,9 +176,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and what to do with it."""
+    """Prompts, a chat exactly one, and what to do with each of them."""
 
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
     options: Options = field(default_factory=Options)
 
 
@@ -233,26 +254,33 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class EncodedPrompt:
+    """What a response has to know of a prompt.
+
+    Attributes:
+        tokens: How many tokens it has.
+        text: Its text, where the response repeats it or counts characters from its start.
+        offsets: Where each token's text begins in it, in characters, where the response reports
+            its log-probabilities.
+    """
+
+    tokens: int
+    text: str = ""
+    offsets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """The answers to one request.
 
     Attributes:
-        completions: As many as :attr:`Options.n`.
-        prompt_tokens: How many tokens the prompt had.
+        completions: The answers to the first prompt, then those to the second, and so on;
+            :attr:`Options.n` to each.
+        prompts: The prompts.
     """
 
     completions: tuple[Completion, ...]
-    prompt_tokens: int
-
-    @property
-    def completion_tokens(self) -> int:
-        """How many tokens all answers have together."""
-        return sum(completion.tokens for completion in self.completions)
-
-    @property
-    def cached_tokens(self) -> int:
-        """How many of the prompt's tokens were found in a cache, at least."""
-        return min(completion.cached_tokens for completion in self.completions)
+    prompts: tuple[EncodedPrompt, ...]
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,12 @@ class Settings:
         generation = check_parameters(
             config, task, known=RUNTIME_SETTINGS.keys(), where="model_config: "
         )
+        if generation.get("max_tokens") == 0:
+            raise InvalidRequestError(
+                "model_config: max_tokens must be an integer from 1; got 0. A single request may"
+                " have 0, with echo.",
+                param="max_tokens",
+            )
         return cls(generation, runtime)
 
 

@@ -46,7 +46,7 @@ def signature(task: Task) -> ModelSignature:
         inputs = Schema([ColSpec(DataType.string, "prompt")])
     else:
         field = INPUT_FIELDS[task]
-        kind = Array(AnyType()) if task == CHAT else DataType.string
+        kind = Array(AnyType()) if task == CHAT else AnyType()
         optional = [ColSpec(_column(name), name, required=False) for name in PARAMETERS[task]]
         inputs = Schema([ColSpec(kind, field), *optional])
     outputs = {CHAT: _chat_outputs, COMPLETIONS: _text_outputs, TEXT: _plain_outputs}[task]()

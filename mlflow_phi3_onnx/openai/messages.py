@@ -7,10 +7,11 @@ from typing import Any
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.checks import describe_kind
 
-__all__ = ["check_messages"]
+__all__ = ["MAX_PREDICTION_CHARACTERS", "check_messages", "check_prediction"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 10_000
+MAX_PREDICTION_CHARACTERS = 1 << 20
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
@@ -44,6 +45,26 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
             param="messages",
         )
     return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
+
+
+def check_prediction(value: Any) -> str:
+    """Check a predicted output, and return its text.
+
+    Raises:
+        ValueError: If it is not an object with a text, or the text is too long or not Unicode.
+        InvalidRequestError: If it has parts that are not text.
+    """
+    if not isinstance(value, dict) or value.keys() != {"type", "content"}:
+        raise ValueError
+    text = value["content"]
+    if isinstance(text, list | tuple):
+        text = "".join(_part(part, f"prediction.content[{i}]") for i, part in enumerate(text))
+    if value["type"] != "content" or not isinstance(text, str):
+        raise ValueError
+    if len(text) > MAX_PREDICTION_CHARACTERS:
+        raise ValueError
+    text.encode()
+    return text
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:

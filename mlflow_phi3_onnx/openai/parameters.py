@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai import checks, structured
+from mlflow_phi3_onnx.openai.messages import MAX_PREDICTION_CHARACTERS, check_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -37,6 +38,7 @@ OPENAI_TASKS: tuple[Task, ...] = (CHAT, COMPLETIONS)
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
+MAX_DRAFT = 16
 
 Status: TypeAlias = Literal["honoured", "unused", "refused"]
 
@@ -136,6 +138,15 @@ _ROWS = (
         "The most tokens of an answer.",
         "an integer from 1",
         _COUNT,
+        (CHAT, TEXT),
+    ),
+    _number_row(
+        "max_tokens",
+        "The most tokens of an answer. 0 needs echo: nothing is generated, and the answer is the"
+        " prompt, with logprobs if they are asked for.",
+        "an integer from 0",
+        checks.integer(0, 2**31 - 1),
+        (COMPLETIONS,),
     ),
     _number_row(
         "max_completion_tokens",
@@ -166,7 +177,7 @@ _ROWS = (
     ),
     _number_row(
         "n",
-        "How many answers to one prompt.",
+        "How many answers to each prompt.",
         f"an integer from 1 to {MAX_CHOICES}",
         checks.integer(1, MAX_CHOICES),
         OPENAI_TASKS,
@@ -208,7 +219,8 @@ _ROWS = (
     Parameter(
         "logprobs",
         "honoured",
-        "How many of the likeliest tokens to report with each token's log-probability.",
+        "How many of the likeliest tokens to report with each token's log-probability. With echo,"
+        " the prompt's tokens are reported too; the first one's log-probability is null.",
         f"an integer from 0 to {MAX_LOGPROBS}",
         checks.integer(0, MAX_LOGPROBS),
         tasks=(COMPLETIONS,),
@@ -285,6 +297,30 @@ _ROWS = (
         f" {structured.MAX_CHOICE_CHARACTERS:,} characters together",
         structured.choice,
     ),
+    _number_row(
+        "timeout",
+        "Seconds after which an answer that is not whole is given up with an error.",
+        "a number above 0",
+        checks.number(0, float("inf"), above=True),
+    ),
+    _number_row(
+        "prompt_lookup_num_tokens",
+        "The most tokens that are guessed ahead and checked in one step (prompt lookup decoding);"
+        " guesses come from what the prompt and the answer already say. Changes the speed, never"
+        " the answer. Default: 0, or 8 with a prediction.",
+        f"an integer from 0 to {MAX_DRAFT}",
+        checks.integer(0, MAX_DRAFT),
+    ),
+    Parameter(
+        "prediction",
+        "honoured",
+        "A text that the answer is likely to repeat, such as a file that is to be edited: tokens"
+        " are guessed from it too. Changes the speed, never the answer.",
+        "an object with type 'content' and a content that is a string or a list of text parts, of"
+        f" at most {MAX_PREDICTION_CHARACTERS:,} Unicode characters",
+        check_prediction,
+        tasks=(CHAT,),
+    ),
     Parameter(
         "stream",
         "honoured",
@@ -311,7 +347,6 @@ _ROWS = (
     _refused("modalities", "Only text can be generated; leave it out.", (CHAT,)),
     _refused("functions", "Deprecated by OpenAI; use tools.", (CHAT,)),
     _refused("function_call", "Deprecated by OpenAI; use tool_choice.", (CHAT,)),
-    _refused("prediction", "Predicted outputs are not supported; leave it out.", (CHAT,)),
     _refused("reasoning_effort", "Say it in a message.", (CHAT,)),
     _refused("verbosity", "Say it in a message.", (CHAT,)),
     _refused("web_search_options", "There is no web search.", (CHAT,)),

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task, check_parameters
+from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
 from mlflow_phi3_onnx.openai.tool_grammar import CallRule
-from mlflow_phi3_onnx.request import ChatPrompt, Options, Prompt, Request, Sampling, TextPrompt
+from mlflow_phi3_onnx.request import ChatPrompt, Options, Prompt, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,9 @@ INPUT_FIELDS: Mapping[Task, str] = {
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_length")
 _SAMPLES = ("temperature", "top_p", "top_k", "min_p")
+
+PREDICTION_DRAFT = 8
+"""How many tokens are guessed ahead where a request has only a prediction."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,17 @@ def parse_request(
     beside = check_parameters(params or {}, task, where="params: ")
     asked = _over(beside, check_parameters(fields, task, known=(field,)))
     merged = _over(config or {}, asked)
-    _check_together(merged)
+    _check_together(merged, asked)
     options = _options(merged, asked, model_defaults or {}, task)
+    prompts = _prompts(fields.get(field), merged, task)
+    if len(prompts) * options.n > MAX_ANSWERS:
+        raise InvalidRequestError(
+            f"{len(prompts):,} prompts with {options.n} answers each are more than"
+            f" {MAX_ANSWERS:,} answers. Lower n or send several requests.",
+            param="n",
+        )
     return Asked(
-        request=Request(_prompt(fields.get(field), merged, task), options),
+        request=Request(prompts, options),
         stream=merged.get("stream"),
         include_usage=merged.get("stream_options", {}).get("include_usage", True),
         echo=merged.get("echo", False),
@@ -100,14 +110,24 @@ def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     return {**{k: v for k, v in lower.items() if k not in hidden}, **upper}
 
 
-def _check_together(merged: Mapping[str, Any]) -> None:
+def _check_together(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     if "max_tokens" in merged and "max_completion_tokens" in merged:
         raise InvalidRequestError(
             "max_tokens and max_completion_tokens mean the same; give one of them.",
             param="max_completion_tokens",
         )
+    if merged.get("max_tokens") == 0 and not merged.get("echo"):
+        raise InvalidRequestError(
+            "max_tokens is 0, which needs echo to be true: there would be nothing to answer.",
+            param="max_tokens",
+        )
     if merged.get("top_logprobs") and not merged.get("logprobs"):
         raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    if "prediction" in asked and asked.get("prompt_lookup_num_tokens") == 0:
+        raise InvalidRequestError(
+            "prediction is of no use where prompt_lookup_num_tokens is 0. Leave one of them out.",
+            param="prediction",
+        )
     _check_tool_choice(merged)
     forms = [name for name in FORMS if merged.get(name) is not None]
     if len(forms) > 1:
@@ -159,16 +179,14 @@ def _calls(merged: Mapping[str, Any]) -> CallRule | None:
     return CallRule(required=True, name=choice["function"]["name"], parallel=False)
 
 
-def _prompt(value: Any, merged: Mapping[str, Any], task: Task) -> Prompt:
+def _prompts(value: Any, merged: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:
     if task == CHAT:
-        return ChatPrompt(check_messages(value), merged["tools"] if _shows_tools(merged) else None)
-    if not isinstance(value, str):
-        kind = "it is missing" if value is None else f"got {describe_kind(value)}"
-        raise InvalidRequestError(
-            f"prompt must be a string; {kind}. Send several prompts as rows of a data frame.",
-            param="prompt",
-        )
-    return TextPrompt(value)
+        tools = merged["tools"] if _shows_tools(merged) else None
+        return (ChatPrompt(check_messages(value), tools),)
+    if task == COMPLETIONS:
+        return check_prompts(value)
+    advice = " Send several prompts as rows of a data frame, or as a list to generate."
+    return check_text(value, advice=advice)
 
 
 def _options(
@@ -177,17 +195,24 @@ def _options(
     logprobs = merged.get("logprobs")
     if task != COMPLETIONS:
         logprobs = merged.get("top_logprobs", 0) if logprobs else None
+    max_tokens = merged.get("max_tokens", merged.get("max_completion_tokens"))
+    prediction = merged.get("prediction")
     return Options(
         sampling=_sampling(merged, search),
-        max_tokens=merged.get("max_tokens", merged.get("max_completion_tokens")),
+        max_tokens=max_tokens,
         max_length=merged.get("max_length"),
         strict_limit=any(name in asked for name in _LIMITS),
         min_tokens=merged.get("min_tokens", 0),
         stop=merged.get("stop", ()),
         n=merged.get("n", 1),
         top_logprobs=logprobs,
+        prompt_logprobs=merged.get("echo", False) and (logprobs is not None or max_tokens == 0),
         keep_control_tokens=_shows_tools(merged),
         grammar=next((merged[name] for name in FORMS if merged.get(name) is not None), None),
+        timeout=merged.get("timeout"),
+        draft_tokens=merged.get("prompt_lookup_num_tokens")
+        or (0 if prediction is None else PREDICTION_DRAFT),
+        prediction=prediction,
     )
 
 

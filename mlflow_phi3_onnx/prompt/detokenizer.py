@@ -22,15 +22,16 @@ class Detokenizer:
     """Turns one sequence's tokens into text, a token at a time.
 
     Text is held back until its characters are whole; bytes that never become one are written as
-    U+FFFD. Control tokens are left out. The first token keeps the space that SentencePiece
-    vocabularies write before a word, as with onnxruntime-genai's own stream.
+    U+FFFD. Control tokens are left out. After an anchor, the first token keeps the space that
+    SentencePiece vocabularies write before a word, as with onnxruntime-genai's own stream.
 
     Byte tokens are decoded here: ``DecodeStream`` decodes a run of them as a whole, and fails where
     a whole character is followed by a broken one.
 
     Args:
         tokenizer: The model's tokenizer.
-        anchor: The id of a one-letter token, which stands for the prompt before the answer.
+        anchor: The id of a one-letter token, which stands for the prompt before the answer; empty
+            where the sequence is a text of its own.
         bytes_of: The byte of each byte token, by id.
         keep_control: Whether control tokens are written too.
     """
@@ -68,7 +69,7 @@ class Detokenizer:
         """Return what was held back: the start of a character that never came whole, as U+FFFD."""
         held = self._tokenizer.decode(
             [*self._anchor, *self._pending], skip_special_tokens=self._skip
-        )[1:]
+        )[len(self._anchor) :]
         self._pending.clear()
         return held + self._utf8.decode(b"", final=True)
 

@@ -73,42 +73,36 @@ class PromptTokenizer:
         self._grammars: dict[tuple[int, frozenset[int]], GrammarCompiler] = {}
         self._grammars_lock = threading.Lock()
 
-    def encode(self, text: str) -> NDArray[np.int32]:
+    def encode(self, text: str, param: str = "prompt") -> NDArray[np.int32]:
         """Encode a prompt that its caller wrote as a whole, control tokens included.
 
         No beginning-of-sequence token is added, as with onnxruntime-genai's own tokenizer.
+
+        Args:
+            text: The prompt.
+            param: What to call it in messages.
         """
-        _check_text(text, "prompt")
+        _check_text(text, param)
         return _ids(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def encode_chat(self, chat: ChatPrompt) -> NDArray[np.int32]:
+    def offsets(self, text: str) -> tuple[int, ...]:
+        """Tell where each token of a whole prompt begins in it, in characters."""
+        found = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return tuple(start for start, _ in found)
+
+    def encode_chat(
+        self, chat: ChatPrompt, *, add_generation_prompt: bool = True
+    ) -> NDArray[np.int32]:
         """Render a conversation and encode it; no text of the caller's becomes a control token.
 
         Args:
             chat: The conversation.
+            add_generation_prompt: Whether to end with the opening of the assistant's turn.
 
         Raises:
             InvalidRequestError: If the model has no chat template, or the template refuses.
         """
-        if self._template is None:
-            raise InvalidRequestError(
-                "This model has no chat template, so it cannot answer messages. Send a prompt.",
-                param="messages",
-            )
-        texts = list(_strings([chat.messages, chat.tools]))
-        for text in texts:
-            _check_text(text, "messages")
-        hidden = _Hidden(texts, self._control_pattern)
-        messages = [
-            hidden.replace_in(
-                message,
-                self._history_pattern if message["role"] == "assistant" else self._control_pattern,
-            )
-            for message in chat.messages
-        ]
-        tools = hidden.replace_in(chat.tools, self._control_pattern)
-        rendered = self._template.render(messages, tools=tools)
-        _check_whole(messages, tools, rendered)
+        rendered, hidden = self._render(chat, add_generation_prompt)
         if not hidden.found:
             ids = self._tokenizer.encode(rendered, add_special_tokens=False).ids
             # More control ids than the text shows: a normalizer made one out of other characters.
@@ -116,9 +110,35 @@ class PromptTokenizer:
                 return _ids(ids)
         return _ids(self._encode_in_pieces(rendered, hidden))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, without control tokens."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+    def render_chat(self, chat: ChatPrompt, *, add_generation_prompt: bool = True) -> str:
+        """Render a conversation to text, as :meth:`encode_chat` does before it encodes it.
+
+        The text does not tell control tokens of the template from the same text of the caller's.
+        """
+        rendered, hidden = self._render(chat, add_generation_prompt)
+        return hidden.restore(rendered)
+
+    def decode(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+        """Return the text of token ids, control tokens included, and where each token begins.
+
+        A token that goes on with a character begins where the character does.
+        """
+        # Only a space that the text would begin with is the vocabulary's own.
+        anchor = self._anchor if ids and ids[0] in self._byte_tokens else []
+        stream = Detokenizer(self._tokenizer, anchor, self._byte_tokens, keep_control=True)
+        text: list[str] = []
+        offsets: list[int] = []
+        length = 0
+        for token in ids:
+            offsets.append(length)
+            text.append(stream.add(token))
+            length += len(text[-1])
+        return "".join([*text, stream.flush()]), tuple(offsets)
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of control tokens, which are left out of an answer's text."""
+        return self._control_ids
 
     def detokenizer(self, *, keep_control: bool = False) -> Detokenizer:
         """Make a decoder for one sequence of generated tokens."""
@@ -166,6 +186,31 @@ class PromptTokenizer:
                 compiler = GrammarCompiler(self._tokenizer.to_str(), size, eos)
                 self._grammars[vocab_size, eos] = compiler
             return compiler
+
+    def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, _Hidden]:
+        """Render a conversation, with the caller's texts of control tokens hidden in it."""
+        if self._template is None:
+            raise InvalidRequestError(
+                "This model has no chat template, so it cannot answer messages. Send a prompt.",
+                param="messages",
+            )
+        texts = list(_strings([chat.messages, chat.tools]))
+        for text in texts:
+            _check_text(text, "messages")
+        hidden = _Hidden(texts, self._control_pattern)
+        messages = [
+            hidden.replace_in(
+                message,
+                self._history_pattern if message["role"] == "assistant" else self._control_pattern,
+            )
+            for message in chat.messages
+        ]
+        tools = hidden.replace_in(chat.tools, self._control_pattern)
+        rendered = self._template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt
+        )
+        _check_whole(messages, tools, rendered)
+        return rendered, hidden
 
     @cached_property
     def _literal(self) -> Tokenizer:

@@ -1,0 +1,147 @@
+"""The model's calls for event loops: the same plans and answers as in a thread, awaited.
+
+Whatever takes long runs elsewhere: parsing, templates, tokenization and grammars in a worker
+thread, the model in its engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
+from mlflow_phi3_onnx.progress import rows_done
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+
+    from mlflow_phi3_onnx.calls import Calls
+    from mlflow_phi3_onnx.engine.base import Engine
+
+__all__ = ["AsyncMethods"]
+
+_T = TypeVar("_T")
+
+
+class AsyncMethods:
+    """The awaited twins of a model's methods.
+
+    They take what their twins take, and answer and raise the same. A request is checked when its
+    call is awaited, or its stream is first asked for a piece. Cancelling the task, or closing the
+    stream, stops the generation.
+    """
+
+    _calls: Calls
+    _engine: Engine
+
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **params: Any) -> dict[str, Any]:
+        """Answer a conversation, as ``chat``."""
+        return (await self.arun(CHAT, [{"messages": messages, **params}]))[0]
+
+    def astream_chat(
+        self, messages: Sequence[Mapping[str, Any]], **params: Any
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Answer a conversation in chunks, as ``stream_chat``."""
+        return self.arun_stream(CHAT, {"messages": messages, **params})
+
+    async def acomplete(
+        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], **params: Any
+    ) -> dict[str, Any]:
+        """Continue one prompt or several, as ``complete``."""
+        return (await self.arun(COMPLETIONS, [{"prompt": prompt, **params}]))[0]
+
+    def astream_complete(
+        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], **params: Any
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Continue one prompt or several in chunks, as ``stream_complete``."""
+        return self.arun_stream(COMPLETIONS, {"prompt": prompt, **params})
+
+    @overload
+    async def agenerate(self, prompt: str, **params: Any) -> str: ...
+
+    @overload
+    async def agenerate(self, prompt: list[str], **params: Any) -> list[str]: ...
+
+    async def agenerate(self, prompt: str | list[str], **params: Any) -> str | list[str]:
+        """Continue one prompt or many, text in and text out, as ``generate``."""
+        if isinstance(prompt, str):
+            return (await self.arun(TEXT, [{"prompt": prompt, **params}]))[0]
+        return await self.arun(TEXT, [{"prompt": text, **params} for text in prompt])
+
+    def astream_generate(self, prompt: str, **params: Any) -> AsyncGenerator[str]:
+        """Continue a prompt in pieces of text, as ``stream_generate``."""
+        return self.arun_stream(TEXT, {"prompt": prompt, **params})
+
+    async def arun(
+        self,
+        task: Task,
+        requests: Sequence[Mapping[str, Any]],
+        params: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Answer several requests together, as ``run``."""
+        calls = await asyncio.to_thread(self._calls.plan_each, task, requests, params)
+        jobs = [job for call in calls for job in call.jobs]
+        tickets = deque(
+            await _begin(
+                lambda: self._engine.submit(jobs),
+                lambda begun: [ticket.cancel() for ticket in begun],
+            )
+        )
+        answers: list[Any] = []
+        try:
+            with rows_done(len(calls)) as bar:
+                for call in calls:
+                    done = [await tickets.popleft().aresult() for _ in call.jobs]
+                    answers.append(call.answer(done))
+                    bar.update()
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+        return answers
+
+    async def arun_stream(
+        self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Any]:
+        """Answer one request in pieces, as ``run_stream``."""
+        call = await asyncio.to_thread(self._calls.plan_stream, task, fields, params)
+        writer = call.writer()
+        stream = await _begin(lambda: self._engine.stream(call.jobs), lambda begun: begun.cancel())
+        try:
+            for piece in writer.begin():
+                yield piece
+            async with aclosing(aiter(stream)) as deltas:
+                async for index, delta in deltas:
+                    for piece in writer.add(index, delta):
+                        yield piece
+            for piece in writer.end():
+                yield piece
+        finally:
+            stream.cancel()
+
+
+async def _begin(begin: Callable[[], _T], stop: Callable[[_T], object]) -> _T:
+    """Begin work in a thread. If the task is cancelled meanwhile, stop it once it has begun.
+
+    Args:
+        begin: Begins the work and returns it.
+        stop: Stops it; may be called twice.
+    """
+    begun: list[_T] = []
+    unwanted = threading.Event()
+
+    def run() -> _T:
+        begun.append(begin())
+        if unwanted.is_set():
+            stop(begun[0])
+        return begun[0]
+
+    try:
+        return await asyncio.to_thread(run)
+    except asyncio.CancelledError:
+        unwanted.set()
+        for work in begun:
+            stop(work)
+        raise

@@ -1,0 +1,110 @@
+"""Checks of the prompts of completions: one text or several, one list of token ids or several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai import checks
+from mlflow_phi3_onnx.request import TextPrompt, TokenPrompt
+
+__all__ = ["MAX_ANSWERS", "check_ids", "check_prompts", "check_text"]
+
+MAX_ANSWERS = 2048
+"""The most answers to one request, over all of its prompts."""
+
+FORMS = "a string, a list of strings, a list of token ids or a list of lists of token ids"
+
+_ADVICE = f" prompt must be {FORMS}."
+
+_token_id = checks.integer(0, 2**31 - 1)
+
+
+def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
+    """Check prompts in one of the four forms of OpenAI's completions API.
+
+    Args:
+        value: A string, a list of strings, a list of token ids, or a list of lists of token ids.
+
+    Raises:
+        InvalidRequestError: If it is none of them; the message names the entry at fault.
+    """
+    if isinstance(value, str):
+        return (TextPrompt(value),)
+    if not isinstance(value, list | tuple) or not value:
+        kind = "got an empty list" if value in ([], ()) else _whole(value)
+        raise InvalidRequestError(f"prompt must be {FORMS}; {kind}.", param="prompt")
+    if not isinstance(value[0], str | list | tuple):
+        return (TokenPrompt(check_ids(value, "prompt", _ADVICE)),)
+    if len(value) > MAX_ANSWERS:
+        raise InvalidRequestError(
+            f"prompt must hold at most {MAX_ANSWERS:,} prompts; got {len(value):,}. Send several"
+            " requests.",
+            param="prompt",
+        )
+    one = _text if isinstance(value[0], str) else _tokens
+    return tuple(one(item, f"prompt[{i}]") for i, item in enumerate(value))
+
+
+def check_text(value: Any, name: str = "prompt", advice: str = "") -> tuple[TextPrompt]:
+    """Check a prompt that can only be one text.
+
+    Args:
+        value: The text.
+        name: What to call it in messages.
+        advice: What to do with several, for the end of the message.
+
+    Raises:
+        InvalidRequestError: If it is no string.
+    """
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{name} must be a string; {_whole(value)}.{advice}", param=name)
+    return (TextPrompt(value, name),)
+
+
+def check_ids(value: Any, name: str, advice: str = "") -> tuple[int, ...]:
+    """Check token ids. Whether the vocabulary has them is for the model to say.
+
+    Args:
+        value: A list of integers from 0, at least one.
+        name: What to call it in messages.
+        advice: What else it may be, for the end of the message.
+
+    Raises:
+        InvalidRequestError: If it is no such list; the message names the entry at fault.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        kind = "an empty list" if value in ([], ()) else checks.describe_kind(value)
+        raise InvalidRequestError(
+            f"{name} must be a list of token ids, at least one; got {kind}.{advice}", param=name
+        )
+    return tuple(_id(item, f"{name}[{i}]", advice) for i, item in enumerate(value))
+
+
+def _text(value: Any, where: str) -> TextPrompt:
+    if not isinstance(value, str):
+        raise InvalidRequestError(
+            f"{where} must be a string, as prompt[0] is; got {checks.describe_kind(value)}."
+            f"{_ADVICE}",
+            param=where,
+        )
+    return TextPrompt(value, where)
+
+
+def _tokens(value: Any, where: str) -> TokenPrompt:
+    return TokenPrompt(check_ids(value, where, _ADVICE), where)
+
+
+def _id(value: Any, where: str, advice: str) -> int:
+    try:
+        return _token_id(value)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{where} must be a token id, an integer from 0; got {checks.describe_kind(value)}."
+            f"{advice}",
+            param=where,
+        ) from error
+
+
+def _whole(value: Any) -> str:
+    return "it is missing" if value is None else f"got {checks.describe_kind(value)}"

@@ -1,0 +1,131 @@
+"""How likely a model finds given text: each token's log-probability, and perplexity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.checks import describe_kind, integer
+from mlflow_phi3_onnx.openai.logprobs import entry
+from mlflow_phi3_onnx.openai.parameters import MAX_LOGPROBS
+from mlflow_phi3_onnx.request import TextPrompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mlflow_phi3_onnx.engine.base import Job
+    from mlflow_phi3_onnx.planning import Planner
+    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+    from mlflow_phi3_onnx.request import Completion, TokenLogprob
+
+__all__ = ["Score", "plan_perplexity", "plan_token_logprobs"]
+
+_alternatives = integer(0, MAX_LOGPROBS)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A text that is to be scored.
+
+    Attributes:
+        job: The job that reports its log-probabilities.
+        read: Turns the report into what was asked for.
+    """
+
+    job: Job
+    read: Callable[[Sequence[TokenLogprob | None]], Any]
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """What the engine is to run."""
+        return (self.job,)
+
+    def answer(self, completions: Sequence[Completion]) -> Any:
+        """Return what was asked for of the text."""
+        (completion,) = completions
+        assert completion.prompt_logprobs is not None
+        return self.read(completion.prompt_logprobs)
+
+
+def plan_token_logprobs(
+    text: Any, top_logprobs: Any, planner: Planner, tokenizer: PromptTokenizer
+) -> list[Score]:
+    """Plan the report of each token of one text or several.
+
+    Raises:
+        InvalidRequestError: If an argument is not what it may be.
+        ContextLengthError: If a text is too long.
+    """
+    try:
+        top = _alternatives(top_logprobs)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"top_logprobs must be an integer from 0 to {MAX_LOGPROBS}; got"
+            f" {describe_kind(top_logprobs)}.",
+            param="top_logprobs",
+        ) from error
+    scores: list[Score] = []
+    for prompt in _check_texts(text):
+        job = planner.plan_scoring(prompt, top)
+        first = int(job.prompt[0])
+        scores.append(Score(job, lambda tokens, first=first: _entries(tokens, first, tokenizer)))
+    return scores
+
+
+def plan_perplexity(text: Any, planner: Planner) -> list[Score]:
+    """Plan the perplexity of one text or several.
+
+    Raises:
+        InvalidRequestError: If a text is not one of at least two tokens.
+        ContextLengthError: If a text is too long.
+    """
+    scores: list[Score] = []
+    for prompt in _check_texts(text):
+        job = planner.plan_scoring(prompt, 0)
+        if len(job.prompt) < 2:
+            raise InvalidRequestError(
+                f"{prompt.param} has one token; perplexity is the mean over all tokens but the"
+                " first, so it needs at least two.",
+                param=prompt.param,
+            )
+        scores.append(Score(job, _perplexity))
+    return scores
+
+
+def _check_texts(value: Any) -> list[TextPrompt]:
+    if isinstance(value, str):
+        return [TextPrompt(value, "text")]
+    if not isinstance(value, list | tuple):
+        raise InvalidRequestError(
+            f"text must be a string or a list of strings; got {describe_kind(value)}.",
+            param="text",
+        )
+    for place, item in enumerate(value):
+        if not isinstance(item, str):
+            where = f"text[{place}]"
+            raise InvalidRequestError(
+                f"{where} must be a string; got {describe_kind(item)}.", param=where
+            )
+    return [TextPrompt(item, f"text[{place}]") for place, item in enumerate(value)]
+
+
+def _entries(
+    tokens: Sequence[TokenLogprob | None], first: int, tokenizer: PromptTokenizer
+) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for token in tokens:
+        if token is None:
+            text, raw = tokenizer.token_text(first)
+            head = {"token_id": first, "token": text, "logprob": None, "bytes": list(raw)}
+            entries.append({**head, "top_logprobs": []})
+        else:
+            top = [{"token_id": other.token_id, **entry(other)} for other in token.top]
+            entries.append({"token_id": token.token_id, **entry(token), "top_logprobs": top})
+    return entries
+
+
+def _perplexity(tokens: Sequence[TokenLogprob | None]) -> float:
+    logprobs = [token.logprob for token in tokens if token is not None]
+    return math.exp(-math.fsum(logprobs) / len(logprobs))
