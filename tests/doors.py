@@ -1,0 +1,135 @@
+"""The doors that a request can come through, each as a function from its fields to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mlflow
+
+import mlflow_phi3_onnx
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlflow.exceptions import MlflowException
+
+    from mlflow_phi3_onnx import GenAIModel
+    from mlflow_phi3_onnx.openai.parameters import Task
+
+SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
+CANARY = "canary-3141592"
+
+Door = Callable[[dict[str, Any]], Any]
+
+DOORS = ["native", "native stream", "async", "async stream", "pyfunc", "pyfunc stream"]
+WHOLE = ["native", "async", "pyfunc"]
+STREAMS = ["native stream", "async stream", "pyfunc stream"]
+
+
+class Bad(NamedTuple):
+    """A request, and what the error must say."""
+
+    fields: dict[str, Any]
+    param: str
+    says: str
+
+
+def bad_id(case: Bad) -> str:
+    return f"{case.param}: {case.says}"
+
+
+def check_error(error: MlflowException, case: Bad) -> None:
+    assert isinstance(error, mlflow_phi3_onnx.InvalidRequestError)
+    assert case.says in error.message
+    assert (error.param or "") == case.param
+    assert error.status == 400
+    assert CANARY not in error.message
+    assert CANARY not in str(error.to_openai())
+
+
+def saved(demo: Path, folder: Path, task: Task, loop: str) -> Any:
+    """Save the demo model and load it as a pyfunc."""
+    mlflow_phi3_onnx.save_model(demo, folder, task=task)
+    return mlflow.pyfunc.load_model(str(folder), model_config={"loop": loop})
+
+
+def chat_doors(model: GenAIModel, pyfunc: Any) -> dict[str, Door]:
+    """Each door of a chat: it answers with text, finish reason and usage."""
+    return {
+        "native": lambda fields: whole_chat(model.chat(**fields)),
+        "native stream": lambda fields: chat_pieces(model.stream_chat(**fields)),
+        "async": lambda fields: whole_chat(asyncio.run(model.achat(**fields))),
+        "async stream": lambda fields: chat_pieces(gathered(model.astream_chat(**fields))),
+        "pyfunc": lambda fields: whole_chat(pyfunc.predict(fields)[0]),
+        "pyfunc stream": lambda fields: chat_pieces(pyfunc.predict_stream(fields)),
+    }
+
+
+def text_doors(model: GenAIModel, pyfunc: Any) -> dict[str, Door]:
+    """Each door of a completion: it answers with choices and usage."""
+    return {
+        "native": lambda fields: whole_text(model.complete(**fields)),
+        "native stream": lambda fields: text_pieces(model.stream_complete(**fields)),
+        "async": lambda fields: whole_text(asyncio.run(model.acomplete(**fields))),
+        "async stream": lambda fields: text_pieces(gathered(model.astream_complete(**fields))),
+        "pyfunc": lambda fields: whole_text(pyfunc.predict(fields)[0]),
+        "pyfunc stream": lambda fields: text_pieces(pyfunc.predict_stream(fields)),
+    }
+
+
+def gathered(stream: AsyncGenerator[Any]) -> list[Any]:
+    async def run() -> list[Any]:
+        return [piece async for piece in stream]
+
+    return asyncio.run(run())
+
+
+def counts(usage: dict[str, Any]) -> dict[str, int]:
+    """The usage without its details, which tell of caches and guesses."""
+    return {name: count for name, count in usage.items() if not name.endswith("_details")}
+
+
+def whole_chat(response: dict[str, Any]) -> tuple[str, str, dict[str, int]]:
+    choice = response["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"], counts(response["usage"])
+
+
+def chat_pieces(chunks: Iterable[dict[str, Any]]) -> tuple[str, str, dict[str, int]]:
+    seen = list(chunks)
+    first, ending, last = seen[0], seen[-2], seen[-1]
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert ending["choices"][0]["delta"] == {}
+    assert last["choices"] == []
+    assert len({(chunk["id"], chunk["created"], chunk["object"]) for chunk in seen}) == 1
+    text = "".join(chunk["choices"][0]["delta"]["content"] for chunk in seen[:-2])
+    return text, ending["choices"][0]["finish_reason"], counts(last["usage"])
+
+
+def whole_text(response: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    assert response["object"] == "text_completion"
+    choices = response["choices"]
+    assert [choice["index"] for choice in choices] == list(range(len(choices)))
+    return choices, counts(response["usage"])
+
+
+def text_pieces(
+    chunks: Iterable[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Put a stream's chunks together to what the same request's response has."""
+    *seen, last = chunks
+    assert last["choices"] == []
+    assert len({(chunk["id"], chunk["created"], chunk["object"]) for chunk in seen}) == 1
+    choices: dict[int, dict[str, Any]] = {}
+    for chunk in seen:
+        (piece,) = chunk["choices"]
+        whole = choices.setdefault(
+            piece["index"], {"index": piece["index"], "text": "", "finish_reason": None}
+        )
+        assert whole["finish_reason"] is None
+        whole["text"] += piece["text"]
+        whole["finish_reason"] = piece["finish_reason"]
+        for name, values in piece.get("logprobs", {}).items():
+            whole.setdefault("logprobs", {}).setdefault(name, []).extend(values)
+    return [choices[index] for index in sorted(choices)], counts(last["usage"])
