@@ -191,7 +191,9 @@ class Single:
         """
         row = self._row
         length = len(row.prompt) + len(row.tokens)
-        if self._generator is None or length >= self._generator.max_length:
+        # A prompt that is only scored needs no room behind it.
+        needed = length + min(row.remaining, 1)
+        if self._generator is None or needed > self._generator.max_length:
             self._open()
         generator = self._take_generator()
         if not self._likeliest and length - self._computed > bool(row.tokens):
