@@ -131,11 +131,15 @@ def test_guesses_change_no_answer(model: GenAIModel) -> None:
 
 
 def test_the_usage_tells_how_many_guesses_were_right(model: GenAIModel) -> None:
-    predicted = {"prediction": {"type": "content", "content": " The capital of Spain is Madrid."}}
-    usage = model.chat(SPAIN, **predicted)["usage"]
-    details = usage["completion_tokens_details"]
+    story = [{"role": "user", "content": "Tell me a long story."}]
+    plain = model.chat(story, max_tokens=100)
+    text = plain["choices"][0]["message"]["content"]
+    predicted = {"prediction": {"type": "content", "content": text}, "max_tokens": 100}
+    answer = model.chat(story, **predicted)
+    assert answer["choices"] == plain["choices"]
+    details = answer["usage"]["completion_tokens_details"]
     assert details.keys() == {"accepted_prediction_tokens", "rejected_prediction_tokens"}
-    assert 0 < details["accepted_prediction_tokens"] < usage["completion_tokens"]
-    *_, last = model.stream_chat(SPAIN, **predicted)
+    assert 0 < details["accepted_prediction_tokens"] < answer["usage"]["completion_tokens"]
+    *_, last = model.stream_chat(story, **predicted)
     assert last["usage"]["completion_tokens_details"] == details
-    assert "completion_tokens_details" not in model.chat(SPAIN)["usage"]
+    assert "completion_tokens_details" not in plain["usage"]

@@ -170,7 +170,7 @@ def test_echo_with_logprobs_reports_the_prompt(
     for at, token, top in zip(
         logprobs["text_offset"], logprobs["tokens"], logprobs["top_logprobs"], strict=True
     ):
-        assert "\ufffd" in token or choice["text"][at:].startswith(token)
+        assert token.startswith("bytes:") or choice["text"][at:].startswith(token)
         assert top is None or 2 <= len(top) <= 3
     (answer,), _ = doors[door]({**asked, "echo": False})
     for name, values in answer["logprobs"].items():
@@ -208,6 +208,8 @@ def test_scores_as_evaluation_harnesses_read_them(model: GenAIModel) -> None:
         temperature=0,
         seed=1234,
     )
+    # After "Madrid." the model ends its answer: the token that does is listed, to be left out.
+    assert response["choices"][0]["text"] == f"{SPAIN} Madrid."
     greedy: list[bool] = []
     for choice, continuation in zip(response["choices"], continuations, strict=True):
         logprobs = choice["logprobs"]

@@ -35,9 +35,9 @@ def test_text_survives_tokens(model: GenAIModel, text: str) -> None:
 
 def test_control_tokens_are_one_token_and_come_back(model: GenAIModel) -> None:
     ids = model.tokenize("<|user|>x<|end|>")
-    assert len(ids) == 3
     assert model.detokenize(ids[:1]) == "<|user|>"
-    assert model.detokenize([ids[2], ids[1]]).startswith("<|end|>")
+    assert model.detokenize(ids[-1:]) == "<|end|>"
+    assert model.detokenize(ids).endswith("x<|end|>")
 
 
 def test_the_tokens_of_an_answer_are_its_text(model: GenAIModel) -> None:

@@ -123,6 +123,7 @@ class TextWriter:
         self._offsets = [OffsetCounter(len(prompt.text), silent) for prompt in self._prompt_of]
         self._reports = options.top_logprobs is not None
         self._echo = asked.echo
+        self._reported = [0] * len(self._prompt_of)
         self._last: dict[int, Delta] = {}
 
     def begin(self) -> Iterator[dict[str, Any]]:
@@ -140,8 +141,12 @@ class TextWriter:
             yield self._chunk(index, prompt.text, logprobs=logprobs)
         if delta.text or delta.finish_reason or delta.logprobs:
             more: dict[str, Any] = {}
-            if delta.logprobs:
-                more["logprobs"] = text_logprobs(delta.logprobs, self._offsets[index])
+            self._reported[index] += len(delta.logprobs)
+            unreported = delta.tokens > self._reported[index]
+            ending = bool(delta.finish_reason) and self._reports and self._echo and unreported
+            if delta.logprobs or ending:
+                offsets = self._offsets[index]
+                more["logprobs"] = text_logprobs(delta.logprobs, offsets, ending=ending)
             yield self._chunk(index, delta.text, finish_reason=delta.finish_reason, **more)
 
     def end(self) -> Iterator[dict[str, Any]]:

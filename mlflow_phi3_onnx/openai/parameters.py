@@ -220,7 +220,8 @@ _ROWS = (
         "logprobs",
         "honoured",
         "How many of the likeliest tokens to report with each token's log-probability. With echo,"
-        " the prompt's tokens are reported too; the first one's log-probability is null.",
+        " the prompt's tokens are reported too, the first one's log-probability being null; so is"
+        " that of an end-of-sequence token, which is listed only then.",
         f"an integer from 0 to {MAX_LOGPROBS}",
         checks.integer(0, MAX_LOGPROBS),
         tasks=(COMPLETIONS,),

@@ -143,7 +143,8 @@ def _text_choice(
     }
     if completion.logprobs is not None:
         offsets = OffsetCounter(len(prompt.text), silent)
-        choice["logprobs"] = text_logprobs(completion.logprobs, offsets)
+        unreported = asked.echo and completion.tokens > len(completion.logprobs)
+        choice["logprobs"] = text_logprobs(completion.logprobs, offsets, ending=unreported)
         if completion.prompt_logprobs is not None:
             before = prompt_logprobs(completion.prompt_logprobs, prompt)
             choice["logprobs"] = {
