@@ -16,10 +16,11 @@ from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.progress import rows_done
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
-    from mlflow_phi3_onnx.calls import Calls
-    from mlflow_phi3_onnx.engine.base import Engine
+    from mlflow_phi3_onnx.calls import Call, Calls
+    from mlflow_phi3_onnx.engine.base import Engine, Stream, Ticket
+    from mlflow_phi3_onnx.openai.chunks import Writer
 
 __all__ = ["AsyncMethods"]
 
@@ -82,14 +83,13 @@ class AsyncMethods:
         params: Mapping[str, Any] | None = None,
     ) -> list[Any]:
         """Answer several requests together, as ``run``."""
-        calls = await asyncio.to_thread(self._calls.plan_each, task, requests, params)
-        jobs = [job for call in calls for job in call.jobs]
-        tickets = deque(
-            await _begin(
-                lambda: self._engine.submit(jobs),
-                lambda begun: [ticket.cancel() for ticket in begun],
-            )
-        )
+
+        def begin() -> tuple[Sequence[Call], Sequence[Ticket]]:
+            calls = self._calls.plan_each(task, requests, params)
+            return calls, self._engine.submit([job for call in calls for job in call.jobs])
+
+        calls, taken = await _begin(begin, lambda begun: _cancel(begun[1]))
+        tickets = deque(taken)
         answers: list[Any] = []
         try:
             with rows_done(len(calls)) as bar:
@@ -98,17 +98,19 @@ class AsyncMethods:
                     answers.append(call.answer(done))
                     bar.update()
         finally:
-            for ticket in tickets:
-                ticket.cancel()
+            _cancel(tickets)
         return answers
 
     async def arun_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[Any]:
         """Answer one request in pieces, as ``run_stream``."""
-        call = await asyncio.to_thread(self._calls.plan_stream, task, fields, params)
-        writer = call.writer()
-        stream = await _begin(lambda: self._engine.stream(call.jobs), lambda begun: begun.cancel())
+
+        def begin() -> tuple[Writer, Stream]:
+            call = self._calls.plan_stream(task, fields, params)
+            return call.writer(), self._engine.stream(call.jobs)
+
+        writer, stream = await _begin(begin, lambda begun: begun[1].cancel())
         try:
             for piece in writer.begin():
                 yield piece
@@ -120,6 +122,11 @@ class AsyncMethods:
                 yield piece
         finally:
             stream.cancel()
+
+
+def _cancel(tickets: Iterable[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.cancel()
 
 
 async def _begin(begin: Callable[[], _T], stop: Callable[[_T], object]) -> _T:

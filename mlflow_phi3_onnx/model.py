@@ -11,7 +11,8 @@ from mlflow_phi3_onnx.async_model import AsyncMethods
 from mlflow_phi3_onnx.calls import Call, Calls, Question
 from mlflow_phi3_onnx.loading import start_engine
 from mlflow_phi3_onnx.openai.messages import check_messages
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task, check_parameters
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
+from mlflow_phi3_onnx.openai.parse import check_parameters
 from mlflow_phi3_onnx.openai.prompts import check_ids, check_text
 from mlflow_phi3_onnx.planning import Planner
 from mlflow_phi3_onnx.progress import rows_done

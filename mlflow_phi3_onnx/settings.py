@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai import checks
-from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task, check_parameters
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
+from mlflow_phi3_onnx.openai.parse import check_parameters
 from mlflow_phi3_onnx.runtime import MAX_BATCH_SIZE
 
 if TYPE_CHECKING:

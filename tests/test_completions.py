@@ -270,6 +270,12 @@ def test_a_missing_prompt_is_named(model: GenAIModel) -> None:
         model.complete(missing)
 
 
+def test_a_saved_configuration_has_answers(demo: Path) -> None:
+    config = {"max_tokens": 0}
+    with pytest.raises(mlflow_phi3_onnx.InvalidRequestError, match="A single request may have 0"):
+        mlflow_phi3_onnx.GenAIModel(demo, model_config=config, task="llm/v1/completions")
+
+
 @pytest.mark.parametrize("prompt", [["a"], [5, 6]], ids=repr)
 def test_text_generation_takes_one_string_a_row(model: GenAIModel, prompt: Any) -> None:
     with pytest.raises(mlflow_phi3_onnx.InvalidRequestError, match="rows of a data frame"):

@@ -286,6 +286,12 @@ def test_an_error_keeps_its_message_when_the_server_quotes_the_input() -> None:
     assert CANARY not in error.serialize_as_json()
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_an_answer_that_is_not_in_time_is_an_error(doors: dict[str, Door], door: str) -> None:
+    with pytest.raises(mlflow_phi3_onnx.GenerationTimeoutError):
+        doors[door]({"messages": SPAIN, "min_tokens": 1000, "timeout": 1e-6})
+
+
 @pytest.mark.parametrize("door", WHOLE)
 def test_stream_true_is_refused_by_a_plain_prediction(doors: dict[str, Door], door: str) -> None:
     with pytest.raises(mlflow_phi3_onnx.InvalidRequestError, match="predict_stream"):

@@ -58,7 +58,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        for task in ("llm/v1/chat", "text-generation"):
+        for task in ("llm/v1/chat", "llm/v1/completions", "text-generation"):
             name = task.rpartition("/")[2]
             mlflow_phi3_onnx.log_model(demo, name=name, task=task, registered_model_name=name)
             MlflowClient().set_registered_model_alias(name, "champion", "1")
@@ -109,6 +109,11 @@ def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 @pytest.fixture(scope="module")
 def chat(registered: Path) -> Iterator[Server]:
     yield from serve(registered, "chat")
+
+
+@pytest.fixture(scope="module")
+def completions(registered: Path) -> Iterator[Server]:
+    yield from serve(registered, "completions")
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +174,66 @@ def test_prompts_four_at_a_time(text: Server) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(text.post, payloads))
     assert answers == [(200, [ANSWER]), (200, {"predictions": [ANSWER, ANSWER]})] * 4
+
+
+@pytest.fixture(scope="module")
+def prompts(demo: Path) -> dict[str, Any]:
+    """Prompts in each form that completions take."""
+    texts = [PROMPT, "The capital of Italy is"]
+    with mlflow_phi3_onnx.GenAIModel(demo) as model:
+        ids = [model.tokenize(text) for text in texts]
+    return {"a string": PROMPT, "strings": texts, "ids": ids[0], "lists of ids": ids}
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("a string", [ANSWER]),
+        ("strings", [ANSWER, " Rome."]),
+        ("ids", [ANSWER]),
+        ("lists of ids", [ANSWER, " Rome."]),
+    ],
+)
+@pytest.mark.parametrize("payload", ["openai", "inputs", "split", "records"])
+def test_prompts_of_completions_in_all_forms(
+    completions: Server, prompts: dict[str, Any], payload: str, form: str, expected: list[str]
+) -> None:
+    prompt = prompts[form]
+    fields = {"prompt": prompt, "max_tokens": 20}
+    status, body = completions.post(
+        {
+            "openai": fields,
+            "inputs": {"inputs": [fields]},
+            "split": split(prompt=[prompt], max_tokens=[20]),
+            "records": {"dataframe_records": [fields]},
+        }[payload]
+    )
+    assert status == 200, body
+    (response,) = body if payload == "openai" else body["predictions"]
+    assert [choice["text"] for choice in response["choices"]] == expected
+
+
+def test_a_data_frame_of_prompts_in_mixed_forms(
+    completions: Server, prompts: dict[str, Any]
+) -> None:
+    status, body = completions.post(split(prompt=list(prompts.values())))
+    assert status == 200
+    assert [len(row["choices"]) for row in body["predictions"]] == [1, 2, 1, 2]
+
+
+def test_scores_are_valid_json(completions: Server) -> None:
+    scored = {"prompt": [PROMPT, "x"], "echo": True, "logprobs": 1, "max_tokens": 0}
+    status, body = completions.post(scored)
+    assert status == 200
+    first = [choice["logprobs"]["token_logprobs"][0] for choice in body[0]["choices"]]
+    assert first == [None, None]
+
+
+def test_a_bad_prompt_is_named_and_not_quoted(completions: Server) -> None:
+    status, body = completions.post({"prompt": [CANARY, 5]})
+    assert status == 400
+    assert "prompt[1] must be a string, as prompt[0] is; got 5" in body["message"]
+    assert CANARY not in json.dumps(body)
 
 
 def test_params_of_a_prompt(text: Server) -> None:

@@ -6,16 +6,14 @@ are all made from :data:`PARAMETERS`.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai import checks, structured
 from mlflow_phi3_onnx.openai.messages import MAX_PREDICTION_CHARACTERS, check_prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "ALL_TASKS",
@@ -25,7 +23,6 @@ __all__ = [
     "TEXT",
     "Parameter",
     "Task",
-    "check_parameters",
 ]
 
 Task: TypeAlias = Literal["llm/v1/chat", "llm/v1/completions", "text-generation"]
@@ -371,50 +368,3 @@ PARAMETERS: Mapping[Task, Mapping[str, Parameter]] = {
     task: {row.name: row for row in _ROWS if task in row.tasks} for task in ALL_TASKS
 }
 """The parameters of each task, by name, in the order of the documentation."""
-
-
-def check_parameters(
-    values: Mapping[str, Any], task: Task, *, known: Iterable[str] = (), where: str = ""
-) -> dict[str, Any]:
-    """Check parameters and return those that are given, clean.
-
-    Args:
-        values: Parameters by name; those that are None are left out.
-        task: The task whose parameters are allowed.
-        known: Other keys that may stand beside them.
-        where: Where the values came from, for messages (``"model_config: "``).
-
-    Raises:
-        UnsupportedParameterError: If one is not known or not supported.
-        InvalidRequestError: If one is not what it may be.
-    """
-    table = PARAMETERS[task]
-    clean: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in known or value is None:
-            continue
-        parameter = table.get(name)
-        if parameter is None:
-            raise UnsupportedParameterError(
-                f"{where}{name} is not a parameter of {task}.{_suggestion(name, table)}", param=name
-            )
-        if parameter.status == "refused":
-            if value is False and name in ("truncation", "include_prompt"):
-                continue
-            raise UnsupportedParameterError(
-                f"{where}{name} is not supported. {parameter.about}", param=name
-            )
-        try:
-            clean[name] = parameter.check(value)
-        except (ValueError, OverflowError) as error:
-            raise InvalidRequestError(
-                f"{where}{name} must be {parameter.allowed}; got {checks.describe_kind(value)}.",
-                param=name,
-            ) from error
-    return clean
-
-
-def _suggestion(name: str, table: Mapping[str, Parameter]) -> str:
-    usable = [key for key, parameter in table.items() if parameter.status != "refused"]
-    close = difflib.get_close_matches(str(name), usable, n=1)
-    return f" Did you mean {close[0]}?" if close else ""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.openai import checks
 from mlflow_phi3_onnx.openai.messages import check_messages
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task, check_parameters
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, Parameter, Task
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
 from mlflow_phi3_onnx.openai.tool_grammar import CallRule
 from mlflow_phi3_onnx.request import ChatPrompt, Options, Prompt, Request, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["Asked", "parse_request"]
+__all__ = ["INPUT_FIELDS", "Asked", "check_parameters", "parse_request"]
 
 INPUT_FIELDS: Mapping[Task, str] = {
     "llm/v1/chat": "messages",
@@ -49,6 +51,47 @@ class Asked:
     include_usage: bool = True
     echo: bool = False
     calls: CallRule | None = None
+
+
+def check_parameters(
+    values: Mapping[str, Any], task: Task, *, known: Iterable[str] = (), where: str = ""
+) -> dict[str, Any]:
+    """Check parameters and return those that are given, clean.
+
+    Args:
+        values: Parameters by name; those that are None are left out.
+        task: The task whose parameters are allowed.
+        known: Other keys that may stand beside them.
+        where: Where the values came from, for messages (``"model_config: "``).
+
+    Raises:
+        UnsupportedParameterError: If one is not known or not supported.
+        InvalidRequestError: If one is not what it may be.
+    """
+    table = PARAMETERS[task]
+    clean: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in known or value is None:
+            continue
+        parameter = table.get(name)
+        if parameter is None:
+            raise UnsupportedParameterError(
+                f"{where}{name} is not a parameter of {task}.{_suggestion(name, table)}", param=name
+            )
+        if parameter.status == "refused":
+            if value is False and name in ("truncation", "include_prompt"):
+                continue
+            raise UnsupportedParameterError(
+                f"{where}{name} is not supported. {parameter.about}", param=name
+            )
+        try:
+            clean[name] = parameter.check(value)
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequestError(
+                f"{where}{name} must be {parameter.allowed}; got {checks.describe_kind(value)}.",
+                param=name,
+            ) from error
+    return clean
 
 
 def parse_request(
@@ -239,3 +282,9 @@ def _sampling(merged: Mapping[str, Any], search: Mapping[str, Any]) -> Sampling:
         logit_bias=merged.get("logit_bias", {}),
         no_repeat_ngram_size=search.get("no_repeat_ngram_size", 0),
     )
+
+
+def _suggestion(name: str, table: Mapping[str, Parameter]) -> str:
+    usable = [key for key, parameter in table.items() if parameter.status != "refused"]
+    close = difflib.get_close_matches(str(name), usable, n=1)
+    return f" Did you mean {close[0]}?" if close else ""

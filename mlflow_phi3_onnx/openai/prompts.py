@@ -8,12 +8,13 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai import checks
 from mlflow_phi3_onnx.request import TextPrompt, TokenPrompt
 
-__all__ = ["MAX_ANSWERS", "check_ids", "check_prompts", "check_text"]
+__all__ = ["FORMS", "MAX_ANSWERS", "check_ids", "check_prompts", "check_text"]
 
 MAX_ANSWERS = 2048
 """The most answers to one request, over all of its prompts."""
 
 FORMS = "a string, a list of strings, a list of token ids or a list of lists of token ids"
+"""What a prompt of completions may be, in words."""
 
 _ADVICE = f" prompt must be {FORMS}."
 
