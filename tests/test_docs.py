@@ -9,13 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(language: str) -> list[str]:
-    return [body for kind, body in BLOCK.findall(README) if kind == language]
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, page: str = README) -> list[str]:
+    return [body for kind, body in BLOCK.findall(page) if kind == language]
 
 
 def test_the_parameter_tables_are_those_of_the_code() -> None:
@@ -43,6 +48,28 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         shown += done.stdout
     assert "capitals" in shown
+
+
+def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    program = tmp_path / "guide.py"
+    program.write_text("\n".join(blocks("python", GUIDE)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "The capital of Spain is Madrid."
+
+
+def test_the_guide_has_every_parameter() -> None:
+    honoured = {
+        name
+        for table in PARAMETERS.values()
+        for name, row in table.items()
+        if row.status == "honoured"
+    }
+    assert {
+        name for name in honoured if f"`{name}" not in GUIDE and f"{name}=" not in GUIDE
+    } == set()
 
 
 def test_links_lead_somewhere() -> None:
