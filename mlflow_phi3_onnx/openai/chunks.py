@@ -14,12 +14,13 @@ from mlflow_phi3_onnx.openai.logprobs import (
     prompt_logprobs,
     text_logprobs,
 )
-from mlflow_phi3_onnx.openai.responses import head, tool_parser, usage
+from mlflow_phi3_onnx.openai.responses import finish_reason, head, tool_parser, usage
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
 
     from mlflow_phi3_onnx.openai.parse import Asked
+    from mlflow_phi3_onnx.openai.tools import Piece
     from mlflow_phi3_onnx.request import Delta, EncodedPrompt
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
@@ -47,7 +48,7 @@ class Writer(Protocol):
 
 
 class ChatWriter:
-    """Writes ``chat.completion.chunk`` objects: role, content, finish reason, then usage.
+    """Writes ``chat.completion.chunk`` objects: role, content or calls, finish reason, usage.
 
     Args:
         asked: The request.
@@ -71,19 +72,17 @@ class ChatWriter:
         """Yield chunks with content, tool calls or a finish reason, maybe none."""
         self._last[index] = delta
         parser = self._parsers[index]
-        text = parser.add(delta.text) if parser else delta.text
+        pieces: list[Piece] = [delta.text] if delta.text else []
         reason: str | None = delta.finish_reason
-        calls: list[dict[str, Any]] = []
-        if parser and reason:
-            rest, calls = parser.finish()
-            text += rest
-        if text or delta.logprobs:
-            more = {"logprobs": chat_logprobs(delta.logprobs)} if delta.logprobs else {}
-            yield self._chunk(index, {"content": text}, **more)
-        if calls:
-            numbered = [{"index": i, **call} for i, call in enumerate(calls)]
-            yield self._chunk(index, {"tool_calls": numbered})
-            reason = "tool_calls" if reason == "stop" else reason
+        if parser:
+            pieces = parser.add(delta.text)
+            if reason:
+                pieces += parser.finish()
+                reason = finish_reason(reason, parser)
+        more = {"logprobs": chat_logprobs(delta.logprobs)} if delta.logprobs else {}
+        for piece in pieces or [""] * bool(more):
+            yield self._chunk(index, _delta(piece), **more)
+            more = {}
         if reason:
             yield self._chunk(index, {}, finish_reason=reason)
 
@@ -174,6 +173,10 @@ class PlainWriter:
     def end(self) -> Iterator[str]:
         """Yield nothing."""
         return iter(())
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    return {"content": piece} if isinstance(piece, str) else {"tool_calls": [piece.delta()]}
 
 
 def _usage_chunk(

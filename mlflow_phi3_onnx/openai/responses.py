@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.openai.logprobs import (
     prompt_logprobs,
     text_logprobs,
 )
-from mlflow_phi3_onnx.openai.tools import ToolCallParser
+from mlflow_phi3_onnx.openai.tools import ToolCallParser, whole_message
 from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.parse import Asked
     from mlflow_phi3_onnx.request import Completion, Delta, EncodedPrompt, Result
 
-__all__ = ["chat_response", "head", "text_response", "tool_parser", "usage"]
+__all__ = ["chat_response", "finish_reason", "head", "text_response", "tool_parser", "usage"]
 
 
 def usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Completion | Delta]) -> dict[str, Any]:
@@ -111,18 +111,21 @@ def tool_parser(asked: Asked) -> ToolCallParser | None:
     return ToolCallParser({tool["function"]["name"] for tool in prompt.tools})
 
 
+def finish_reason(reason: str, parser: ToolCallParser) -> str:
+    """Say why an answer ended that may have called tools."""
+    return "tool_calls" if reason == "stop" and parser.calls else reason
+
+
 def _chat_choice(index: int, completion: Completion, asked: Asked) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": completion.text}
     reason: str = completion.finish_reason
     if parser := tool_parser(asked):
-        text = parser.add(completion.text)
-        rest, calls = parser.finish()
+        pieces = [*parser.add(completion.text), *parser.finish()]
+        message["content"], calls = whole_message(pieces)
         if calls:
-            message["content"] = text or None
+            message["content"] = message["content"] or None
             message["tool_calls"] = calls
-            reason = "tool_calls" if reason == "stop" else reason
-        else:
-            message["content"] = text + rest
+        reason = finish_reason(reason, parser)
     choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": reason}
     if completion.logprobs is not None:
         choice["logprobs"] = chat_logprobs(completion.logprobs)

@@ -6,124 +6,322 @@ Hermes      ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, repeat
 Llama 3     ``{"name": ..., "parameters": {...}}`` as the whole answer, maybe after
             ``<|python_tag|>``
 ==========  ===================================================================
+
+A stream cannot take back what it has sent, so there is a moment from which a call is one: after a
+mark, when the name of a known tool is whole; without a mark, when its arguments have begun as an
+object too. From there on it is passed on as it is written, and if it breaks or is cut it is a call
+all the same, with the arguments that were written. Everything else is text.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mlflow_phi3_onnx.openai.pieces import PieceReader, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
-__all__ = ["ToolCallParser"]
+__all__ = ["CallPiece", "Piece", "ToolCallParser", "whole_message"]
 
+# Each begins with "<" and has no other one: a mark that breaks off holds no beginning of another.
 _MARKS = {
     "<|tool_call|>": "<|/tool_call|>",
     "<tool_call>": "</tool_call>",
     "<|python_tag|>": "<|eom_id|>",
 }
+_ARGUMENTS = ("arguments", "parameters")
+_BESIDE = ("type", "id")
+"""What a call without a mark may have beside its name and arguments; other objects are text."""
+
+
+@dataclass(frozen=True)
+class CallPiece:
+    """A piece of a tool call.
+
+    Attributes:
+        index: Which of the answer's calls it is.
+        id: The call's id, on its first piece alone.
+        name: The tool's name, on its first piece alone.
+        arguments: What was written of the arguments since the piece before.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+    def delta(self) -> dict[str, Any]:
+        """Return the piece as an entry of a chunk's ``tool_calls``."""
+        if self.name is None:
+            return {"index": self.index, "function": {"arguments": self.arguments}}
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"index": self.index, "id": self.id, "type": "function", "function": function}
+
+
+Piece: TypeAlias = str | CallPiece
+"""A piece of an answer: text, or a part of a call."""
+
+
+def whole_message(pieces: Iterable[Piece]) -> tuple[str, list[dict[str, Any]]]:
+    """Put the pieces of an answer together, to its text and the ``tool_calls`` of its message."""
+    text = ""
+    calls: list[dict[str, Any]] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+        elif piece.name is None:
+            calls[piece.index]["function"]["arguments"] += piece.arguments
+        else:
+            call = piece.delta()
+            del call["index"]
+            calls.append(call)
+    return text, calls
+
+
+@dataclass
+class _Call:
+    """What is known of the call that is being read.
+
+    Attributes:
+        marked: Whether it stands after a mark.
+        name: The tool, once it is known.
+        early: Arguments that came before the name.
+        begun: Whether it was passed on.
+        whole: Whether its arguments are.
+    """
+
+    marked: bool
+    name: str = ""
+    early: str | None = None
+    begun: bool = False
+    whole: bool = False
 
 
 class ToolCallParser:
-    """Separates an answer's text from the tool calls in it.
+    """Separates an answer's text from the tool calls in it, as they are written.
 
-    Text is passed on as it comes, until a call may begin; calls are known when the answer ends.
-    What looks like a call but names no known tool, or is not valid JSON, stays text.
+    Nothing is held back but what may yet become, or close, a call. The pieces of a call's arguments
+    are together what the model wrote; where it wrote them as a JSON string, what that stands for.
+    What comes of an answer does not depend on how it was cut into pieces.
 
     Args:
         names: The names of the tools that may be called.
+
+    Attributes:
+        calls: How many calls there were so far.
     """
 
     def __init__(self, names: Collection[str]) -> None:
+        self.calls = 0
         self._names = names
-        self._held = ""
-        self._passed = False
+        self._reader = PieceReader()
+        self._held = self._reader.held
+        self._arguments: list[str] | None = None
+        self._out: list[Piece] = []
+        self._steps = self._answer()
 
-    def add(self, text: str) -> str:
+    def add(self, text: str) -> list[Piece]:
         """Take the next piece of text and return what can be passed on."""
-        self._held += text
-        if not self._passed and self._held.lstrip()[:1] in ("", "{"):
-            return ""
-        marks = [at for mark in _MARKS if (at := self._held.find(mark)) >= 0]
-        end = min(marks) if marks else len(self._held) - self._overlap()
-        if not self._passed and not self._held[:end].strip():
-            return ""
-        out, self._held = self._held[:end], self._held[end:]
-        self._passed = self._passed or bool(out)
-        return out
+        for char in text:
+            self._reader.put(char)
+            next(self._steps)
+        return self._passed()
 
-    def finish(self) -> tuple[str, list[dict[str, Any]]]:
-        """Return the rest of the text and the calls, in OpenAI's form."""
-        held, self._held = self._held, ""
-        calls = self._parse(held)
-        return ("", calls) if calls else (held, [])
+    def finish(self) -> list[Piece]:
+        """Return what was held back, now that the answer is over."""
+        self._reader.put("")
+        next(self._steps, None)
+        return self._passed()
 
-    def _overlap(self) -> int:
-        return max(
-            next((n for n in range(len(mark) - 1, 0, -1) if self._held.endswith(mark[:n])), 0)
-            for mark in _MARKS
-        )
+    def _passed(self) -> list[Piece]:
+        """Return what was passed on since the last time, with its characters put together."""
+        self._pass_arguments()
+        pieces: list[Piece] = []
+        for is_text, run in groupby(self._out, lambda piece: isinstance(piece, str)):
+            pieces += ["".join(map(str, run))] if is_text else run
+        self._out.clear()
+        return pieces
 
-    def _parse(self, text: str) -> list[dict[str, Any]]:
-        text = text.strip()
-        if text.startswith("{"):
-            return self._calls([text])
-        bodies: list[str] = []
-        while text:
-            mark = next((m for m in _MARKS if text.startswith(m)), None)
-            if mark is None:
-                return []
-            body, _, text = text[len(mark) :].partition(_MARKS[mark])
-            bodies.append(body)
-            text = text.strip()
-        return self._calls(bodies)
+    def _pass_text(self) -> None:
+        self._out += self._held
+        self._held.clear()
 
-    def _calls(self, bodies: list[str]) -> list[dict[str, Any]]:
-        calls: list[dict[str, Any]] = []
-        for body in bodies:
-            try:
-                value = _load(body)
-            except (ValueError, RecursionError):
-                return []
-            for entry in value if isinstance(value, list) else [value]:
-                call = self._call(entry)
-                if call is None:
-                    return []
-                calls.append(call)
-        return calls
+    def _pass_arguments(self) -> None:
+        if self._arguments:
+            self._out.append(CallPiece(self.calls - 1, arguments="".join(self._arguments)))
+            self._arguments.clear()
 
-    def _call(self, entry: Any) -> dict[str, Any] | None:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name not in self._names:
-            return None
-        arguments = entry.get("arguments", entry.get("parameters", {}))
-        if isinstance(arguments, str):
-            try:
-                arguments = _load(arguments)
-            except (ValueError, RecursionError):
-                return None
-        if not isinstance(arguments, dict):
-            return None
-        function = {"name": name, "arguments": _dump(arguments)}
-        return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+    def _answer(self) -> Reading[None]:
+        if (yield from self._reader.spaces()) == "{":
+            yield from self._block("")
+        closing = ""
+        while mark := (yield from self._text([*_MARKS, closing])):
+            if mark == closing:
+                self._held.clear()
+                closing = ""
+            elif (yield from self._block(_MARKS[mark])):
+                closing = _MARKS[mark]
+
+    def _text(self, marks: Collection[str]) -> Reading[str]:
+        """Pass text on until a mark, which is held; return it, or nothing at the end."""
+        char = yield from self._reader.spaces()
+        if not char and self.calls:
+            self._held.clear()
+        while char := (yield from self._reader.peek()):
+            if char != "<":
+                self._reader.take()
+            elif mark := (yield from self._mark(marks)):
+                return mark
+            self._pass_text()
+        self._pass_text()
+        return ""
+
+    def _mark(self, marks: Collection[str]) -> Reading[str]:
+        """Take the ``<`` that is next and what makes a mark of it; return the mark, or nothing."""
+        text = ""
+        while char := (yield from self._reader.peek()):
+            if not any(mark.startswith(text + char) for mark in marks) and text:
+                break
+            self._reader.take()
+            text += char
+            if text in marks:
+                return text
+        return ""
+
+    def _block(self, closing: str) -> Reading[bool]:
+        """Read the calls after a mark, or the one without a mark; return whether there are any.
+
+        Args:
+            closing: The mark that closes the block; ``""`` where no mark opened it.
+        """
+        before = self.calls
+        listed = (yield from self._reader.spaces()) == "["
+        if listed:
+            self._reader.take()
+        while True:
+            yield from self._reader.spaces()
+            if not (yield from self._call(closing)):
+                self._pass_text()
+                break
+            char = yield from self._reader.spaces()
+            if not listed or char not in (",", "]"):
+                break
+            self._reader.take()
+            self._held.clear()
+            if char == "]":
+                break
+        return self.calls > before
+
+    def _call(self, closing: str) -> Reading[bool]:
+        """Read one call; return whether its arguments are whole. What is held then is no call."""
+        if (yield from self._reader.peek()) != "{":
+            return False
+        self._reader.take()
+        yield from self._reader.spaces()
+        call = _Call(marked=bool(closing))
+        if (yield from self._members(call)) and call.name and not call.whole:
+            call.early = "{}"
+            self._settle(call)
+        if call.begun:
+            yield from self._leave(call, closing)
+        return call.whole
+
+    def _leave(self, call: _Call, closing: str) -> Reading[None]:
+        """Drop the rest of a whole call; take that of a broken one for its arguments."""
+        if call.whole or not (yield from self._reader.peek()):
+            self._held.clear()
+            return
+        self._arguments = self._held
+        while char := (yield from self._reader.peek()):
+            if char != "<":
+                self._reader.take()
+                continue
+            self._stop_passing()
+            if (yield from self._mark([closing])):
+                self._held.clear()
+                return
+            self._arguments = self._held
+        self._stop_passing()
+
+    def _stop_passing(self) -> None:
+        self._pass_arguments()
+        self._arguments = None
+
+    def _members(self, call: _Call) -> Reading[bool]:
+        """Read the members of a call's object; return whether it is whole."""
+        while True:
+            key: list[str] = []
+            if not (yield from self._reader.key(key)):
+                return False
+            if not (yield from self._member("".join(key), call)):
+                return False
+            char = yield from self._reader.spaces()
+            if char not in (",", "}"):
+                return False
+            self._reader.take()
+            if char == "}":
+                return True
+            yield from self._reader.spaces()
+
+    def _member(self, key: str, call: _Call) -> Reading[bool]:
+        if key == "name" and not call.name:
+            name: list[str] = []
+            if not (yield from self._reader.string(name)):
+                return False
+            call.name = "".join(name)
+            return call.name in self._names and self._settle(call)
+        if key in _ARGUMENTS and call.early is None and not call.whole:
+            return (yield from self._read_arguments(call))
+        if not (call.marked or call.begun or key in _BESIDE):
+            return False
+        return (yield from self._reader.value())
+
+    def _read_arguments(self, call: _Call) -> Reading[bool]:
+        char = yield from self._reader.peek()
+        text: list[str] = []
+        if call.name and (call.marked or char == "{"):
+            self._begin(call)
+            self._held.clear()
+            self._arguments = text if char == '"' else self._held
+        start = len(self._held)
+        if char == '"':
+            whole = yield from self._reader.string(text)
+        else:
+            whole = yield from self._reader.value()
+            text = self._held[start:]
+        if self._arguments is not None:
+            self._stop_passing()
+            self._held.clear()
+            call.whole = whole
+            return whole
+        call.early = "".join(text)
+        return whole and self._settle(call)
+
+    def _settle(self, call: _Call) -> bool:
+        """Pass on what is known of a call, once it is one; return whether it may be one."""
+        if not call.name:
+            return True
+        if not call.marked and call.early is not None and not _is_object(call.early):
+            return False
+        if call.marked or call.early is not None:
+            self._begin(call)
+        if call.early is not None:
+            self._out.append(CallPiece(self.calls - 1, arguments=call.early))
+            call.whole = True
+        return True
+
+    def _begin(self, call: _Call) -> None:
+        if call.begun:
+            return
+        call.begun = True
+        self._held.clear()
+        self._out.append(CallPiece(self.calls, f"call_{uuid.uuid4().hex[:24]}", call.name))
+        self.calls += 1
 
 
-def _load(text: str) -> Any:
-    """Read JSON, without the numbers that only Python's reader takes for it."""
-    return json.loads(text, parse_constant=_refuse)
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _dump(value: Any) -> str:
-    """Write JSON that is valid UTF-8: half a surrogate pair stays an escape."""
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value)
-    return text
+def _is_object(text: str) -> bool:
+    return text.lstrip().startswith("{")
