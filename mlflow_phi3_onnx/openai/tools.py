@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mlflow_phi3_onnx.openai.pieces import PieceReader, Reading
@@ -121,6 +120,7 @@ class ToolCallParser:
         self._reader = PieceReader()
         self._held = self._reader.held
         self._arguments: list[str] | None = None
+        self._text: list[str] = []
         self._out: list[Piece] = []
         self._steps = self._answer()
 
@@ -138,35 +138,42 @@ class ToolCallParser:
         return self._passed()
 
     def _passed(self) -> list[Piece]:
-        """Return what was passed on since the last time, with its characters put together."""
+        """Return what was passed on since the last time."""
         self._pass_arguments()
-        pieces: list[Piece] = []
-        for is_text, run in groupby(self._out, lambda piece: isinstance(piece, str)):
-            pieces += ["".join(map(str, run))] if is_text else run
-        self._out.clear()
-        return pieces
+        self._join_text()
+        out, self._out = self._out, []
+        return out
 
     def _pass_text(self) -> None:
-        self._out += self._held
+        self._text += self._held
         self._held.clear()
+
+    def _join_text(self) -> None:
+        if self._text:
+            self._out.append("".join(self._text))
+            self._text.clear()
+
+    def _pass_call(self, piece: CallPiece) -> None:
+        self._join_text()
+        self._out.append(piece)
 
     def _pass_arguments(self) -> None:
         if self._arguments:
-            self._out.append(CallPiece(self.calls - 1, arguments="".join(self._arguments)))
+            self._pass_call(CallPiece(self.calls - 1, arguments="".join(self._arguments)))
             self._arguments.clear()
 
     def _answer(self) -> Reading[None]:
         if (yield from self._reader.spaces()) == "{":
             yield from self._block("")
         closing = ""
-        while mark := (yield from self._text([*_MARKS, closing])):
+        while mark := (yield from self._until([*_MARKS, closing])):
             if mark == closing:
                 self._held.clear()
                 closing = ""
             elif (yield from self._block(_MARKS[mark])):
                 closing = _MARKS[mark]
 
-    def _text(self, marks: Collection[str]) -> Reading[str]:
+    def _until(self, marks: Collection[str]) -> Reading[str]:
         """Pass text on until a mark, which is held; return it, or nothing at the end."""
         char = yield from self._reader.spaces()
         if not char and self.calls:
@@ -310,7 +317,7 @@ class ToolCallParser:
         if call.marked or call.early is not None:
             self._begin(call)
         if call.early is not None:
-            self._out.append(CallPiece(self.calls - 1, arguments=call.early))
+            self._pass_call(CallPiece(self.calls - 1, arguments=call.early))
             call.whole = True
         return True
 
@@ -319,7 +326,7 @@ class ToolCallParser:
             return
         call.begun = True
         self._held.clear()
-        self._out.append(CallPiece(self.calls, f"call_{uuid.uuid4().hex[:24]}", call.name))
+        self._pass_call(CallPiece(self.calls, f"call_{uuid.uuid4().hex[:24]}", call.name))
         self.calls += 1
 
 
