@@ -61,10 +61,10 @@ class PieceReader:
         return char
 
     def value(self) -> Reading[bool]:
-        """Take one value; return whether it is whole, and not broken or cut."""
+        """Take white space and one value; return whether it is whole, and not broken or cut."""
         closers: list[str] = []
         while True:
-            char = yield from self.peek()
+            char = yield from self.spaces()
             if char in ("{", "["):
                 self.take()
                 closers.append("}" if char == "{" else "]")
@@ -93,7 +93,6 @@ class PieceReader:
         if not (yield from self.string(into)) or (yield from self.spaces()) != ":":
             return False
         self.take()
-        yield from self.spaces()
         return True
 
     def string(self, into: list[str]) -> Reading[bool]:

@@ -163,29 +163,42 @@ class ToolCallParser:
             self._arguments.clear()
 
     def _answer(self) -> Reading[None]:
+        fresh = True
         if (yield from self._reader.spaces()) == "{":
-            yield from self._block("")
+            fresh = yield from self._block("")
         closing = ""
-        while mark := (yield from self._until([*_MARKS, closing])):
+        while mark := (yield from self._until_mark(closing, fresh)):
             if mark == closing:
                 self._held.clear()
                 closing = ""
-            elif (yield from self._block(_MARKS[mark])):
+                fresh = True
+            elif fresh := (yield from self._block(_MARKS[mark])):
                 closing = _MARKS[mark]
 
-    def _until(self, marks: Collection[str]) -> Reading[str]:
-        """Pass text on until a mark, which is held; return it, or nothing at the end."""
-        char = yield from self._reader.spaces()
-        if not char and self.calls:
+    def _until_mark(self, closing: str, fresh: bool) -> Reading[str]:
+        """Pass text on until a mark, which is held; return it, or nothing at the end.
+
+        Args:
+            closing: The mark that closes the calls before, if it is still to come.
+            fresh: Whether the answer begins here, or a call has ended. White space is then no text
+                yet: before the next call, or the end, it is dropped.
+        """
+        if fresh and not (yield from self._reader.spaces()) and self.calls:
             self._held.clear()
         while char := (yield from self._reader.peek()):
             if char != "<":
                 self._reader.take()
-            elif mark := (yield from self._mark(marks)):
+            elif mark := (yield from self._mark([*_MARKS, closing])):
                 return mark
+            elif fresh and not (yield from self._reader.peek()) and self._holds_start_of(closing):
+                self._held.clear()
+            fresh = False
             self._pass_text()
         self._pass_text()
         return ""
+
+    def _holds_start_of(self, mark: str) -> bool:
+        return mark.startswith("".join(self._held).strip())
 
     def _mark(self, marks: Collection[str]) -> Reading[str]:
         """Take the ``<`` that is next and what makes a mark of it; return the mark, or nothing."""
@@ -248,7 +261,7 @@ class ToolCallParser:
                 self._reader.take()
                 continue
             self._stop_passing()
-            if (yield from self._mark([closing])):
+            if (yield from self._mark([closing])) or not (yield from self._reader.peek()):
                 self._held.clear()
                 return
             self._arguments = self._held
@@ -277,6 +290,7 @@ class ToolCallParser:
     def _member(self, key: str, call: _Call) -> Reading[bool]:
         if key == "name" and not call.name:
             name: list[str] = []
+            yield from self._reader.spaces()
             if not (yield from self._reader.string(name)):
                 return False
             call.name = "".join(name)
@@ -288,7 +302,7 @@ class ToolCallParser:
         return (yield from self._reader.value())
 
     def _read_arguments(self, call: _Call) -> Reading[bool]:
-        char = yield from self._reader.peek()
+        char = yield from self._reader.spaces()
         text: list[str] = []
         if call.name and (call.marked or char == "{"):
             self._begin(call)

@@ -1,0 +1,100 @@
+"""Tools, questions and checks of calls, which several test modules share."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+
+from mlflow_phi3_onnx.openai.tools import CallPiece, ToolCallParser, whole_message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mlflow_phi3_onnx.openai.tools import Piece
+
+WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
+
+
+def tool(name: str, parameters: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    function = {"name": name, "description": f"Does {name}.", **more}
+    if parameters is not None:
+        function["parameters"] = parameters
+    return {"type": "function", "function": function}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+SMALL = {"type": "integer", "minimum": 0, "maximum": 999}
+TOOLS = [
+    tool("get_weather", closed(city={"type": "string", "maxLength": 20})),
+    tool("add_numbers", closed(first=SMALL, second=SMALL)),
+    tool(
+        "book_flight",
+        {
+            "$defs": {"code": {"type": "string", "pattern": "^[A-Z]{3}$"}},
+            **closed(origin={"$ref": "#/$defs/code"}, stops={"enum": [0, 1, 2]}),
+        },
+    ),
+    tool("stop_all"),
+    tool("add", {"properties": {"n": SMALL}, "required": ["n"], "additionalProperties": False}),
+]
+PARAMETERS = {t["function"]["name"]: t["function"].get("parameters", closed()) for t in TOOLS}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def check_calls(choice: dict[str, Any]) -> list[str]:
+    """Check that a choice is whole and valid calls, and return the tools' names."""
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    for call in choice["message"]["tool_calls"]:
+        schema = PARAMETERS[call["function"]["name"]]
+        arguments = json.loads(call["function"]["arguments"])
+        jsonschema.Draft202012Validator({"type": "object", **schema}).validate(arguments)
+    return [call["function"]["name"] for call in choice["message"]["tool_calls"]]
+
+
+CITY = '{"name": "f", "arguments": {"city": "Paris"}}'
+"""A call of one of the two tools that :func:`parse` knows, f and g."""
+
+
+def pieces_of(texts: Iterable[str]) -> list[list[Piece]]:
+    """Return what a parser passes on after each text, and at the end."""
+    parser = ToolCallParser({"f", "g"})
+    return [*map(parser.add, texts), parser.finish()]
+
+
+def parse(texts: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
+    """Return an answer's text and calls, and check that its pieces are in OpenAI's form."""
+    pieces = [piece for passed in pieces_of(texts) for piece in passed]
+    known: list[str] = []
+    for piece in pieces:
+        if not isinstance(piece, CallPiece):
+            assert piece
+            continue
+        delta = piece.delta()
+        if piece.index == len(known):
+            assert delta["type"] == "function"
+            assert delta["function"] == {"name": piece.name, "arguments": ""}
+            known.append(delta["id"])
+        else:
+            assert piece.index == len(known) - 1
+            assert delta == {"index": piece.index, "function": {"arguments": piece.arguments}}
+    content, calls = whole_message(pieces)
+    assert [call["id"] for call in calls] == known
+    assert len(set(known)) == len(known)
+    assert all(call["type"] == "function" for call in calls)
+    functions = [call["function"] for call in calls]
+    return content, [(function["name"], function["arguments"]) for function in functions]
