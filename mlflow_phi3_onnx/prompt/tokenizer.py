@@ -17,6 +17,7 @@ from mlflow_phi3_onnx.errors import (
     UnsupportedParameterError,
 )
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
+from mlflow_phi3_onnx.prompt.hiding import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.template import load_template
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ __all__ = ["PromptTokenizer"]
 _REASONING_MARKS = {"<think>", "</think>"}
 MAX_TOKEN_TEXTS = 1 << 16
 """The most tokens whose texts are kept: log-probabilities name the same ones again and again."""
-
-_PRIVATE_USE = range(0xE000, 0xF900)
 
 
 class PromptTokenizer:
@@ -187,30 +186,44 @@ class PromptTokenizer:
                 self._grammars[vocab_size, eos] = compiler
             return compiler
 
-    def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, _Hidden]:
+    def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, Hidden]:
         """Render a conversation, with the caller's texts of control tokens hidden in it."""
+        texts = list(_strings([chat.messages, chat.tools]))
+        for text in texts:
+            _check_text(text, "messages")
+        whole = Hidden(texts, self._control_pattern)
+        rendered = self._render_hiding(chat, add_generation_prompt, whole)
+        chosen = [{**message, "role": ""} for message in chat.messages]
+        if any(text in self._fragments for text in _strings([chosen, chat.tools])):
+            # A template may put texts side by side, or between "<" and ">": then parts of control
+            # tokens become whole ones. They do where there are fewer with the parts hidden.
+            parts = Hidden(texts, self._control_pattern, self._fragments)
+            apart = self._render_hiding(chat, add_generation_prompt, parts)
+            if self._shown(apart) != self._shown(rendered):
+                return apart, parts
+        return rendered, whole
+
+    def _render_hiding(self, chat: ChatPrompt, add_generation_prompt: bool, hidden: Hidden) -> str:
         if self._template is None:
             raise InvalidRequestError(
                 "This model has no chat template, so it cannot answer messages. Send a prompt.",
                 param="messages",
             )
-        texts = list(_strings([chat.messages, chat.tools]))
-        for text in texts:
-            _check_text(text, "messages")
-        hidden = _Hidden(texts, self._control_pattern)
-        messages = [
-            hidden.replace_in(
-                message,
-                self._history_pattern if message["role"] == "assistant" else self._control_pattern,
-            )
-            for message in chat.messages
-        ]
+        messages: list[dict[str, Any]] = []
+        for message in chat.messages:
+            role = message["role"]
+            pattern = self._history_pattern if role == "assistant" else self._control_pattern
+            messages.append({**hidden.replace_in(message, pattern), "role": role})
         tools = hidden.replace_in(chat.tools, self._control_pattern)
         rendered = self._template.render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt
         )
         _check_whole(messages, tools, rendered)
-        return rendered, hidden
+        return rendered
+
+    @cached_property
+    def _fragments(self) -> Fragments:
+        return Fragments(self._control)
 
     @cached_property
     def _literal(self) -> Tokenizer:
@@ -222,10 +235,13 @@ class PromptTokenizer:
     def _matches(self, text: str) -> list[re.Match[str]]:
         return list(self._control_pattern.finditer(text)) if self._control_pattern else []
 
+    def _shown(self, text: str) -> list[str]:
+        return [match.group() for match in self._matches(text)]
+
     def _count_control(self, ids: Iterable[int]) -> int:
         return sum(i in self._control_ids for i in ids)
 
-    def _encode_in_pieces(self, rendered: str, hidden: _Hidden) -> list[int]:
+    def _encode_in_pieces(self, rendered: str, hidden: Hidden) -> list[int]:
         """Encode between the template's own control tokens, so that nothing else can become one."""
         ids: list[int] = []
         previous: re.Match[str] | None = None
@@ -249,55 +265,6 @@ class PromptTokenizer:
                 ids.append(self._control[match.group()])
             previous = match
         return ids
-
-
-class _Hidden:
-    """The control tokens' texts that a caller wrote, hidden while a template is rendered.
-
-    Args:
-        texts: Every text of the conversation, to find a character that none of them uses.
-        pattern: What is hidden.
-    """
-
-    def __init__(self, texts: Sequence[str], pattern: re.Pattern[str] | None) -> None:
-        self.found: list[str] = []
-        if pattern and any(pattern.search(text) for text in texts):
-            used = set("".join(texts))
-            free = next((chr(c) for c in _PRIVATE_USE if chr(c) not in used), None)
-            if free is None:
-                raise InvalidRequestError(
-                    "messages hold a control token's text together with every private-use"
-                    " character. Remove one of them.",
-                    param="messages",
-                )
-            self._mark = free
-        else:
-            self._mark = ""
-
-    def replace_in(self, value: Any, pattern: re.Pattern[str] | None) -> Any:
-        """Copy a JSON-like value with every match replaced by a numbered stand-in."""
-        if not self._mark or pattern is None:
-            return value
-        if isinstance(value, str):
-            return pattern.sub(self._hide, value)
-        if isinstance(value, dict):
-            return {
-                self.replace_in(k, pattern): self.replace_in(v, pattern) for k, v in value.items()
-            }
-        if isinstance(value, list | tuple):
-            return [self.replace_in(item, pattern) for item in value]
-        return value
-
-    def restore(self, text: str) -> str:
-        """Put the texts back."""
-        if not self._mark:
-            return text
-        pattern = f"{self._mark}(\\d+){self._mark}"
-        return re.sub(pattern, lambda match: self.found[int(match.group(1))], text)
-
-    def _hide(self, match: re.Match[str]) -> str:
-        self.found.append(match.group())
-        return f"{self._mark}{len(self.found) - 1}{self._mark}"
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:

@@ -1,0 +1,145 @@
+"""A caller's texts that would read as control tokens, hidden while a template is rendered."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+__all__ = ["Fragments", "Hidden"]
+
+_PRIVATE_USE = range(0xE000, 0xF900)
+_MESSAGE_WORDS = ("role", "content", "name", "tool_calls", "tool_call_id", "id", "type", "function")
+_FUNCTION_WORDS = ("arguments", "description", "parameters", "strict", "properties", "required")
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null", "items", "enum")
+_WORDS = frozenset([*_MESSAGE_WORDS, *_FUNCTION_WORDS, *_TYPES])
+"""What templates ask for in OpenAI's objects and in JSON schemas: it stays as it is."""
+
+
+class Fragments:
+    """The parts of control tokens, which a text may become whole with what stands beside it.
+
+    Args:
+        tokens: The control tokens' texts.
+    """
+
+    def __init__(self, tokens: Collection[str]) -> None:
+        self._tokens = frozenset(tokens)
+        self._longest = max(map(len, tokens), default=1) - 1
+        # Backwards, as both are looked for from the outside in.
+        self._beginnings = {token[:n][::-1] for token in tokens for n in range(1, len(token))}
+        self._ends = {token[n:] for token in tokens for n in range(1, len(token))}
+        self._first = {token[0] for token in tokens}
+        self._last = {token[-1] for token in tokens}
+        self._all = "\0".join(tokens)
+
+    def __contains__(self, text: str) -> bool:
+        """Whether a text begins or ends with a part of a token, or is one."""
+        return text not in _WORDS and any(self.edges(text))
+
+    def edges(self, text: str) -> tuple[int, int]:
+        """Measure the end of a token that a text begins with, and the beginning that it ends with.
+
+        White space around counts too, since templates trim it. A text that is a part of a token is
+        all beginning.
+        """
+        core = text.strip()
+        if len(core) <= self._longest and core in self._all and core not in self._tokens:
+            return (len(text), 0) if core else (0, 0)
+        head = _longest_of(core[: self._longest], self._ends, self._last)
+        tail = _longest_of(core[-self._longest :][::-1], self._beginnings, self._first)
+        before = len(text) - len(text.lstrip())
+        after = len(text) - len(text.rstrip())
+        return head and before + head, tail and after + tail
+
+
+def _longest_of(text: str, parts: Collection[str], last: Collection[str]) -> int:
+    """Measure the longest beginning of a text among the parts, each of which ends with a last."""
+    return next(
+        (n for n in range(len(text), 0, -1) if text[n - 1] in last and text[:n] in parts), 0
+    )
+
+
+class Hidden:
+    """Puts stand-ins in the place of texts, and the texts back.
+
+    Args:
+        texts: Every text of the conversation, to find a character that none of them uses.
+        pattern: What is hidden.
+        fragments: What is hidden too, where a text begins or ends with it.
+
+    Attributes:
+        found: What was hidden.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        pattern: re.Pattern[str] | None,
+        fragments: Fragments | None = None,
+    ) -> None:
+        self.found: list[str] = []
+        self._fragments = fragments
+        self._mark = ""
+        if fragments or (pattern and any(pattern.search(text) for text in texts)):
+            self._mark = _unused_character(texts)
+
+    def replace_in(self, value: Any, pattern: re.Pattern[str] | None) -> Any:
+        """Copy a JSON-like value with a numbered stand-in for each text that is hidden."""
+        if not self._mark:
+            return value
+        if isinstance(value, str):
+            return self._replace(value, pattern)
+        if isinstance(value, dict):
+            return {
+                self._replace(k, pattern): self.replace_in(v, pattern) for k, v in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.replace_in(item, pattern) for item in value]
+        return value
+
+    def restore(self, text: str) -> str:
+        """Put the texts back, also where a template has escaped the stand-in's characters."""
+        if not self._mark:
+            return text
+        mark = f"(?:{self._mark}|{re.escape(_escape_of(self._mark))})"
+        return re.sub(rf"{mark}(\d+){mark}", lambda match: self.found[int(match.group(1))], text)
+
+    def _replace(self, text: str, pattern: re.Pattern[str] | None) -> str:
+        head, end = 0, len(text)
+        if self._fragments and text in self._fragments:
+            head, tail = self._fragments.edges(text)
+            end = max(head, end - tail)
+        middle = text[head:end]
+        if pattern:
+            middle = pattern.sub(lambda match: self._hide(match.group()), middle)
+        return self._hide(text[:head]) + middle + self._hide(text[end:])
+
+    def _hide(self, text: str) -> str:
+        if not text:
+            return ""
+        self.found.append(text)
+        return f"{self._mark}{len(self.found) - 1}{self._mark}"
+
+
+def _unused_character(texts: Iterable[str]) -> str:
+    """Find a private-use character that no text holds, nor its escape."""
+    together = "\0".join(texts)
+    used = set(together)
+    for character in map(chr, _PRIVATE_USE):
+        if character not in used and _escape_of(character) not in together:
+            return character
+    raise InvalidRequestError(
+        "messages hold a control token's text together with every private-use character."
+        " Remove one of them.",
+        param="messages",
+    )
+
+
+def _escape_of(character: str) -> str:
+    """Write a character as JSON and Python's ``repr`` escape it."""
+    return f"\\u{ord(character):04x}"
