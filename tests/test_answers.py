@@ -100,17 +100,6 @@ def test_a_tool_call(model: GenAIModel) -> None:
     assert "21" in answer["choices"][0]["message"]["content"]
 
 
-def test_a_streamed_tool_call(model: GenAIModel) -> None:
-    deltas = [
-        chunk["choices"][0]["delta"]
-        for chunk in model.stream_chat(WEATHER, tools=TOOLS)
-        if chunk["choices"]
-    ]
-    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert [call["function"]["name"] for call in calls] == ["get_weather"]
-    assert not any(delta.get("content") for delta in deltas)
-
-
 def test_tool_choice_none_hides_the_tools(model: GenAIModel) -> None:
     with_none = model.chat(WEATHER, tools=TOOLS, tool_choice="none")
     assert with_none["usage"]["prompt_tokens"] == model.chat(WEATHER)["usage"]["prompt_tokens"]
