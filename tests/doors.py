@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
+import pytest
 
 import mlflow_phi3_onnx
 
@@ -20,6 +24,21 @@ if TYPE_CHECKING:
 
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 CANARY = "canary-3141592"
+
+REPORTED = {"logprobs": True, "top_logprobs": 2}
+
+
+class Answer(NamedTuple):
+    """What every door of a chat answers with.
+
+    The log-probabilities are (token, logprob) pairs, where they were asked for.
+    """
+
+    text: str
+    finish_reason: str
+    usage: dict[str, int]
+    logprobs: list[tuple[str, float]] | None
+
 
 Door = Callable[[dict[str, Any]], Any]
 
@@ -91,20 +110,67 @@ def counts(usage: dict[str, Any]) -> dict[str, int]:
     return {name: count for name, count in usage.items() if not name.endswith("_details")}
 
 
-def whole_chat(response: dict[str, Any]) -> tuple[str, str, dict[str, int]]:
+def whole_chat(response: dict[str, Any]) -> Answer:
     choice = response["choices"][0]
-    return choice["message"]["content"], choice["finish_reason"], counts(response["usage"])
+    logprobs = pairs(choice["logprobs"]) if "logprobs" in choice else None
+    usage = counts(response["usage"])
+    return Answer(choice["message"]["content"], choice["finish_reason"], usage, logprobs)
 
 
-def chat_pieces(chunks: Iterable[dict[str, Any]]) -> tuple[str, str, dict[str, int]]:
+def pairs(logprobs: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(entry["token"], entry["logprob"]) for entry in logprobs["content"]]
+
+
+def chat_pieces(chunks: Iterable[dict[str, Any]]) -> Answer:
     seen = list(chunks)
     first, ending, last = seen[0], seen[-2], seen[-1]
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert ending["choices"][0]["delta"] == {}
     assert last["choices"] == []
     assert len({(chunk["id"], chunk["created"], chunk["object"]) for chunk in seen}) == 1
-    text = "".join(chunk["choices"][0]["delta"]["content"] for chunk in seen[:-2])
-    return text, ending["choices"][0]["finish_reason"], counts(last["usage"])
+    choices = [chunk["choices"][0] for chunk in seen[:-2]]
+    text = "".join(choice["delta"]["content"] for choice in choices)
+    reported = [choice["logprobs"] for choice in choices if "logprobs" in choice]
+    logprobs = [pair for entries in reported for pair in pairs(entries)] if reported else None
+    return Answer(text, ending["choices"][0]["finish_reason"], counts(last["usage"]), logprobs)
+
+
+def check_same(answer: Answer, reference: Answer) -> None:
+    """Check that two answers to a request that reports log-probabilities are the same."""
+    assert answer[:3] == reference[:3]
+    assert answer.logprobs is not None
+    assert reference.logprobs is not None
+    assert [token for token, _ in answer.logprobs] == [token for token, _ in reference.logprobs]
+    values = [value for _, value in answer.logprobs]
+    # The weights are int4, which rounds activations to 8 bits: a last bit that differs can grow.
+    assert values == pytest.approx([value for _, value in reference.logprobs], abs=0.05)
+
+
+@contextlib.contextmanager
+def crowd(ask: Callable[[dict[str, Any]], object], size: int = 7) -> Iterator[None]:
+    """Keep other requests running, so many at a time, each of its own kind."""
+    over = threading.Event()
+    begun = threading.Barrier(size + 1, timeout=60)
+
+    def one(number: int) -> None:
+        fields: dict[str, Any] = {
+            "messages": [{"role": "user", "content": "Please wait. " * number + "Who are you?"}],
+            "max_tokens": 5 + 6 * number,
+            "temperature": number / 4,
+        }
+        begun.wait()
+        while not over.is_set():
+            ask(fields)
+
+    with ThreadPoolExecutor(size) as pool:
+        others = [pool.submit(one, number) for number in range(size)]
+        begun.wait()
+        try:
+            yield
+        finally:
+            over.set()
+        for other in others:
+            other.result()
 
 
 def whole_text(response: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, int]]:

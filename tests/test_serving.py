@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from servers import Server, serve
 
 import mlflow_phi3_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CANARY = "canary-2718281"
 
-# The server is on this machine: no proxy of the environment's is asked for it.
-HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PROMPT = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 ANSWER = " The capital of Spain is Madrid."
-
-
-class Server:
-    def __init__(self, url: str, log: Path) -> None:
-        self.url = url
-        self.log = log
-
-    def post(self, payload: Any) -> tuple[int, Any]:
-        request = urllib.request.Request(
-            f"{self.url}/invocations",
-            data=json.dumps(payload).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        try:
-            with HTTP.open(request, timeout=60) as response:
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
 
 
 @pytest.fixture(scope="module")
@@ -64,46 +37,6 @@ def registered(tmp_path_factory: pytest.TempPathFactory, demo: Path) -> Iterator
             MlflowClient().set_registered_model_alias(name, "champion", "1")
         yield folder
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - None restores the default
-
-
-def serve(folder: Path, name: str) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / f"{name}.log"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{name}@champion"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
-            env={
-                **os.environ,
-                "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-                # MLflow starts uvicorn by name, wherever the interpreter was started from.
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            },
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-        )
-    try:
-        wait(f"http://127.0.0.1:{port}/ping", process, log)
-        yield Server(f"http://127.0.0.1:{port}", log)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        try:
-            HTTP.open(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
 
 
 @pytest.fixture(scope="module")

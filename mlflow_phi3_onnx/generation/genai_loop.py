@@ -130,7 +130,7 @@ class GenAILoop:
         for batch in self._batches:
             if batch.live:
                 with failing(batch.rows):
-                    batch.step(alone=alone)
+                    batch.step(alone=alone and self._patient)
         for batch in [batch for batch in self._batches if batch.wasteful or not batch.live]:
             self._batches.remove(batch)
             batch.close()
