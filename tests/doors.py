@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 CANARY = "canary-3141592"
 
-REPORTED = {"logprobs": True, "top_logprobs": 2}
+REPORTED: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
 
 
 class Answer(NamedTuple):
@@ -147,7 +147,7 @@ def check_same(answer: Answer, reference: Answer) -> None:
 
 
 @contextlib.contextmanager
-def crowd(ask: Callable[[dict[str, Any]], object], size: int = 7) -> Iterator[None]:
+def crowd(ask: Callable[[dict[str, Any]], object], size: int = 7) -> Generator[None]:
     """Keep other requests running, so many at a time, each of its own kind."""
     over = threading.Event()
     begun = threading.Barrier(size + 1, timeout=60)

@@ -28,7 +28,8 @@ A quantized matrix product of several rows rounds activations otherwise than one
 
 QUESTION = [{"role": "user", "content": "Tell me something about the sea."}]
 # Every answer is held to a text, so that all compute the same tokens whatever is likeliest.
-HELD = {"choice": ["the sea is deep and wide"], "logprobs": True, "max_tokens": 40}
+TEXT = "the sea is deep and wide"
+HELD: dict[str, Any] = {"choice": [TEXT], "logprobs": True, "max_tokens": 40}
 MATES: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "Please wait. " * i}], "max_tokens": 3 + 5 * i}
     for i in range(7)
@@ -56,14 +57,14 @@ def logprobs(answer: dict[str, Any]) -> list[float]:
 def test_log_probabilities_are_close_in_both_loops_alone_and_beside_seven(
     models: dict[str, GenAIModel], weights: str
 ) -> None:
-    row = {"messages": QUESTION, **HELD}
+    row: dict[str, Any] = {"messages": QUESTION, **HELD}
     expected = logprobs(models["genai"].chat(**row))
     assert len(expected) > 5
     for model in models.values():
         alone = model.chat(**row)
         beside = model.run("llm/v1/chat", [*MATES[:4], row, *MATES[4:]])[4]
         for answer in (alone, beside):
-            assert answer["choices"][0]["message"]["content"] == HELD["choice"][0]
+            assert answer["choices"][0]["message"]["content"] == TEXT
             assert logprobs(answer) == pytest.approx(expected, abs=TOLERANCE[weights])
 
 

@@ -30,6 +30,10 @@ class Drafter:
         sources: Sequences of token ids in which to look, the last one being the prompt that the
             answer follows.
         most: The most tokens to guess.
+
+    Attributes:
+        drafted: How many tokens were guessed.
+        accepted: How many of them were right.
     """
 
     def __init__(self, sources: Iterable[Sequence[int]], most: int) -> None:
@@ -63,10 +67,8 @@ class Drafter:
                 return self._tokens[place : place + most]
         return []
 
-    def judge(self, drafted: int, accepted: int) -> None:
-        """Take note of how many guesses were right."""
-        self.drafted += drafted
-        self.accepted += accepted
+    def adapt(self, drafted: int, accepted: int) -> None:
+        """Guess more after a draft that was right, and less after one that was not."""
         # As transformers' own schedule for assisted generation does.
         length = self._length + 2 if accepted == drafted else self._length - 1
         self._length = min(max(length, 1), self._most)

@@ -151,15 +151,21 @@ class Row:
         Raises:
             GenAIError: If there is no token to choose; this row alone must then fail.
         """
+        drafter = self._drafter
+        if drafter is not None:
+            drafter.drafted += len(draft)
         accepted = 0
         for place, row in enumerate(logits):
             token = self.choose(row)
+            right = place < len(draft) and token == draft[place]
+            if drafter is not None and right:
+                drafter.accepted += 1
+                accepted += 1
             self.take(token)
-            if self.over or place == len(draft) or token != draft[place]:
+            if self.over or not right:
                 break
-            accepted += 1
-        if draft and self._drafter is not None:
-            self._drafter.judge(len(draft), accepted)
+        if drafter is not None and draft:
+            drafter.adapt(len(draft), accepted)
 
     def choose(self, logits: NDArray[np.float32]) -> int:
         """Choose the next token from raw logits, ``(vocabulary,)``, which may be changed.
