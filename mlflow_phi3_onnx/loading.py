@@ -206,6 +206,7 @@ def _smoke(native: NativeModel, folder: ModelFolder) -> bool:
 
 def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:
     """Compare a prompt computed at once with the same in pieces, and in a batch of two slots."""
+    _check_width(session.vocab_size, folder)
     ids = np.arange(min(6, folder.vocab_size), dtype=np.int64)[None, :]
     length = ids.shape[1]
     try:
@@ -215,7 +216,6 @@ def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:
         more = session.run(0, np.zeros((2, 1), dtype=np.int64), [length + 1, length + 1])
     except (GenerationError, ValueError) as error:
         raise InvalidModelError(_MISFIT) from error
-    _check_width(whole.shape[-1], folder)
     close = np.allclose(whole, pieces, rtol=1e-2, atol=1e-2)
     if not (close and np.allclose(more[0], more[1], rtol=1e-2, atol=1e-2)):
         raise InvalidModelError(

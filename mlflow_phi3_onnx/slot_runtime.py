@@ -31,6 +31,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _ELEMENTS = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
 
+_LOGITS = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
 CACHE_TYPES = frozenset(_ELEMENTS)
 """The element types of a cache that a session takes, as ``TensorProto.DataType``."""
 
@@ -51,6 +53,11 @@ class SlotSession:
         slots: How many sequences the cache holds.
         capacity: Tokens of one slot.
         threads: Threads that compute one operator.
+
+    Attributes:
+        slots: How many sequences the cache holds.
+        capacity: Tokens of one slot.
+        vocab_size: The width of the logits.
 
     Raises:
         InvalidModelError: If ONNX Runtime cannot load the graph.
@@ -86,6 +93,11 @@ class SlotSession:
         shape = (slots, heads, capacity, head_size)
         self._slabs = [_Slab(shape, self._dtype) for _ in range(2 * layers)]
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
+        (logits,) = [output for output in self._session.get_outputs() if output.name == "logits"]
+        if logits.type not in _LOGITS or not isinstance(logits.shape[-1], int):
+            raise InvalidModelError("The graph does not say how wide its logits are.")
+        self.vocab_size = logits.shape[-1]
+        self._logits = np.zeros(0, dtype=_LOGITS[logits.type])
         self._bindings: dict[tuple[int, int], Any] = {}
         self._running: Any = None
 
@@ -111,14 +123,12 @@ class SlotSession:
         binding = self._binding(first, len(ids))
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
         binding.bind_cpu_input("attention_mask", mask)
-        binding.bind_output("logits", "cpu")  # anew, for its shape is that of the ids
+        logits = self._bind_logits(binding, (*ids.shape, self.vocab_size))
         options = self._ort.RunOptions()
         self._running = options
         try:
             self._session.run_with_iobinding(binding, options)
-            # Not copy_outputs_to_cpu(), which copies the whole cache.
-            logits = binding.get_outputs()[0].numpy()
-            return logits[:, logits.shape[1] - wanted :].astype(np.float32, copy=False)
+            return logits[:, logits.shape[1] - wanted :].astype(np.float32)
         except Exception as error:
             if options.terminate:
                 raise Interrupted from None
@@ -151,6 +161,15 @@ class SlotSession:
         for slab in self._slabs:
             slab.release(slot)
 
+    def _bind_logits(self, binding: Any, shape: tuple[int, int, int]) -> NDArray[Any]:
+        """Bind memory for logits, the same again and again: the next run writes over it."""
+        size = math.prod(shape)
+        if size > self._logits.size:
+            self._logits = np.zeros(size, dtype=self._logits.dtype)
+        logits = self._logits[:size].reshape(shape)
+        binding.bind_output("logits", "cpu", 0, logits.dtype, shape, logits.ctypes.data)
+        return logits
+
     def _binding(self, first: int, count: int) -> Any:
         """Bind the cache of neighbouring slots; the bindings are kept, they hold no data."""
         binding = self._bindings.get((first, count))
@@ -160,7 +179,6 @@ class SlotSession:
                 part = slab.array[first : first + count]
                 place = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
                 binding.bind_input(f"past_key_values.{name}", *place)
-            binding.bind_output("logits", "cpu")
             for name, slab in zip(self._names, self._slabs, strict=True):
                 part = slab.array[first : first + count]
                 place = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
