@@ -1,0 +1,108 @@
+"""Resident memory, after many requests of all kinds."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from benchmarks.results import Row, Side
+from benchmarks.subject import LOOPS, Scale, Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlflow_phi3_onnx import GenAIModel
+
+__all__ = ["memory"]
+
+CALLERS = 8
+FIRST = 100
+REQUESTS = 1000
+CANCELLED = 200
+PROMPT_TOKENS = (4, 400)
+ANSWER_TOKENS = (1, 64)
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "size": {"type": "integer"}},
+    "required": ["name", "size"],
+}
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.8, "top_p": 0.9, "seed": 1},
+    {"logprobs": True, "top_logprobs": 5},
+    {"stop": ["the", "</end>"], "frequency_penalty": 0.5},
+    {"temperature": 1.0, "n": 2},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}},
+)
+
+
+def memory(scale: Scale) -> Iterator[Row]:
+    """Compare the process's resident memory after all requests with that after the first ones.
+
+    Eight threads chat at once; every sixth request from then on is a stream that is closed after
+    its second piece.
+    """
+    subject = scale.small()
+    for loop in LOOPS:
+        with subject.native(loop) as model:
+            numbers = itertools.count()
+            _send(model, subject, numbers, scale.pick(FIRST, 10), cancelled=0)
+            before = _resident()
+            rest, cancelled = scale.pick((REQUESTS - FIRST, CANCELLED), (20, 4))
+            _send(model, subject, numbers, rest, cancelled=cancelled)
+            after = _resident()
+        yield Row(
+            "memory",
+            f"`{loop}`, {subject.name}",
+            Side("after all of them", "MB", [after]),
+            Side(f"after {scale.pick(FIRST, 10)}", "MB", [before]),
+            [100 * (after / before - 1)],
+            {"requests": rest + scale.pick(FIRST, 10), "cancelled": cancelled},
+        )
+
+
+def _send(
+    model: GenAIModel,
+    subject: Subject,
+    numbers: Iterator[int],
+    requests: int,
+    *,
+    cancelled: int,
+) -> None:
+    """Send requests, and between them some that are cancelled."""
+    work = [False] * requests + [True] * cancelled
+    random.Random(requests).shuffle(work)
+    lock = threading.Lock()
+
+    def send(cancel: bool) -> None:
+        with lock:
+            number = next(numbers)
+        _send_one(model, subject, number, cancel=cancel)
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        list(pool.map(send, work))
+
+
+def _send_one(model: GenAIModel, subject: Subject, number: int, *, cancel: bool) -> None:
+    rng = random.Random(number)
+    prompt = subject.prompts.text(rng.randint(*PROMPT_TOKENS), "memory", number)
+    options = {**rng.choice(KINDS), "max_tokens": rng.randint(*ANSWER_TOKENS)}
+    messages = [{"role": "user", "content": prompt}]
+    if not cancel and number % 2:
+        model.chat(messages, **options)
+        return
+    stream = model.stream_chat(messages, **options)
+    for _ in itertools.islice(stream, 2 if cancel else None):
+        pass
+    stream.close()
+
+
+def _resident() -> float:
+    gc.collect()
+    return psutil.Process().memory_info().rss / 1e6

@@ -1,0 +1,180 @@
+"""The results as a table, a plot, and the page of the documentation.
+
+    python -m benchmarks.report
+
+writes `docs/performance.md` anew from `docs/performance.json`: what stands between its marks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results import TARGETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["line", "page", "plot", "publish", "rows", "table"]
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, DATA, PICTURE = "performance.md", "performance.json", "performance.svg"
+MARKED = re.compile(r"(<!-- (\w+): made from performance.json -->\n).*?(\n<!-- end -->)", re.DOTALL)
+NOTHING = "Not measured yet."
+
+
+def rows(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Return the rows of all measures, in the order of the targets."""
+    found = [row for measure in report["measures"].values() for row in measure["rows"]]
+    for target in TARGETS:
+        yield from (row for row in found if row["target"] == target)
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """Return a row as one line of text."""
+    sides = ", ".join(f"{row[side]['name']} {_side(row[side])}" for side in ("ours", "reference"))
+    verdict = "met" if row["met"] else "missed"
+    return f"{row['target']}, {row['variant']}: {sides}: {_figure(row)}; {_goal(row)}: {verdict}"
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return the rows as a table in Markdown."""
+    lines = [
+        "| measure | loop and model | this package | compared with | figure | target | met |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    before = ""
+    for row in rows(report):
+        measure = "" if row["measure"] == before else row["measure"]
+        before = row["measure"]
+        cells = [measure, row["variant"], _cell(row["ours"]), _cell(row["reference"])]
+        cells += [_figure(row), _goal(row), "yes" if row["met"] else "**no**"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def machine(report: Mapping[str, Any]) -> str:
+    """Return what the run ran on, as a list in Markdown."""
+    about = report["environment"]
+    minutes = sum(measure["seconds"] for measure in report["measures"].values()) / 60
+    packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    instructions = ", ".join(about["instructions"])
+    return "\n".join(
+        [
+            f"- {about['processors']} processors, {about['processor']} ({instructions}),"
+            f" {about['memory_gb']:.0f} GB of memory, {about['system']}",
+            f"- Python {about['python']}, {packages}",
+            f"- this package {about['version']}, commit {about['commit']}",
+            f"- `{report['command']}`, on {about['date']}, {minutes:.0f} minutes",
+        ]
+    )
+
+
+def page(text: str, report: Mapping[str, Any] | None) -> str:
+    """Fill the marked parts of the page.
+
+    Args:
+        text: The page as it is.
+        report: The published results; None where there are none yet.
+    """
+    parts = {"table": NOTHING, "machine": NOTHING, "plot": NOTHING}
+    if report is not None:
+        picture = f"![How far each figure is from its target]({PICTURE})"
+        parts = {"table": table(report), "machine": machine(report), "plot": picture}
+    return MARKED.sub(lambda found: found[1] + parts[found[2]] + found[3], text)
+
+
+def plot(report: Mapping[str, Any], target: Path) -> None:
+    """Draw how far each figure is from its target."""
+    from matplotlib.figure import Figure
+
+    lines = list(rows(report))[::-1]
+    margins = [_margin(row) for row in lines]
+    figure = Figure(figsize=(10, 0.32 * len(lines) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:green" if row["met"] else "tab:red" for row in lines]
+    axes.barh(range(len(lines)), [margin - 1 for margin in margins], left=1, color=colors)
+    axes.set_xscale("log")
+    axes.axvline(1, color="black", linewidth=1)
+    names = [f"{row['target']}, {row['variant']}".replace("`", "") for row in lines]
+    axes.set_yticks(range(len(lines)), names)
+    for place, (row, margin) in enumerate(zip(lines, margins, strict=True)):
+        axes.annotate(
+            _amount(row["figure"]["median"], row["figure"]["unit"]),
+            (margin, place),
+            xytext=(4 if margin >= 1 else -4, 0),
+            textcoords="offset points",
+            ha="left" if margin >= 1 else "right",
+            va="center",
+            fontsize="small",
+        )
+    axes.margins(x=0.15)
+    axes.set_xlabel("how many times better than its target a figure is; left of 1 it is missed")
+    figure.savefig(target)
+
+
+def publish(report: Mapping[str, Any], docs: Path = DOCS) -> None:
+    """Make results those of the documentation."""
+    (docs / DATA).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    plot(report, docs / PICTURE)
+    rewrite(docs)
+
+
+def rewrite(docs: Path = DOCS) -> None:
+    """Write the page anew from the published results."""
+    written = docs / PAGE
+    written.write_text(page(written.read_text(encoding="utf-8"), published(docs)), encoding="utf-8")
+
+
+def published(docs: Path = DOCS) -> dict[str, Any] | None:
+    """Return the published results, if there are some."""
+    data = docs / DATA
+    return json.loads(data.read_text(encoding="utf-8")) if data.exists() else None
+
+
+def _number(value: float) -> str:
+    """Three digits, without an exponent."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{_number(value)}{'×' if unit == 'x' else ' ' + unit}"
+
+
+def _side(side: Mapping[str, Any]) -> str:
+    if side["unit"] == "s" and side["median"] < 1:
+        return _amount(1000 * side["median"], "ms")
+    return _amount(side["median"], side["unit"])
+
+
+def _cell(side: Mapping[str, Any]) -> str:
+    return f"{_side(side)} ({side['name']})"
+
+
+def _figure(row: Mapping[str, Any]) -> str:
+    figure = row["figure"]
+    text = _amount(figure["median"], figure["unit"])
+    if len(figure["samples"]) == 1:
+        return text
+    return f"{text} ({_number(figure['low'])} to {_number(figure['high'])})"
+
+
+def _goal(row: Mapping[str, Any]) -> str:
+    words = "at most" if row["at_most"] else "at least"
+    return f"{words} {_amount(row['limit'], row['figure']['unit'])}"
+
+
+def _margin(row: Mapping[str, Any]) -> float:
+    """How many times better than its target a figure is, from a hundredth to a hundred times."""
+    figure, limit = row["figure"]["median"], row["limit"]
+    if figure <= 0:
+        return 100 if row["at_most"] else 0.01
+    return min(max(limit / figure if row["at_most"] else figure / limit, 0.01), 100)
+
+
+if __name__ == "__main__":
+    rewrite()

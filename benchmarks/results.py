@@ -1,0 +1,154 @@
+"""What a measure finds, and the targets that it is held to."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.timing import paired
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["TARGETS", "Row", "Side", "Target", "ratio_row"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is promised of a measure.
+
+    Attributes:
+        measure: What is compared with what.
+        limit: The figure that counts as met.
+        at_most: Whether the limit is the highest figure that counts, or the lowest.
+        unit: Of the figure; ``x`` is a ratio.
+    """
+
+    measure: str
+    limit: float
+    at_most: bool
+    unit: str = "x"
+
+    def met(self, figure: float) -> bool:
+        """Tell whether a figure is within the limit."""
+        return figure <= self.limit if self.at_most else figure >= self.limit
+
+
+TARGETS = {
+    "predict": Target("`predict` of one row against a raw onnxruntime-genai loop", 1.02, True),
+    "plain-token": Target("overhead per token, plain", 30, True, "µs"),
+    "featured-token": Target(
+        "overhead per token, with every sampling feature on (vocabulary 32,064)", 300, True, "µs"
+    ),
+    "frame-defaults": Target(
+        "32 ragged rows against one at a time with onnxruntime-genai's defaults, throughput",
+        4,
+        False,
+    ),
+    "frame-batch": Target(
+        "32 ragged rows against the best fixed-batch raw loop, throughput", 1.3, False
+    ),
+    "clients": Target("8 clients against 1, through `mlflow models serve`, throughput", 2.5, False),
+    "late-arrival": Target(
+        "first token of a short request beside a 500-token answer, against alone", 2, True
+    ),
+    "second-turn": Target(
+        "first token of a second turn after 500 tokens of history, against cold", 0.1, True
+    ),
+    "ping": Target("`/ping` during a prefill of 2,000 tokens, p99", 50, True, "ms"),
+    "transformers": Target(
+        "decoding against the same weights in `mlflow.transformers` (bf16)", 4, False
+    ),
+    "memory": Target(
+        "resident memory after 1,000 requests and 200 cancellations, against after 100",
+        3,
+        True,
+        "%",
+    ),
+    "log-model": Target(
+        "`log_model` of mid4 less `log_model` of the demo model, against a plain copy", 1.5, True
+    ),
+}
+"""The targets, by name."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+        name: What it is.
+        unit: Of its samples.
+        samples: One for each repeat.
+    """
+
+    name: str
+    unit: str
+    samples: list[float]
+
+    @property
+    def median(self) -> float:
+        """The median of the samples."""
+        return statistics.median(self.samples)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        target: The name of its target.
+        variant: Which loop and which model.
+        ours: This package.
+        reference: What it is compared with.
+        figures: What the target speaks of, for each repeat; their median counts.
+        details: What else was measured, by name.
+    """
+
+    target: str
+    variant: str
+    ours: Side
+    reference: Side
+    figures: list[float]
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row as JSON, its medians, target and verdict with it."""
+        target = TARGETS[self.target]
+        figure = statistics.median(self.figures)
+        return {
+            "target": self.target,
+            "measure": target.measure,
+            "variant": self.variant,
+            "ours": {**asdict(self.ours), "median": self.ours.median},
+            "reference": {**asdict(self.reference), "median": self.reference.median},
+            "figure": {
+                "unit": target.unit,
+                "samples": self.figures,
+                "median": figure,
+                "low": min(self.figures),
+                "high": max(self.figures),
+            },
+            "limit": target.limit,
+            "at_most": target.at_most,
+            "met": target.met(figure),
+            "details": self.details,
+        }
+
+
+def ratio_row(
+    target: str,
+    variant: str,
+    ours: Side,
+    reference: Side,
+    details: dict[str, Any] | None = None,
+) -> Row:
+    """Compare two sides by the ratio of each pair of samples."""
+    figures = paired(ours.samples, reference.samples)
+    return Row(target, variant, ours, reference, figures, details or {})
+
+
+def sides_of(results: dict[str, list[float]], unit: str, names: Sequence[str]) -> list[Side]:
+    """Make sides of what took turns."""
+    return [Side(name, unit, results[name]) for name in names]

@@ -1,0 +1,71 @@
+"""`mlflow models serve`, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+__all__ = ["served"]
+
+_HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+START_TIMEOUT = 180
+STOP_TIMEOUT = 30
+
+
+@contextmanager
+def served(model: Path) -> Generator[str]:
+    """Serve a saved model with MLflow's scoring server, and return its URL.
+
+    Raises:
+        RuntimeError: If the server does not come up; the message is its log.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model)]
+    with tempfile.TemporaryDirectory() as name:
+        log = Path(name) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
+                env={
+                    **os.environ,
+                    "MLFLOW_TRACKING_URI": f"sqlite:///{name}/mlflow.db",
+                    # MLflow starts uvicorn by name, wherever the interpreter was started from.
+                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                },
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=name,
+            )
+        try:
+            _wait(url, process, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(STOP_TIMEOUT)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"The server did not start:\n{log.read_text()}")
+        try:
+            _HTTP.open(f"{url}/ping", timeout=5).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
