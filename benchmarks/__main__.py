@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 from benchmarks.measures import MEASURES
-from benchmarks.report import plot, publish, table
+from benchmarks.report import plot, publish, speeds, table
 from benchmarks.runner import collect, run
 from benchmarks.subject import Scale
 
@@ -42,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (folder / f"{name}.json").unlink(missing_ok=True)
     failed = run(names, folder, scale)
     report = collect(folder, "python -m benchmarks")
-    print(f"\n{table(report)}\n\n{folder}")
+    print(f"\n{table(report)}\n\n{speeds(report)}\n\n{folder}")
     plot(report, folder / "report.svg")
     for name, code in failed.items():
         print(f"{name} failed, with exit code {code}", file=sys.stderr)

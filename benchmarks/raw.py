@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from benchmarks.timing import timed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +77,21 @@ class RawModel:
             self._tokenizer.decode(np.array(answer[:count], dtype=np.int32))
             for answer, count in zip(answers, tokens, strict=True)
         ]
+
+    def speeds(self, prompt: str, rows: int, steps: int) -> tuple[float, float]:
+        """Return the tokens per second of a prompt, and those of a batch of rows that begin so.
+
+        Args:
+            prompt: The prompt of every row.
+            rows: How many rows.
+            steps: How many tokens of each row are timed; their median counts.
+        """
+        ids = self._tokenizer.encode(prompt)
+        generator = self._generator(rows, len(ids), steps + 1)
+        prefill = timed(lambda: generator.append_tokens(np.tile(ids, (rows, 1))))
+        generator.generate_next_token()  # computes nothing: the prompt gave its logits
+        times = [timed(generator.generate_next_token) for _ in range(steps)]
+        return rows * len(ids) / prefill, rows / statistics.median(times)
 
     def _generator(self, rows: int, width: int, tokens: int) -> Any:
         params = self._og.GeneratorParams(self._model)

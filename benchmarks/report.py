@@ -17,7 +17,7 @@ from benchmarks.results import TARGETS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["line", "page", "plot", "publish", "rows", "table"]
+__all__ = ["line", "page", "plot", "publish", "rows", "speeds", "table"]
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, DATA, PICTURE = "performance.md", "performance.json", "performance.svg"
@@ -29,11 +29,14 @@ def rows(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Return the rows of all measures, in the order of the targets."""
     found = [row for measure in report["measures"].values() for row in measure["rows"]]
     for target in TARGETS:
-        yield from (row for row in found if row["target"] == target)
+        yield from (row for row in found if row.get("target") == target)
 
 
 def line(row: Mapping[str, Any]) -> str:
     """Return a row as one line of text."""
+    if "target" not in row:
+        decode = ", ".join(f"{_number(speed)} at {rows}" for rows, speed in row["decode"].items())
+        return f"{row['model']}: prompts {_number(row['prefill'])} tokens/s, decoding {decode}"
     sides = ", ".join(f"{row[side]['name']} {_side(row[side])}" for side in ("ours", "reference"))
     verdict = "met" if row["met"] else "missed"
     return f"{row['target']}, {row['variant']}: {sides}: {_figure(row)}; {_goal(row)}: {verdict}"
@@ -51,6 +54,18 @@ def table(report: Mapping[str, Any]) -> str:
         before = row["measure"]
         cells = [measure, row["variant"], _cell(row["ours"]), _cell(row["reference"])]
         cells += [_figure(row), _goal(row), "yes" if row["met"] else "**no**"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speeds(report: Mapping[str, Any]) -> str:
+    """Return what the processor gives, as a table in Markdown."""
+    found: list[dict[str, Any]] = report["measures"].get("processor", {"rows": []})["rows"]
+    batches = list(found[0]["decode"]) if found else []
+    names = ["model", "prompt", *(f"decoding, {rows} together" for rows in batches)]
+    lines = [f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
+    for row in found:
+        cells = [row["model"], *map(_number, [row["prefill"], *row["decode"].values()])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -79,10 +94,15 @@ def page(text: str, report: Mapping[str, Any] | None) -> str:
         text: The page as it is.
         report: The published results; None where there are none yet.
     """
-    parts = {"table": NOTHING, "machine": NOTHING, "plot": NOTHING}
+    parts = dict.fromkeys(("table", "speeds", "machine", "plot"), NOTHING)
     if report is not None:
         picture = f"![How far each figure is from its target]({PICTURE})"
-        parts = {"table": table(report), "machine": machine(report), "plot": picture}
+        parts = {
+            "table": table(report),
+            "speeds": speeds(report),
+            "machine": machine(report),
+            "plot": picture,
+        }
     return MARKED.sub(lambda found: found[1] + parts[found[2]] + found[3], text)
 
 

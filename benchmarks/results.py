@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.timing import paired
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["TARGETS", "Row", "Side", "Target", "ratio_row"]
+__all__ = ["TARGETS", "Row", "Side", "Speeds", "Target", "ratio_row"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +146,20 @@ def ratio_row(
     return Row(target, variant, ours, reference, figures, details or {})
 
 
-def sides_of(results: dict[str, list[float]], unit: str, names: Sequence[str]) -> list[Side]:
-    """Make sides of what took turns."""
-    return [Side(name, unit, results[name]) for name in names]
+@dataclass(frozen=True)
+class Speeds:
+    """What a processor gives to any loop.
+
+    Attributes:
+        model: The model's name.
+        prefill: Tokens of a long prompt in a second.
+        decode: Tokens in a second, by the number of rows that are decoded together.
+    """
+
+    model: str
+    prefill: float
+    decode: dict[int, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the speeds as JSON."""
+        return asdict(self)

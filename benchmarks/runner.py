@@ -7,6 +7,7 @@ goes on where it was.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 __all__ = ["collect", "run"]
 
 REPORT = "report.json"
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 def run(names: Sequence[str], folder: Path, scale: Scale) -> dict[str, int]:
@@ -54,7 +62,8 @@ def run(names: Sequence[str], folder: Path, scale: Scale) -> dict[str, int]:
         else:
             command = [sys.executable, "-m", "benchmarks.runner", name, str(target)]
             plan = json.dumps(asdict(scale))
-            done = subprocess.run(command, input=plan, text=True, check=False)
+            environment = {**QUIET, **os.environ}
+            done = subprocess.run(command, input=plan, text=True, check=False, env=environment)
             if done.returncode != 0:
                 failed[name] = done.returncode
         _say(f"    {time.monotonic() - start:.0f} s")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks.__main__ import main
+from benchmarks.measures import MEASURES
 from benchmarks.models import VOCABULARY, can_build, model_folder
+from benchmarks.report import DOCS, page, published, rows, table
+from benchmarks.results import TARGETS
 from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 needs_builder = pytest.mark.skipif(
@@ -44,3 +50,59 @@ def test_prompts_of_built_models_are_those_of_the_demo_model(tiny: Path, demo: P
         assert ids == narrow.encode(text).tolist()
         assert wide.decode(ids) == narrow.decode(ids)
     assert wide.encode("<|end|>").tolist() == [VOCABULARY - 9]
+
+
+# Servers take longer to start than all the rest, and building takes the export extra.
+NATIVE = (
+    "processor",
+    "predict",
+    "tokens",
+    "frame",
+    "late-arrival",
+    "second-turn",
+    "memory",
+    "log-model",
+)
+
+
+def check(folder: Path, names: Sequence[str]) -> None:
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert list(report["measures"]) == [name for name in MEASURES if name in names]
+    assert report["environment"]["packages"]["onnxruntime-genai"]
+    assert (folder / "report.svg").stat().st_size > 1000
+    lines = list(rows(report))
+    assert len(table(report).splitlines()) == 2 + len(lines)
+    for row in lines:
+        target = TARGETS[row["target"]]
+        assert row["met"] == target.met(row["figure"]["median"])
+        assert row["figure"]["low"] <= row["figure"]["median"] <= row["figure"]["high"]
+        assert all(row[side]["samples"] for side in ("ours", "reference"))
+        assert row["ours"]["median"] != row["reference"]["median"]
+
+
+def test_every_measure_in_one_process_runs(tmp_path: Path) -> None:
+    names = list(NATIVE)
+    assert main(["--quick", "--results", str(tmp_path), "--only", *names]) == 0
+    check(tmp_path, names)
+
+
+def test_what_is_measured_is_not_measured_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--quick", "--results", str(tmp_path), "--only", "log-model"]
+    main(arguments)
+    before = (tmp_path / "log-model.json").read_bytes()
+    main(arguments)
+    assert (tmp_path / "log-model.json").read_bytes() == before
+    assert "is there already" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["measures"]["log-model"]
+
+
+def test_a_server_is_measured_from_another_process(tmp_path: Path) -> None:
+    assert main(["--quick", "--results", str(tmp_path), "--only", "clients", "ping"]) == 0
+    check(tmp_path, ["clients", "ping"])
+
+
+def test_the_page_shows_the_published_figures() -> None:
+    written = (DOCS / "performance.md").read_text(encoding="utf-8")
+    assert written == page(written, published()), "run python -m benchmarks.report"

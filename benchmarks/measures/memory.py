@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import multiprocessing
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["memory"]
 
 CALLERS = 8
-FIRST = 100
+STEP = 100
 REQUESTS = 1000
 CANCELLED = 200
+QUICK_STEP = 10
+QUICK_CANCELLED = 4
 PROMPT_TOKENS = (4, 400)
 ANSWER_TOKENS = (1, 64)
 SCHEMA = {
@@ -46,25 +49,39 @@ def memory(scale: Scale) -> Iterator[Row]:
     """Compare the process's resident memory after all requests with that after the first ones.
 
     Eight threads chat at once; every sixth request from then on is a stream that is closed after
-    its second piece.
+    its second piece. Each loop has a process of its own.
     """
     subject = scale.small()
     for loop in LOOPS:
-        with subject.native(loop) as model:
-            numbers = itertools.count()
-            _send(model, subject, numbers, scale.pick(FIRST, 10), cancelled=0)
-            before = _resident()
-            rest, cancelled = scale.pick((REQUESTS - FIRST, CANCELLED), (20, 4))
-            _send(model, subject, numbers, rest, cancelled=cancelled)
-            after = _resident()
+        if scale.quick:
+            resident = _resident_after(scale, loop)
+        else:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                resident = pool.apply(_resident_after, (scale, loop))
+        first = scale.pick(STEP, QUICK_STEP)
         yield Row(
             "memory",
             f"`{loop}`, {subject.name}",
-            Side("after all of them", "MB", [after]),
-            Side(f"after {scale.pick(FIRST, 10)}", "MB", [before]),
-            [100 * (after / before - 1)],
-            {"requests": rest + scale.pick(FIRST, 10), "cancelled": cancelled},
+            Side("after all of them", "MB", [resident[-1]]),
+            Side(f"after {first}", "MB", [resident[0]]),
+            [100 * (resident[-1] / resident[0] - 1)],
+            {"cancelled": scale.pick(CANCELLED, QUICK_CANCELLED), f"mb_every_{first}": resident},
         )
+
+
+def _resident_after(scale: Scale, loop: str) -> list[float]:
+    """Return the resident memory after each so many requests, in MB; the first are not cancelled."""
+    subject = scale.small()
+    step, steps = scale.pick(STEP, QUICK_STEP), scale.pick(REQUESTS // STEP, 3)
+    cancelled = scale.pick(CANCELLED, QUICK_CANCELLED)
+    numbers = itertools.count()
+    resident: list[float] = []
+    with subject.native(loop) as model:
+        for number in range(steps):
+            done, due = (cancelled * max(n, 0) // (steps - 1) for n in (number - 1, number))
+            _send(model, subject, numbers, step, cancelled=due - done)
+            resident.append(_resident())
+    return resident
 
 
 def _send(

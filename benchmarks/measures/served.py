@@ -26,8 +26,8 @@ REPEATS = 3
 
 def clients(scale: Scale) -> Iterator[Row]:
     """Compare the throughput of eight clients with that of one."""
-    for subject in scale.wide():
-        for loop in LOOPS:
+    for number, subject in enumerate(scale.wide()):
+        for loop in LOOPS if number == 0 else ("slots",):
             with subject.saved("llm/v1/completions", loop=loop) as model, served(model) as url:
                 results = interleaved(
                     {
