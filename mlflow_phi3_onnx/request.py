@@ -41,10 +41,12 @@ class ChatPrompt:
     Attributes:
         messages: Checked messages with ``role`` and ``content`` and no null values.
         tools: Tool definitions in OpenAI's form, or None.
+        template_kwargs: More values for the chat template, by name.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)

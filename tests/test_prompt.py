@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_phi3_onnx import GenAIModel, InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.prompt.template import ChatTemplate
+from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.request import ChatPrompt
 
@@ -164,56 +163,6 @@ def test_the_role_developer_is_a_system_message(model: GenAIModel) -> None:
     assert ask("developer")["choices"] == ask("system")["choices"]
 
 
-def render(source: str, **messages: Any) -> str:
-    return ChatTemplate(source).render([messages or {"role": "user", "content": "x"}])
-
-
-@pytest.mark.parametrize(
-    ("source", "rendered"),
-    [
-        ("{% for m in messages %}\n{{ m.content }}\n{% endfor %}", "x\n"),
-        ("  {% if true %}\n  a\n  {% endif %}\n", "  a\n"),
-        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "x"),
-        ("{{ {'a': 'é'} | tojson }}", '{"a": "é"}'),
-        ("{{ {'a': [1]} | tojson(indent=2) }}", '{\n  "a": [\n    1\n  ]\n}'),
-        ("{{ 'x' in 'xyz' }} {{ 1 / 2 }} {{ ' a '.strip().upper() }}", "True 0.5 A"),
-        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
-        ("{{ bos_token is defined }}{{ tools is none }}", "FalseTrue"),
-        ("{{ strftime_now('%Y') | length }}", "4"),
-    ],
-)
-def test_templates_render_as_hugging_face_renders_them(source: str, rendered: str) -> None:
-    assert render(source) == rendered
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-        "{{ undefined_name.field }}",
-        "{{ 1 / 0 }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'xxxx' }}{% endfor %}"
-        "{% endfor %}",
-    ],
-)
-def test_a_template_that_misbehaves_is_stopped(source: str) -> None:
-    with pytest.raises(InvalidModelError, match="chat template"):
-        render(source)
-
-
-def test_a_template_may_refuse() -> None:
-    with pytest.raises(InvalidRequestError, match="only user messages") as caught:
-        render("{{ raise_exception('only user messages') }}")
-    assert caught.value.param == "messages"
-
-
-def test_a_template_that_is_not_jinja_is_refused() -> None:
-    with pytest.raises(InvalidModelError, match=r"not valid Jinja \(line 2\)"):
-        ChatTemplate("\n{% if %}")
-
-
 PHI3 = (
     "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n"
     "{% elif m.role == 'assistant' %}<|assistant|>\n{{ m.content }}<|end|>\n{% endif %}"
@@ -242,25 +191,6 @@ def copy(demo: Path, target: Path, chat_template: Any) -> Path:
         config["chat_template"] = chat_template
     (target / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return target
-
-
-def test_named_templates(demo: Path, tmp_path: Path) -> None:
-    named = [
-        {"name": "default", "template": "plain {{ messages[0].content }}"},
-        {"name": "tool_use", "template": "with {{ tools | tojson }} {{ messages[0].content }}"},
-    ]
-    tokenizer = PromptTokenizer(copy(demo, tmp_path / "m", named))
-    tool = {"type": "function", "function": {"name": "f"}}
-    assert tokenizer.decode(tokenizer.encode_chat(user("x")).tolist())[0] == "plain x"
-    chat = ChatPrompt(({"role": "user", "content": "x"},), (tool,))
-    assert tokenizer.decode(tokenizer.encode_chat(chat).tolist())[0].startswith("with [")
-
-
-def test_the_template_file_comes_first(demo: Path, tmp_path: Path) -> None:
-    folder = copy(demo, tmp_path / "m", "from the config")
-    (folder / "chat_template.jinja").write_text("from the file {{ messages[0].content }}")
-    tokenizer = PromptTokenizer(folder)
-    assert tokenizer.decode(tokenizer.encode_chat(user("x")).tolist())[0] == "from the file x"
 
 
 def test_without_a_template_a_model_does_not_chat_but_continues(demo: Path, tmp_path: Path) -> None:

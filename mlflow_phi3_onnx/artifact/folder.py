@@ -18,6 +18,12 @@ __all__ = ["CONFIG_FILE", "ModelFolder", "read_folder"]
 CONFIG_FILE = "genai_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
+# Other forms of a tokenizer, which are not read.
+_OTHER_TOKENIZERS = (
+    *("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json"),
+    "tiktoken.model",
+)
+
 
 @dataclass(frozen=True)
 class ModelFolder:
@@ -90,9 +96,7 @@ def read_folder(path: str | Path) -> ModelFolder:
             f"{CONFIG_FILE}: search.num_beams is {beams!r}, but only greedy search and sampling are"
             " supported. Set it to 1."
         )
-    for name in TOKENIZER_FILES:
-        if not (path / name).is_file():
-            raise InvalidModelError(f"The model folder has no {name}, so it has no tokenizer.")
+    _check_tokenizer(path)
     graph = _check_graph(path, decoder)
     return ModelFolder(
         path=path,
@@ -123,7 +127,7 @@ def _check_layout(path: Path) -> None:
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads((path / name).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidModelError(f"{name} is not valid JSON.") from error
     if not isinstance(value, dict):
         raise InvalidModelError(f"{name} must hold a JSON object.")
@@ -152,6 +156,20 @@ def _eos_token_ids(model: Mapping[str, Any]) -> tuple[int, ...]:
             f"{CONFIG_FILE}: model.eos_token_id must be a token id or a list of them."
         )
     return tuple(ids)
+
+
+def _check_tokenizer(path: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (path / name).is_file():
+            continue
+        others = [other for other in _OTHER_TOKENIZERS if (path / other).is_file()]
+        only = f", only {' and '.join(others)}" if others else ""
+        raise InvalidModelError(
+            f"The model folder has no {name}{only}. Make it where transformers is installed, from"
+            ' the checkpoint that the model was made from: python -c "from transformers import'
+            " AutoTokenizer as A; A.from_pretrained('CHECKPOINT').save_pretrained('MODEL_FOLDER')\""
+        )
+    _read_json(path, "tokenizer_config.json")
 
 
 def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:

@@ -14,6 +14,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_TOOLS = 128
+GIVEN_TO_TEMPLATES = ("messages", "tools", "add_generation_prompt", "chat_template", "tokenize")
 MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
 
@@ -89,6 +90,14 @@ def json_object(value: Any) -> dict[str, Any]:
     """Check a JSON object."""
     if not isinstance(value, dict):
         raise ValueError
+    return value
+
+
+def template_kwargs(value: Any) -> dict[str, Any]:
+    """Check values for the chat template, by names that can be variables of it."""
+    for name in json_object(value):
+        if not isinstance(name, str) or not name.isidentifier() or name in GIVEN_TO_TEMPLATES:
+            raise ValueError
     return value
 
 

@@ -268,6 +268,16 @@ _ROWS = (
         tasks=(CHAT,),
     ),
     Parameter(
+        "chat_template_kwargs",
+        "honoured",
+        "More values for the model's chat template, such as enable_thinking. One that the template"
+        " does not read is refused. Text in them is text, as in messages.",
+        f"an object of JSON values by name, none of {', '.join(checks.GIVEN_TO_TEMPLATES)}",
+        checks.template_kwargs,
+        tasks=(CHAT,),
+        configurable=True,
+    ),
+    Parameter(
         "response_format",
         "honoured",
         "The form of the answer: any JSON object, or JSON that matches a schema, strict or not.",
@@ -345,6 +355,11 @@ _ROWS = (
     _refused("modalities", "Only text can be generated; leave it out.", (CHAT,)),
     _refused("functions", "Deprecated by OpenAI; use tools.", (CHAT,)),
     _refused("function_call", "Deprecated by OpenAI; use tool_choice.", (CHAT,)),
+    _refused(
+        "chat_template",
+        "A template is a program, so only the model's own is used. Put it into the model folder.",
+        (CHAT,),
+    ),
     _refused("reasoning_effort", "Say it in a message.", (CHAT,)),
     _refused("verbosity", "Say it in a message.", (CHAT,)),
     _refused("web_search_options", "There is no web search.", (CHAT,)),

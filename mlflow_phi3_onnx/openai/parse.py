@@ -225,7 +225,8 @@ def _calls(merged: Mapping[str, Any]) -> CallRule | None:
 def _prompts(value: Any, merged: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:
     if task == CHAT:
         tools = merged["tools"] if _shows_tools(merged) else None
-        return (ChatPrompt(check_messages(value), tools),)
+        more = merged.get("chat_template_kwargs", {})
+        return (ChatPrompt(check_messages(value), tools, more),)
     if task == COMPLETIONS:
         return check_prompts(value)
     advice = " Send several prompts as rows of a data frame, or as a list to generate."

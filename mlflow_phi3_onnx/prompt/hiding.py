@@ -67,13 +67,15 @@ def _longest_of(text: str, parts: Collection[str], last: Collection[str]) -> int
 class Hidden:
     """Puts stand-ins in the place of texts, and the texts back.
 
+    The same text always has the same stand-in, so that a template finds a key by its name.
+
     Args:
         texts: Every text of the conversation, to find a character that none of them uses.
         pattern: What is hidden.
         fragments: What is hidden too, where a text begins or ends with it.
 
     Attributes:
-        found: What was hidden.
+        found: What was hidden, with the numbers of the stand-ins.
     """
 
     def __init__(
@@ -82,37 +84,61 @@ class Hidden:
         pattern: re.Pattern[str] | None,
         fragments: Fragments | None = None,
     ) -> None:
-        self.found: list[str] = []
+        self.found: dict[str, int] = {}
         self._fragments = fragments
         self._mark = ""
         if fragments or (pattern and any(pattern.search(text) for text in texts)):
             self._mark = _unused_character(texts)
 
-    def replace_in(self, value: Any, pattern: re.Pattern[str] | None) -> Any:
-        """Copy a JSON-like value with a numbered stand-in for each text that is hidden."""
+    def replace_in(
+        self, value: Any, pattern: re.Pattern[str] | None, *, by_name: bool = False
+    ) -> Any:
+        """Copy a JSON-like value with a numbered stand-in for each text that is hidden.
+
+        Args:
+            value: What is copied.
+            pattern: What is hidden.
+            by_name: Whether the template knows the keys of objects: fragments stay in them.
+        """
         if not self._mark:
             return value
         if isinstance(value, str):
-            return self._replace(value, pattern)
+            return self._replace(value, pattern, self._fragments)
         if isinstance(value, dict):
+            parts = None if by_name else self._fragments
             return {
-                self._replace(k, pattern): self.replace_in(v, pattern) for k, v in value.items()
+                self._replace(key, pattern, parts): self.replace_in(item, pattern, by_name=by_name)
+                for key, item in value.items()
             }
         if isinstance(value, list | tuple):
-            return [self.replace_in(item, pattern) for item in value]
+            return [self.replace_in(item, pattern, by_name=by_name) for item in value]
         return value
 
     def restore(self, text: str) -> str:
-        """Put the texts back, also where a template has escaped the stand-in's characters."""
+        """Put the texts back, also where a template has escaped the stand-in's characters.
+
+        Raises:
+            InvalidRequestError: If the template has cut a stand-in.
+        """
         if not self._mark:
             return text
         mark = f"(?:{self._mark}|{re.escape(_escape_of(self._mark))})"
-        return re.sub(rf"{mark}(\d+){mark}", lambda match: self.found[int(match.group(1))], text)
+        texts = list(self.found)
+        text = re.sub(rf"{mark}(\d+){mark}", lambda match: texts[int(match.group(1))], text)
+        if re.search(mark, text):
+            raise InvalidRequestError(
+                "messages hold the text of a control token of the model, or a part of one, where"
+                " the model's chat template takes texts apart. Remove it.",
+                param="messages",
+            )
+        return text
 
-    def _replace(self, text: str, pattern: re.Pattern[str] | None) -> str:
+    def _replace(
+        self, text: str, pattern: re.Pattern[str] | None, fragments: Fragments | None
+    ) -> str:
         head, end = 0, len(text)
-        if self._fragments and text in self._fragments:
-            head, tail = self._fragments.edges(text)
+        if fragments and text in fragments:
+            head, tail = fragments.edges(text)
             end = max(head, end - tail)
         middle = text[head:end]
         if pattern:
@@ -122,8 +148,8 @@ class Hidden:
     def _hide(self, text: str) -> str:
         if not text:
             return ""
-        self.found.append(text)
-        return f"{self._mark}{len(self.found) - 1}{self._mark}"
+        number = self.found.setdefault(text, len(self.found))
+        return f"{self._mark}{number}{self._mark}"
 
 
 def _unused_character(texts: Iterable[str]) -> str:

@@ -1,65 +1,31 @@
 """Chat templates, rendered as Hugging Face renders them, in a sandbox.
 
-The model's template is a Jinja program that came with the model, so it runs in Jinja's immutable
-sandbox, with a bound on its output and its time.
+The model's template is a Jinja program that came with the model, so it runs where it can neither
+reach anything nor go on for ever (:mod:`~mlflow_phi3_onnx.prompt.sandbox`).
 """
 
 from __future__ import annotations
 
-import json
-import time
-from datetime import datetime
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import jinja2.ext
-import jinja2.sandbox
+import jinja2.meta
+from jinja2 import nodes
 
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.prompt.metering import OverspentError, budget
+from mlflow_phi3_onnx.prompt.pricing import RefusalError
+from mlflow_phi3_onnx.prompt.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-__all__ = ["ChatTemplate", "load_template"]
+__all__ = ["ChatTemplate"]
 
-MAX_TEMPLATE_CHARACTERS = 1 << 20
-MAX_RENDERED_CHARACTERS = 1 << 24
-MAX_SECONDS = 10.0
+MAX_TEMPLATE_CHARACTERS = 1 << 18
 
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """``{% generation %}`` marks the assistant's part for training; rendering passes it through."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja reads this plain class attribute
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().astimezone().strftime(form)
-
-
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _tojson
-    functions: dict[str, Any] = {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
-    environment.globals.update(functions)
-    return environment
+_GIVEN = {"add_generation_prompt", "messages", "tools"}
 
 
 class ChatTemplate:
@@ -69,6 +35,10 @@ class ChatTemplate:
         source: The Jinja source.
         special_tokens: The names that templates know special tokens by (``bos_token``, ...).
         tool_source: Another source, used where a request has tools.
+
+    Attributes:
+        variables: The names that a request may give values for, since the template reads them.
+        tools_in_system_message: Whether it looks for tools there, as Phi-4-mini's template does.
 
     Raises:
         InvalidModelError: If a source is too long or not valid Jinja.
@@ -81,15 +51,16 @@ class ChatTemplate:
         *,
         tool_source: str | None = None,
     ) -> None:
-        environment = _environment()
-        self._source = tool_source or source
         self._special_tokens = dict(special_tokens or {})
-        self._template = _compile(environment, source)
-        self._tool_template = _compile(environment, tool_source) if tool_source else self._template
+        self._plain = _Program(source)
+        self._for_tools = self._plain if tool_source is None else _Program(tool_source)
+        read = self._plain.variables | self._for_tools.variables
+        self.variables = read - _GIVEN - self._special_tokens.keys()
+        self.tools_in_system_message = self._for_tools.looks_up_tools
 
     def shows(self, text: str) -> bool:
         """Whether the template, the one for tools where there is one, has a text in it."""
-        return text in self._source
+        return text in self._for_tools.source
 
     def render(
         self,
@@ -97,98 +68,118 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Render messages to the text of a prompt.
 
         Args:
             messages: The conversation.
-            tools: Tool definitions in OpenAI's form.
+            tools: Tool definitions in OpenAI's form. An empty list is as none.
             add_generation_prompt: Whether to end with the opening of the assistant's turn.
+            variables: More values for the template, by name.
 
         Raises:
             InvalidRequestError: If the template refuses the messages.
-            InvalidModelError: If the template fails, or runs too long.
+            InvalidModelError: If the template fails, or does too much.
         """
-        template = self._tool_template if tools else self._template
-        deadline = time.monotonic() + MAX_SECONDS
-        pieces: list[str] = []
-        size = 0
-        try:
-            for piece in template.generate(
-                messages=list(messages),
-                tools=list(tools) if tools else None,
-                add_generation_prompt=add_generation_prompt,
+        program = self._for_tools if tools else self._plain
+        return program.run(
+            {
+                "documents": None,
                 **self._special_tokens,
-            ):
-                pieces.append(piece)
-                size += len(piece)
-                if size > MAX_RENDERED_CHARACTERS or time.monotonic() > deadline:
-                    raise InvalidModelError("The chat template writes without end.")
-        except jinja2.exceptions.SecurityError as error:
-            raise InvalidModelError("The chat template does what its sandbox forbids.") from error
-        except jinja2.exceptions.TemplateRuntimeError as error:
-            raise InvalidModelError("The chat template fails on these messages.") from error
-        except jinja2.TemplateError as error:
-            # raise_exception() in the template: its text is the template's, not the caller's.
-            raise InvalidRequestError(
-                f"The model's chat template refuses these messages: {error}", param="messages"
-            ) from error
-        except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
-            raise InvalidModelError("The chat template fails on these messages.") from error
-        return "".join(pieces)
-
-
-def _compile(
-    environment: jinja2.sandbox.ImmutableSandboxedEnvironment, source: str
-) -> jinja2.Template:
-    if len(source) > MAX_TEMPLATE_CHARACTERS:
-        raise InvalidModelError(
-            f"The chat template has {len(source):,} characters; at most"
-            f" {MAX_TEMPLATE_CHARACTERS:,} are read."
+                **(variables or {}),
+                "messages": list(messages),
+                "tools": list(tools) if tools else None,
+                "add_generation_prompt": add_generation_prompt,
+            }
         )
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise InvalidModelError(
-            f"The chat template is not valid Jinja (line {error.lineno})."
-        ) from error
 
 
-def load_template(path: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
-    """Find a model folder's chat template.
+class _Program:
+    """One compiled template.
 
-    ``chat_template.jinja`` comes first, then ``chat_template`` of ``tokenizer_config.json``, a
-    string or a list of named templates (``default`` and ``tool_use``), as in transformers.
-
-    Args:
-        path: The model folder.
-        config: Its ``tokenizer_config.json``.
-
-    Returns:
-        The template, or None where the folder has none.
+    Attributes:
+        source: Its Jinja source.
+        variables: The names that it reads and does not set itself.
+        looks_up_tools: Whether it takes ``tools`` from a value, such as a message, and only there.
     """
-    source: Any = config.get("chat_template")
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        source = file.read_text(encoding="utf-8")
-    tool_source: str | None = None
-    if isinstance(source, list):
-        named = {entry.get("name"): entry.get("template") for entry in source}
-        tool_source = named.get("tool_use")
-        source = named.get("default", tool_source)
-    if source is None:
-        return None
-    if not isinstance(source, str):
-        raise InvalidModelError("tokenizer_config.json: chat_template must be text.")
-    return ChatTemplate(source, _special_tokens(config), tool_source=tool_source)
+
+    def __init__(self, source: str) -> None:
+        if len(source) > MAX_TEMPLATE_CHARACTERS:
+            raise InvalidModelError(
+                f"The chat template has {len(source):,} characters; at most"
+                f" {MAX_TEMPLATE_CHARACTERS:,} are read."
+            )
+        self.source = source
+        environment = Sandbox()
+        try:
+            with budget():
+                tree = environment.parse(source)
+                self.variables = jinja2.meta.find_undeclared_variables(tree)
+                self.looks_up_tools = "tools" in _keys(tree) - self.variables
+                self._texts = _texts(tree)
+                self._template: jinja2.Template = environment.from_string(tree)
+        except jinja2.TemplateSyntaxError as error:
+            raise InvalidModelError(
+                f"The chat template is not valid Jinja (line {error.lineno}): {error.message}"
+            ) from error
+        except (RecursionError, SyntaxError, ValueError, OverspentError) as error:
+            # Too deep for Jinja or for Python, or a number that is too long.
+            raise InvalidModelError("The chat template is too complex to be compiled.") from error
+
+    def run(self, values: Mapping[str, Any]) -> str:
+        """Render, or say why not, in words that hold nothing of the values."""
+        context = self._template.new_context(dict(values))
+        try:
+            with budget():
+                return "".join(self._template.root_render_func(context))
+        except RefusalError as refusal:
+            raise InvalidRequestError(
+                f"The model's chat template refuses these messages{self._reason(str(refusal))}",
+                param="messages",
+            ) from None
+        except OverspentError as error:
+            raise InvalidModelError(
+                "The chat template loops without end, or makes too much of these messages"
+                f" ({self._line(error)})."
+            ) from None
+        except jinja2.exceptions.SecurityError as error:
+            raise InvalidModelError(
+                f"The chat template does what its sandbox forbids ({self._line(error)})."
+            ) from None
+        except Exception as error:  # noqa: BLE001 - a template is a program, and may raise anything
+            raise InvalidModelError(
+                "The chat template fails on these messages"
+                f" ({self._line(error)}: {type(error).__name__})."
+            ) from None
+
+    def _reason(self, told: str) -> str:
+        """Cut a refusal's reason to what the template says, without a caller's text."""
+        own = max((text for text in self._texts if told.startswith(text)), key=len, default="")
+        if not own.strip():
+            return "."
+        return f": {own.strip()}" if own == told else f": {own.strip()} ..."
+
+    def _line(self, error: BaseException) -> str:
+        lines = [
+            self._template.get_corresponding_lineno(line)
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if frame.f_code.co_filename == "<template>"
+        ]
+        return f"line {lines[-1]}" if lines else "at its start"
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    tokens: dict[str, str] = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token"):
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get("content")
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
+def _keys(tree: nodes.Template) -> set[str]:
+    """Return the constant names that a template looks up in values."""
+    named = {node.attr for node in tree.find_all(nodes.Getattr)}
+    items = (node.arg for node in tree.find_all(nodes.Getitem))
+    return named | {arg.value for arg in items if isinstance(arg, nodes.Const)}
+
+
+def _texts(tree: nodes.Template) -> set[str]:
+    """Return the texts that are written in a template."""
+    values = [node.value for node in tree.find_all(nodes.Const)]
+    return {
+        *(value for value in values if isinstance(value, str)),
+        *(node.data for node in tree.find_all(nodes.TemplateData)),
+    }

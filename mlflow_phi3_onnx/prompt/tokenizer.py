@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from functools import cached_property, lru_cache
@@ -11,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from mlflow_phi3_onnx.errors import (
-    InvalidModelError,
-    InvalidRequestError,
-    UnsupportedParameterError,
-)
+from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.prompt.conversation import Conversation, check_text
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
 from mlflow_phi3_onnx.prompt.hiding import Fragments, Hidden
-from mlflow_phi3_onnx.prompt.template import load_template
+from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizer
+from mlflow_phi3_onnx.prompt.template_files import load_template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -35,6 +32,12 @@ __all__ = ["PromptTokenizer"]
 _REASONING_MARKS = {"<think>", "</think>"}
 MAX_TOKEN_TEXTS = 1 << 16
 """The most tokens whose texts are kept: log-probabilities name the same ones again and again."""
+
+# What a token that strips takes from the text beside it: Unicode's White_Space, which is not what
+# Python's strip takes.
+_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 class PromptTokenizer:
@@ -50,20 +53,20 @@ class PromptTokenizer:
     def __init__(self, path: Path) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-            config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises a bare Exception for a damaged file
             raise InvalidModelError(
-                "The model folder's tokenizer.json or tokenizer_config.json is missing or damaged."
+                "tokenizer.json is missing, damaged or of a kind that the tokenizers library does"
+                " not read."
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._template = load_template(path, config)
-        added = self._tokenizer.get_added_tokens_decoder()
-        # Some vocabularies add runs of spaces: those are text.
-        self._control = {t.content: i for i, t in added.items() if t.content.strip()}
-        self._control_ids = frozenset(self._control.values())
-        self._strips_right = {t.content for t in added.values() if t.rstrip}
-        self._strips_left = {t.content for t in added.values() if t.lstrip}
+        self._template = load_template(path)
+        shown = self._template.shows if self._template else lambda _: False
+        control = control_tokens(self._tokenizer.get_added_tokens_decoder(), shown)
+        self._control = {token.content: i for i, token in control.items()}
+        self._control_ids = frozenset(control)
+        self._strips_right = {token.content for token in control.values() if token.rstrip}
+        self._strips_left = {token.content for token in control.values() if token.lstrip}
         self._control_pattern = _any_of(self._control)
         self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
         self._byte_tokens = byte_tokens(self._tokenizer)
@@ -81,7 +84,7 @@ class PromptTokenizer:
             text: The prompt.
             param: What to call it in messages.
         """
-        _check_text(text, param)
+        check_text(text, param)
         return _ids(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def offsets(self, text: str) -> tuple[int, ...]:
@@ -104,8 +107,8 @@ class PromptTokenizer:
         rendered, hidden = self._render(chat, add_generation_prompt)
         if not hidden.found:
             ids = self._tokenizer.encode(rendered, add_special_tokens=False).ids
-            # More control ids than the text shows: a normalizer made one out of other characters.
-            if self._count_control(ids) == len(self._matches(rendered)):
+            # Other control ids than the text shows: a normalizer made them out of other characters.
+            if self._control_of(ids) == [self._control[text] for text in self._shown(rendered)]:
                 return _ids(ids)
         return _ids(self._encode_in_pieces(rendered, hidden))
 
@@ -188,49 +191,43 @@ class PromptTokenizer:
 
     def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, Hidden]:
         """Render a conversation, with the caller's texts of control tokens hidden in it."""
-        texts = list(_strings([chat.messages, chat.tools]))
-        for text in texts:
-            _check_text(text, "messages")
-        whole = Hidden(texts, self._control_pattern)
-        rendered = self._render_hiding(chat, add_generation_prompt, whole)
-        chosen = [{**message, "role": ""} for message in chat.messages]
-        if any(text in self._fragments for text in _strings([chosen, chat.tools])):
+        conversation = Conversation(chat)
+        whole = Hidden(conversation.texts, self._control_pattern)
+        rendered = self._render_hiding(conversation, add_generation_prompt, whole)
+        if any(text in self._fragments for text in conversation.chosen):
             # A template may put texts side by side, or between "<" and ">": then parts of control
             # tokens become whole ones. They do where there are fewer with the parts hidden.
-            parts = Hidden(texts, self._control_pattern, self._fragments)
-            apart = self._render_hiding(chat, add_generation_prompt, parts)
+            parts = Hidden(conversation.texts, self._control_pattern, self._fragments)
+            apart = self._render_hiding(conversation, add_generation_prompt, parts)
             if self._shown(apart) != self._shown(rendered):
                 return apart, parts
         return rendered, whole
 
-    def _render_hiding(self, chat: ChatPrompt, add_generation_prompt: bool, hidden: Hidden) -> str:
+    def _render_hiding(
+        self, conversation: Conversation, add_generation_prompt: bool, hidden: Hidden
+    ) -> str:
         if self._template is None:
             raise InvalidRequestError(
                 "This model has no chat template, so it cannot answer messages. Send a prompt.",
                 param="messages",
             )
-        messages: list[dict[str, Any]] = []
-        for message in chat.messages:
-            role = message["role"]
+
+        def hide(value: Any, role: str = "", *, by_name: bool = False) -> Any:
             pattern = self._history_pattern if role == "assistant" else self._control_pattern
-            messages.append({**hidden.replace_in(message, pattern), "role": role})
-        tools = hidden.replace_in(chat.tools, self._control_pattern)
-        rendered = self._template.render(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt
-        )
-        _check_whole(messages, tools, rendered)
-        return rendered
+            return hidden.replace_in(value, pattern, by_name=by_name)
+
+        return conversation.render(self._template, hide, add_generation_prompt)
 
     @cached_property
     def _fragments(self) -> Fragments:
         return Fragments(self._control)
 
     @cached_property
-    def _literal(self) -> Tokenizer:
-        """The tokenizer without its control tokens, which reads them as their characters."""
-        spec = json.loads(self._tokenizer.to_str())
-        spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["content"].strip()]
-        return Tokenizer.from_str(json.dumps(spec))
+    def _literal(self) -> tuple[Tokenizer, Tokenizer]:
+        """The tokenizer without its control tokens, for the start of a text and for the rest."""
+        spec = self._tokenizer.to_str()
+        first = literal_tokenizer(spec, self._control, start=True)
+        return first, literal_tokenizer(spec, self._control, start=False)
 
     def _matches(self, text: str) -> list[re.Match[str]]:
         return list(self._control_pattern.finditer(text)) if self._control_pattern else []
@@ -238,8 +235,8 @@ class PromptTokenizer:
     def _shown(self, text: str) -> list[str]:
         return [match.group() for match in self._matches(text)]
 
-    def _count_control(self, ids: Iterable[int]) -> int:
-        return sum(i in self._control_ids for i in ids)
+    def _control_of(self, ids: Iterable[int]) -> list[int]:
+        return [i for i in ids if i in self._control_ids]
 
     def _encode_in_pieces(self, rendered: str, hidden: Hidden) -> list[int]:
         """Encode between the template's own control tokens, so that nothing else can become one."""
@@ -249,18 +246,19 @@ class PromptTokenizer:
             start = previous.end() if previous else 0
             piece = rendered[start : match.start() if match else len(rendered)]
             if previous and previous.group() in self._strips_right:
-                piece = piece.lstrip()
+                piece = piece.lstrip(_SPACE)
             if match and match.group() in self._strips_left:
-                piece = piece.rstrip()
+                piece = piece.rstrip(_SPACE)
             if piece:
-                literal = self._literal.encode(hidden.restore(piece), add_special_tokens=False).ids
-                if self._count_control(literal):
+                literal = self._literal[0 if previous is None else 1]
+                text = literal.encode(hidden.restore(piece), add_special_tokens=False).ids
+                if self._control_of(text):
                     raise InvalidRequestError(
                         "messages hold the text of one of the model's control tokens, which its"
                         " tokenizer cannot write as text. Remove it.",
                         param="messages",
                     )
-                ids += literal
+                ids += text
             if match:
                 ids.append(self._control[match.group()])
             previous = match
@@ -274,53 +272,3 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
 
 def _ids(ids: list[int]) -> NDArray[np.int32]:
     return np.array(ids, dtype=np.int32)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
-
-
-def _check_whole(
-    messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None, rendered: str
-) -> None:
-    """Refuse what the template has dropped. An assistant's history may be cut on purpose."""
-    for number, message in enumerate(messages):
-        content = message["content"].strip()
-        if message["role"] != "assistant" and not _holds(rendered, content):
-            raise InvalidRequestError(
-                f"The model's chat template leaves out messages[{number}]: it does not know the"
-                f" role {message['role']}.",
-                param=f"messages[{number}].role",
-            )
-    for tool in tools or ():
-        if not _holds(rendered, tool["function"]["name"]):
-            raise UnsupportedParameterError(
-                "The model's chat template leaves out tools: the model was not made to call any.",
-                param="tools",
-            )
-
-
-def _holds(rendered: str, text: str) -> bool:
-    return text in rendered or any(
-        json.dumps(text, ensure_ascii=ascii_only)[1:-1] in rendered for ascii_only in (False, True)
-    )
-
-
-def _check_text(text: str, param: str) -> None:
-    """Refuse what cannot be written as UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            f"{param} holds a lone surrogate (U+{ord(text[error.start]):04X}), which is not a"
-            " character. Send valid Unicode text.",
-            param=param,
-        ) from error

@@ -1,0 +1,250 @@
+"""A conversation on its way through a chat template.
+
+It becomes plain JSON, in the form that Hugging Face's templates read. What the template has left
+out of it is found afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.errors import (
+    GenAIError,
+    InvalidModelError,
+    InvalidRequestError,
+    UnsupportedParameterError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mlflow_phi3_onnx.prompt.template import ChatTemplate
+    from mlflow_phi3_onnx.request import ChatPrompt
+
+__all__ = ["Conversation", "check_text"]
+
+MAX_DEPTH = 64
+"""How deeply messages and tools may be nested."""
+
+_PROBE = "7301986452"
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class Conversation:
+    """A conversation as plain JSON.
+
+    Args:
+        chat: What a caller gave.
+
+    Attributes:
+        texts: Every text of it, keys included.
+        chosen: The same without the roles, which are those of a list.
+
+    Raises:
+        InvalidRequestError: If it is not JSON, nested too deeply, or holds a lone surrogate.
+    """
+
+    def __init__(self, chat: ChatPrompt) -> None:
+        self._given = _plain(list(chat.messages), "messages")
+        self._readable = _plain([_readable(message) for message in self._given], "messages")
+        self._tools = _plain(chat.tools, "tools")
+        self._variables = _plain(dict(chat.template_kwargs), "chat_template_kwargs")
+        messages = [{**message, "role": ""} for message in (*self._given, *self._readable)]
+        self.chosen = list(_strings([messages, self._tools, self._variables]))
+        self.texts = [*self.chosen, *(message["role"] for message in self._given)]
+
+    def render(
+        self, template: ChatTemplate, hide: Callable[..., Any], add_generation_prompt: bool
+    ) -> str:
+        """Render the conversation.
+
+        Args:
+            template: The model's chat template.
+            hide: Replaces what is to be hidden in a value, which belongs to a role or to none.
+            add_generation_prompt: Whether to end with the opening of the assistant's turn.
+
+        Raises:
+            InvalidRequestError: If the template refuses the messages, or leaves out a part of them.
+            UnsupportedParameterError: If it does not read the variables, or leaves out the tools.
+        """
+        _check_variables(self._variables, template)
+        tools, variables = hide(self._tools), hide(self._variables, by_name=True)
+
+        def show(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [{**hide(m, m["role"]), "role": m["role"]} for m in messages]
+
+        def fill(messages: list[dict[str, Any]]) -> str:
+            in_message = tools and template.tools_in_system_message
+            return template.render(
+                _with_tools(messages, tools) if in_message else messages,
+                tools=None if in_message else tools,
+                add_generation_prompt=add_generation_prompt,
+                variables=variables,
+            )
+
+        messages, rendered = show(self._readable), None
+        try:
+            rendered = fill(messages)
+        except InvalidModelError:
+            if self._readable == self._given:
+                raise
+        if rendered is None or _writes_python(messages, rendered):
+            # A template that reads the arguments of tool calls as OpenAI has them.
+            messages = show(self._given)
+            rendered = fill(messages)
+        _check_shown(messages, rendered, fill)
+        if not all(_holds(rendered, tool["function"]["name"]) for tool in tools or ()):
+            raise UnsupportedParameterError(
+                "The model's chat template leaves out tools: the model was not made to call any.",
+                param="tools",
+            )
+        return rendered
+
+
+def check_text(text: str, param: str) -> None:
+    """Refuse what cannot be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{param} holds a lone surrogate (U+{ord(text[error.start]):04X}), which is not a"
+            " character. Send valid Unicode text.",
+            param=param,
+        ) from None
+
+
+def _plain(value: Any, param: str, depth: int = 0) -> Any:
+    """Copy JSON, so that a template gets no other object, whose methods it might call."""
+    if isinstance(value, str):
+        check_text(value, param)
+        return str(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    if depth == MAX_DEPTH:
+        raise InvalidRequestError(
+            f"{param} must not be nested more than {MAX_DEPTH} levels deep.", param=param
+        )
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {_plain(key, param): _plain(item, param, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, param, depth + 1) for item in value]
+    raise InvalidRequestError(
+        f"{param} must be JSON: texts, numbers, true, false, null, lists, and objects whose keys"
+        f" are texts; it holds a {type(value).__name__}.",
+        param=param,
+    )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _check_variables(given: Mapping[str, Any], template: ChatTemplate) -> None:
+    for name in given:
+        if name not in template.variables:
+            known = ", ".join(sorted(template.variables)) or "none"
+            raise UnsupportedParameterError(
+                f"chat_template_kwargs.{name} is not supported: the model's chat template does not"
+                f" read it. It reads: {known}.",
+                param=f"chat_template_kwargs.{name}",
+            )
+
+
+def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message in the form that Hugging Face's templates read.
+
+    Their arguments of tool calls are objects, where OpenAI's are JSON in a text; and reasoning has
+    several names, which transformers gives it all.
+    """
+    message = dict(message)
+    reasoning = next((message[k] for k in _REASONING if message.get(k) is not None), None)
+    if reasoning is not None:
+        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    calls = message.get("tool_calls")
+    if isinstance(calls, list | tuple):
+        message["tool_calls"] = [_with_object(call) for call in calls]
+    return message
+
+
+def _writes_python(messages: Sequence[Mapping[str, Any]], rendered: str) -> bool:
+    """Whether a template has written a tool call's arguments as Python does, and not as JSON."""
+    return any(
+        isinstance(arguments, dict) and arguments and repr(arguments) in rendered
+        for message in messages
+        for call in message.get("tool_calls", ())
+        for arguments in [call.get("function", {}).get("arguments")]
+    )
+
+
+def _with_tools(
+    messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Put the functions into the system message, for templates that read them there."""
+    described = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": ""}, *messages]
+    return [{**messages[0], "tools": described}, *messages[1:]]
+
+
+def _check_shown(
+    messages: Sequence[Mapping[str, Any]],
+    rendered: str,
+    fill: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """Refuse messages that the template leaves out. An assistant's may be cut on purpose.
+
+    A template may also edit what it shows: so where a content is missing, other contents are tried,
+    which it has no reason to edit.
+    """
+    missing = [
+        number
+        for number, message in enumerate(messages)
+        if message["role"] != "assistant" and not _holds(rendered, message["content"].strip())
+    ]
+    if not missing:
+        return
+    edited = [dict(message) for message in messages]
+    for number in missing:
+        edited[number]["content"] = f"{_PROBE}{number}."
+    try:
+        shown = fill(edited)
+    except GenAIError:
+        return  # it reads what it has been given
+    for number in missing:
+        if edited[number]["content"] not in shown:
+            raise InvalidRequestError(
+                f"The model's chat template leaves out messages[{number}]: it does not know the"
+                f" role {messages[number]['role']}, or not in this place.",
+                param=f"messages[{number}].role",
+            )
+
+
+def _with_object(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    text = function.get("arguments") if isinstance(function, dict) else None
+    if function is None or not isinstance(text, str):
+        return call
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError):  # not JSON, or half a surrogate pair, written as an escape
+        return call
+    return {**call, "function": {**function, "arguments": value if type(value) is dict else text}}
+
+
+def _holds(rendered: str, text: str) -> bool:
+    return text in rendered or any(
+        json.dumps(text, ensure_ascii=ascii_only)[1:-1] in rendered for ascii_only in (False, True)
+    )

@@ -1,0 +1,119 @@
+"""Finds a model folder's chat template and special tokens, where transformers finds them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.errors import InvalidModelError
+from mlflow_phi3_onnx.prompt.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["load_template"]
+
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+_SPECIAL_TOKENS = (
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token"),
+    "mask_token",
+)
+
+
+def load_template(path: Path) -> ChatTemplate | None:
+    """Read a model folder's chat template.
+
+    ``chat_template.jinja`` and the files in ``additional_chat_templates`` replace ``chat_template``
+    of ``tokenizer_config.json``, which is a text, or named texts in a list or an object. Of named
+    ones, ``tool_use`` is for requests with tools, and ``default`` for all others.
+
+    Args:
+        path: The model folder.
+
+    Returns:
+        The template, or None where the folder has none.
+
+    Raises:
+        InvalidModelError: If a file or a field is not what it must be.
+    """
+    config = _read_object(path / CONFIG_FILE)
+    named = _from_files(path) or _from_config(config.get("chat_template"))
+    if not named:
+        return None
+    tool_source = named.get("tool_use")
+    source = named.get("default", tool_source)
+    if source is None:
+        raise InvalidModelError(
+            f"The model folder has chat templates named {', '.join(sorted(named))}, but none that"
+            " is named default."
+        )
+    return ChatTemplate(source, _special_tokens(path, config), tool_source=tool_source)
+
+
+def _from_files(path: Path) -> dict[str, str]:
+    files = {"default": path / TEMPLATE_FILE} if (path / TEMPLATE_FILE).is_file() else {}
+    files |= {file.stem: file for file in (path / TEMPLATE_FOLDER).glob("*.jinja")}
+    return {name: _read_text(file) for name, file in files.items()}
+
+
+def _from_config(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {entry.get("name"): entry.get("template") for entry in value}
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for item in value.items() for text in item
+    ):
+        raise InvalidModelError(
+            f"{CONFIG_FILE}: chat_template must be a text, or a list of objects with the texts name"
+            " and template."
+        )
+    return value
+
+
+def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names that templates know special tokens by."""
+    tokens = _tokens_of(config, CONFIG_FILE)
+    file = path / SPECIAL_TOKENS_FILE
+    if "added_tokens_decoder" not in config and file.is_file():  # as transformers reads them
+        tokens.update(_tokens_of(_read_object(file), SPECIAL_TOKENS_FILE))
+    return tokens
+
+
+def _tokens_of(values: Mapping[str, Any], file: str) -> dict[str, str]:
+    tokens: dict[str, str] = {}
+    for name in _SPECIAL_TOKENS:
+        value = values.get(name)
+        if isinstance(value, dict):
+            value = value.get("content", value)
+        if isinstance(value, str):
+            tokens[name] = value
+        elif value is not None:
+            raise InvalidModelError(f"{file}: {name} must be a text, or an object with a content.")
+    return tokens
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidModelError(f"{file.name} is not text in UTF-8.") from error
+    except OSError as error:
+        raise InvalidModelError(f"{file.name} cannot be read.") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise InvalidModelError(f"{file.name} is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise InvalidModelError(f"{file.name} must hold a JSON object.")
+    return value
