@@ -13,6 +13,10 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
     MemoryBudgetError,
+    SourceAccessError,
+    SourceError,
+    SourceNotFoundError,
+    SourceUnreachableError,
     UnsupportedParameterError,
 )
 from mlflow_phi3_onnx.flavor import (
@@ -38,6 +42,10 @@ __all__ = [
     "InvalidModelError",
     "InvalidRequestError",
     "MemoryBudgetError",
+    "SourceAccessError",
+    "SourceError",
+    "SourceNotFoundError",
+    "SourceUnreachableError",
     "UnsupportedParameterError",
     "_PyFuncWrapper",
     "__version__",

@@ -8,6 +8,10 @@
         │   ├── UnsupportedParameterError
         │   └── ContextLengthError
         ├── InvalidModelError           400  invalid_request_error
+        ├── SourceError                 400  invalid_request_error
+        │   ├── SourceNotFoundError     404  invalid_request_error
+        │   ├── SourceAccessError       403  invalid_request_error
+        │   └── SourceUnreachableError  503  server_error
         ├── DependencyError             500  server_error
         ├── GenerationError             500  server_error
         │   ├── MemoryBudgetError       429  rate_limit_error
@@ -37,6 +41,10 @@ __all__ = [
     "InvalidModelError",
     "InvalidRequestError",
     "MemoryBudgetError",
+    "SourceAccessError",
+    "SourceError",
+    "SourceNotFoundError",
+    "SourceUnreachableError",
     "UnsupportedParameterError",
 ]
 
@@ -115,6 +123,32 @@ class InvalidModelError(GenAIError):
 
     mlflow_code = databricks_pb2.INVALID_PARAMETER_VALUE
     openai_type = "invalid_request_error"
+
+
+class SourceError(GenAIError):
+    """A source that no model can be taken from as it was given."""
+
+    mlflow_code = databricks_pb2.INVALID_PARAMETER_VALUE
+    openai_type = "invalid_request_error"
+
+
+class SourceNotFoundError(SourceError):
+    """A folder, repository, revision, file or logged model that does not exist."""
+
+    mlflow_code = databricks_pb2.RESOURCE_DOES_NOT_EXIST
+
+
+class SourceAccessError(SourceError):
+    """A repository that needs a token, or that the token at hand may not read."""
+
+    mlflow_code = databricks_pb2.PERMISSION_DENIED
+
+
+class SourceUnreachableError(SourceError):
+    """A hub that cannot be reached, or is not to be, for what is not in the local cache."""
+
+    mlflow_code = databricks_pb2.TEMPORARILY_UNAVAILABLE
+    openai_type = "server_error"
 
 
 class DependencyError(GenAIError):

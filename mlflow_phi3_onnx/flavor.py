@@ -10,7 +10,8 @@ from mlflow.models import Model
 from mlflow_phi3_onnx import mlflow_compat, requirements
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
-from mlflow_phi3_onnx.saving import SavePlan, plan_save, write_model
+from mlflow_phi3_onnx.saving import SavePlan, check_target, plan_save, write_model
+from mlflow_phi3_onnx.sources.resolve import ResolvedSource, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +52,7 @@ def save_model(
     model: str | Path,
     path: str | Path,
     *,
+    subfolder: str | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -71,6 +73,7 @@ def save_model(
     Args:
         model: The model's folder, with ``genai_config.json``, the graph and the tokenizer.
         path: The folder to save to; it must be empty or not exist.
+        subfolder: The folder inside ``model`` that holds the model, where it holds several.
         task: ``"llm/v1/chat"`` (messages in, OpenAI's chat objects out), ``"llm/v1/completions"``
             (a prompt in, OpenAI's completion objects out) or ``"text-generation"`` (a prompt in,
             text out).
@@ -87,12 +90,12 @@ def save_model(
         extra_files: Files to save along, as paths or URIs.
 
     Raises:
+        SourceError: If there is no such folder, or it holds several models.
         InvalidModelError: If the folder is not a whole model.
         InvalidRequestError: If task, model_config or metadata is not what it may be.
         mlflow.exceptions.MlflowException: If path exists and is not empty.
     """
     plan = plan_save(
-        model,
         task=task,
         model_config=model_config,
         conda_env=conda_env,
@@ -104,7 +107,10 @@ def save_model(
         metadata=metadata,
         extra_files=extra_files,
     )
-    write_model(plan, Path(path).absolute(), mlflow_model or Model(), link=False)
+    target = Path(path).absolute()
+    check_target(target)
+    with resolve(model, subfolder=subfolder) as source:
+        write_model(plan, source, target, mlflow_model or Model(), link=False)
 
 
 def log_model(
@@ -112,6 +118,7 @@ def log_model(
     artifact_path: str | None = None,
     *,
     name: str | None = None,
+    subfolder: str | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -143,6 +150,7 @@ def log_model(
         model: The model's folder; see :func:`save_model`.
         artifact_path: Deprecated by MLflow; use ``name``.
         name: The logged model's name.
+        subfolder: See :func:`save_model`.
         task: See :func:`save_model`.
         model_config: See :func:`save_model`. It is also logged as parameters of the run.
         conda_env: See :func:`save_model`.
@@ -172,11 +180,11 @@ def log_model(
         What was logged; its ``model_uri`` loads it.
 
     Raises:
+        SourceError: If there is no such folder, or it holds several models.
         InvalidModelError: If the folder is not a whole model.
         InvalidRequestError: If task, model_config or metadata is not what it may be.
     """
     plan = plan_save(
-        model,
         task=task,
         model_config=model_config,
         conda_env=conda_env,
@@ -188,26 +196,28 @@ def log_model(
         metadata=metadata,
         extra_files=extra_files,
     )
-    return Model.log(
-        artifact_path=artifact_path,
-        name=name,
-        flavor=_Staging,
-        flavor_name=FLAVOR_NAME,
-        plan=plan,
-        model_config=plan.config,
-        validate_serving_input=validate_serving_input,
-        registered_model_name=registered_model_name,
-        await_registration_for=await_registration_for or 0,
-        run_id=run_id,
-        resources=resources,
-        auth_policy=auth_policy,
-        prompts=prompts,
-        params=None if params is None else dict(params),
-        tags=None if tags is None else dict(tags),
-        model_type=model_type,
-        step=step,
-        model_id=model_id,
-    )
+    with resolve(model, subfolder=subfolder) as source:
+        return Model.log(
+            artifact_path=artifact_path,
+            name=name,
+            flavor=_Staging,
+            flavor_name=FLAVOR_NAME,
+            plan=plan,
+            source=source,
+            model_config=plan.config,
+            validate_serving_input=validate_serving_input,
+            registered_model_name=registered_model_name,
+            await_registration_for=await_registration_for or 0,
+            run_id=run_id,
+            resources=resources,
+            auth_policy=auth_policy,
+            prompts=prompts,
+            params=None if params is None else dict(params),
+            tags=None if tags is None else dict(tags),
+            model_type=model_type,
+            step=step,
+            model_id=model_id,
+        )
 
 
 def load_model(
@@ -241,5 +251,7 @@ class _Staging:
     """
 
     @staticmethod
-    def save_model(path: str, mlflow_model: Model, plan: SavePlan, **_: Any) -> None:
-        write_model(plan, Path(path), mlflow_model, link=True)
+    def save_model(
+        path: str, mlflow_model: Model, plan: SavePlan, source: ResolvedSource, **_: Any
+    ) -> None:
+        write_model(plan, source, Path(path), mlflow_model, link=True)

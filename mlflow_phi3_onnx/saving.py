@@ -16,7 +16,6 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
 from mlflow_phi3_onnx.artifact.files import stage
-from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
@@ -27,7 +26,10 @@ from mlflow_phi3_onnx.signatures import signature as task_signature
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["SavePlan", "plan_save", "write_model"]
+    from mlflow_phi3_onnx.artifact.folder import ModelFolder
+    from mlflow_phi3_onnx.sources.resolve import ResolvedSource
+
+__all__ = ["SavePlan", "check_target", "plan_save", "write_model"]
 
 DATA = "model"
 CODE = "code"
@@ -35,10 +37,9 @@ CODE = "code"
 
 @dataclass(frozen=True, kw_only=True)
 class SavePlan:
-    """What is to be saved, checked.
+    """How a model is to be saved, checked.
 
     Attributes:
-        folder: The model folder.
         task: What the model is for.
         config: The saved configuration, as it was given.
         signature: The signature, or None for none.
@@ -51,7 +52,6 @@ class SavePlan:
         extra_pip_requirements: Requirements beside the default.
     """
 
-    folder: ModelFolder
     task: Task
     config: Mapping[str, Any]
     signature: ModelSignature | None
@@ -65,7 +65,6 @@ class SavePlan:
 
 
 def plan_save(
-    model: str | Path,
     *,
     task: Task,
     model_config: Mapping[str, Any] | str | Path | None,
@@ -78,10 +77,9 @@ def plan_save(
     input_example: Any,
     extra_files: list[str] | None,
 ) -> SavePlan:
-    """Check all arguments of a save, before anything is written.
+    """Check how a model is to be saved, before its source is touched.
 
     Raises:
-        InvalidModelError: If the folder is not a whole model.
         InvalidRequestError: If an argument is not what it may be.
     """
     mlflow_compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
@@ -95,15 +93,9 @@ def plan_save(
             f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
             param="metadata",
         )
-    if not isinstance(model, str | Path):
-        raise InvalidRequestError(
-            f"model must be the path of a model folder; got a {type(model).__name__}.",
-            param="model",
-        )
     config = _read_config(model_config)
     Settings.check(config, task)
     return SavePlan(
-        folder=read_folder(model),
         task=task,
         config=config,
         signature=_signature(signature, task),
@@ -117,11 +109,30 @@ def plan_save(
     )
 
 
-def write_model(plan: SavePlan, path: Path, mlflow_model: Model, *, link: bool) -> None:
+def check_target(path: Path) -> None:
+    """Check that a model can be saved to a path.
+
+    Raises:
+        InvalidRequestError: If it is a file, or a folder that is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        kind = "is not empty" if path.is_dir() else "is a file"
+        raise InvalidRequestError(
+            f"The path to save to, {path.name}, {kind}. Give a folder that is empty or does not"
+            " exist.",
+            param="path",
+            error_code=RESOURCE_ALREADY_EXISTS,
+        )
+
+
+def write_model(
+    plan: SavePlan, source: ResolvedSource, path: Path, mlflow_model: Model, *, link: bool
+) -> None:
     """Write a model to a folder that is empty or does not exist.
 
     Args:
-        plan: What is to be saved.
+        plan: How it is to be saved.
+        source: The model.
         path: The folder.
         mlflow_model: The MLflow model that the flavor is added to.
         link: Whether to link the model's files, where the folder is copied again at once.
@@ -132,7 +143,7 @@ def write_model(plan: SavePlan, path: Path, mlflow_model: Model, *, link: bool) 
         if plan.signature is not None:
             mlflow_model.signature = plan.signature
         mlflow_model.metadata = {**(mlflow_model.metadata or {}), **plan.metadata}
-        manifest = stage(plan.folder.path, path / DATA, link=link, outside=path)
+        manifest = stage(source.folder.path, path / DATA, link=link, outside=path)
         mlflow_pyfunc.add_to_model(
             mlflow_model,
             loader_module=FLAVOR_NAME,
@@ -146,7 +157,8 @@ def write_model(plan: SavePlan, path: Path, mlflow_model: Model, *, link: bool) 
         )
         mlflow_model.add_flavor(
             FLAVOR_NAME,
-            **_facts(plan.folder),
+            **_facts(source.folder),
+            source=dict(source.origin),
             task=plan.task,
             data=DATA,
             code=code,
@@ -190,15 +202,8 @@ def _signature(given: Any, task: Task) -> ModelSignature | None:
 @contextmanager
 def _fresh_folder(path: Path) -> Generator[None]:
     """Make an empty folder; where the work inside fails, leave what was there before."""
+    check_target(path)
     existed = path.exists()
-    if existed and (not path.is_dir() or any(path.iterdir())):
-        kind = "is not empty" if path.is_dir() else "is a file"
-        raise InvalidRequestError(
-            f"The path to save to, {path.name}, {kind}. Give a folder that is empty or does not"
-            " exist.",
-            param="path",
-            error_code=RESOURCE_ALREADY_EXISTS,
-        )
     path.mkdir(parents=True, exist_ok=True)
     try:
         yield

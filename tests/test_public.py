@@ -55,6 +55,7 @@ ROOMS = {
         "settings",
     },
     "signatures": {"openai"},
+    "sources": {"artifact"},
     "requirements": {"mlflow_compat", "runtime", "_version"},
     "pyfunc": {"artifact", "mlflow_compat", "model", "openai", "signatures"},
     "saving": {
@@ -65,8 +66,17 @@ ROOMS = {
         "requirements",
         "settings",
         "signatures",
+        "sources",
     },
-    "flavor": {"mlflow_compat", "model", "openai", "pyfunc", "requirements", "saving"},
+    "flavor": {
+        "mlflow_compat",
+        "model",
+        "openai",
+        "pyfunc",
+        "requirements",
+        "saving",
+        "sources",
+    },
     "deployments": set[str](),
 }
 

@@ -17,7 +17,7 @@ from mlflow.models import Model
 from mlflow.models.auth_policy import AuthPolicy, SystemAuthPolicy
 from mlflow.models.resources import DatabricksServingEndpoint
 
-from mlflow_phi3_onnx import InvalidModelError, InvalidRequestError, log_model
+from mlflow_phi3_onnx import InvalidRequestError, SourceNotFoundError, log_model
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -255,7 +255,7 @@ def test_an_example_that_works_passes_in_silence(
         pytest.param({"metadata": {"task": "x"}}, InvalidRequestError, id="metadata"),
         pytest.param({"model_config": {"color": 1}}, InvalidRequestError, id="model_config"),
         pytest.param({"model_config": "no.yaml"}, MlflowException, id="model_config file"),
-        pytest.param({"model": "no_such_folder"}, InvalidModelError, id="model"),
+        pytest.param({"model": "no_such_folder"}, SourceNotFoundError, id="model"),
         pytest.param({"signature": "text"}, InvalidRequestError, id="signature"),
         pytest.param({"conda_env": {}, "pip_requirements": []}, ValueError, id="two environments"),
         pytest.param({"code_paths": "code.py"}, TypeError, id="code_paths"),

@@ -63,6 +63,7 @@ def test_flavor_section_tells_the_facts_of_the_model(saved: Path, demo: Path) ->
         "model_type": config["type"],
         "context_length": config["context_length"],
         "vocab_size": config["vocab_size"],
+        "source": {"kind": "folder"},
         "task": "llm/v1/chat",
         "data": "model",
         "code": "code",

@@ -1,0 +1,149 @@
+"""What a folder or a repository holds, told from its files' names, and which part is meant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
+from mlflow_phi3_onnx.errors import (
+    InvalidModelError,
+    InvalidRequestError,
+    SourceError,
+    SourceNotFoundError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+__all__ = ["CHECKPOINT_CONFIG", "WEIGHTS", "Part", "check_subfolder", "choose"]
+
+CHECKPOINT_CONFIG = "config.json"
+
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+"""The weights files of a transformers checkpoint."""
+
+_EXPECTED = (
+    f"Expected a folder of ONNX Runtime GenAI, with {CONFIG_FILE}, or a transformers checkpoint,"
+    f" with {CHECKPOINT_CONFIG} and model.safetensors."
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a folder or repository that holds the model.
+
+    Attributes:
+        kind: ``"onnx"`` for a folder of ONNX Runtime GenAI, ``"checkpoint"`` for weights that are
+            to be converted.
+        subfolder: Its path inside, ``""`` for the top.
+    """
+
+    kind: Literal["onnx", "checkpoint"]
+    subfolder: str
+
+
+def check_subfolder(subfolder: str | None) -> str:
+    """Return a subfolder in its plain form, ``""`` for none.
+
+    Raises:
+        InvalidRequestError: If it is not a relative path that stays inside.
+    """
+    if subfolder is None:
+        return ""
+    if not isinstance(subfolder, str):
+        raise InvalidRequestError(
+            f"subfolder must be a string; got a {type(subfolder).__name__}.", param="subfolder"
+        )
+    path = PurePosixPath(subfolder.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in subfolder:
+        raise InvalidRequestError(
+            "subfolder must be a relative path inside the model's folder or repository.",
+            param="subfolder",
+        )
+    return "" if path == PurePosixPath() else path.as_posix()
+
+
+def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str) -> Part:
+    """Choose the part of a folder or repository that holds the model.
+
+    Args:
+        files: The paths of its files, relative and with slashes.
+        subfolder: Where to look, ``""`` for everywhere.
+        convert: Whether only a checkpoint is wanted, because options of a conversion were given.
+        place: What it is called in errors.
+
+    Raises:
+        SourceNotFoundError: If there is no such subfolder.
+        SourceError: If there are several models.
+        InvalidRequestError: If a conversion is wanted and all there is is in ONNX form already.
+        InvalidModelError: If there is no model.
+    """
+    names = _below(files, subfolder)
+    if subfolder and not names:
+        raise SourceNotFoundError(
+            f"{place} has no folder {subfolder}.{_list_models(_models(files))}", param="subfolder"
+        )
+    models = _models(names)
+    checkpoint = CHECKPOINT_CONFIG in names and any(WEIGHTS.fullmatch(name) for name in names)
+    if convert:
+        if checkpoint:
+            return Part("checkpoint", subfolder)
+        if models:
+            raise InvalidRequestError(
+                "precision, export_options and tokenizer are for models that are converted, but"
+                f" {place[0].lower()}{place[1:]} is in ONNX form already.",
+                param="precision",
+            )
+    elif "" in models:
+        return Part("onnx", subfolder)
+    elif len(models) + checkpoint > 1:
+        way_out = " Or convert its checkpoint: give a precision." if checkpoint else ""
+        raise SourceError(
+            f"{place} holds several models; choose one with subfolder=."
+            f"{_list_models(models, subfolder)}{way_out}",
+            param="subfolder",
+        )
+    elif checkpoint:
+        return Part("checkpoint", subfolder)
+    elif models:
+        return Part("onnx", _join(subfolder, models[0]))
+    raise InvalidModelError(f"{place} has no {CONFIG_FILE}.{_what_else(names)} {_EXPECTED}")
+
+
+def _below(files: Iterable[str], subfolder: str) -> set[str]:
+    prefix = f"{subfolder}/" if subfolder else ""
+    return {name.removeprefix(prefix) for name in files if name.startswith(prefix)}
+
+
+def _models(names: Iterable[str]) -> list[str]:
+    paths = (PurePosixPath(name) for name in names)
+    return sorted(_join("", str(path.parent)) for path in paths if path.name == CONFIG_FILE)
+
+
+def _join(subfolder: str, name: str) -> str:
+    path = PurePosixPath(subfolder, name)
+    return "" if path == PurePosixPath() else path.as_posix()
+
+
+def _list_models(models: list[str], subfolder: str = "") -> str:
+    named = [_join(subfolder, model) for model in models if model]
+    return f" These folders inside hold one: {', '.join(named)}." if named else ""
+
+
+def _what_else(names: Collection[str]) -> str:
+    """Say what was found instead, where it is a form that people take for a model."""
+    if "adapter_config.json" in names:
+        return " It holds a LoRA adapter: merge it into its base model, and give that."
+    if CHECKPOINT_CONFIG in names and any(name.endswith(".bin") for name in names):
+        return (
+            " Its weights are pickled, and reading them could run code: load the model with"
+            " transformers and save it with save_pretrained, as safetensors."
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return " It holds GGUF files, which are llama.cpp's."
+    if any(name.endswith(".onnx") for name in names):
+        return " It holds ONNX graphs, but none that was built for ONNX Runtime GenAI."
+    return ""

@@ -1,0 +1,22 @@
+"""Folders on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["list_files"]
+
+_DEPTH = 4
+"""How many folders deep a model is looked for: a path such as a home folder holds very many."""
+
+
+def list_files(folder: Path) -> list[str]:
+    """List a folder's files, relative and with slashes, without what is hidden or lies deep."""
+    found: list[str] = []
+    for parent, folders, files in os.walk(folder):
+        here = Path(parent).relative_to(folder)
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = shown if len(here.parts) < _DEPTH else []
+        found += [(here / name).as_posix() for name in files if not name.startswith(".")]
+    return found
