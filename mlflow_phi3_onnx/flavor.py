@@ -53,6 +53,7 @@ def save_model(
     path: str | Path,
     *,
     subfolder: str | None = None,
+    revision: str | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -71,9 +72,13 @@ def save_model(
     is left behind.
 
     Args:
-        model: The model's folder, with ``genai_config.json``, the graph and the tokenizer.
+        model: The path of the model's folder, with ``genai_config.json``, the graph and the
+            tokenizer; or the id of a repository on the Hugging Face hub, from which the files
+            that are needed are downloaded. Where there is something at a path, it is a path.
         path: The folder to save to; it must be empty or not exist.
         subfolder: The folder inside ``model`` that holds the model, where it holds several.
+        revision: A branch, tag or commit hash of the repository; None is its main branch. The
+            commit hash is recorded in the MLmodel file.
         task: ``"llm/v1/chat"`` (messages in, OpenAI's chat objects out), ``"llm/v1/completions"``
             (a prompt in, OpenAI's completion objects out) or ``"text-generation"`` (a prompt in,
             text out).
@@ -90,7 +95,7 @@ def save_model(
         extra_files: Files to save along, as paths or URIs.
 
     Raises:
-        SourceError: If there is no such folder, or it holds several models.
+        SourceError: If there is no such source, it cannot be read, or it holds several models.
         InvalidModelError: If the folder is not a whole model.
         InvalidRequestError: If task, model_config or metadata is not what it may be.
         mlflow.exceptions.MlflowException: If path exists and is not empty.
@@ -109,7 +114,7 @@ def save_model(
     )
     target = Path(path).absolute()
     check_target(target)
-    with resolve(model, subfolder=subfolder) as source:
+    with resolve(model, subfolder=subfolder, revision=revision) as source:
         write_model(plan, source, target, mlflow_model or Model(), link=False)
 
 
@@ -119,6 +124,7 @@ def log_model(
     *,
     name: str | None = None,
     subfolder: str | None = None,
+    revision: str | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -147,10 +153,11 @@ def log_model(
     The model is checked but not loaded, and its weights are copied once, into the artifact store.
 
     Args:
-        model: The model's folder; see :func:`save_model`.
+        model: The model's folder, or a repository's id; see :func:`save_model`.
         artifact_path: Deprecated by MLflow; use ``name``.
         name: The logged model's name.
         subfolder: See :func:`save_model`.
+        revision: See :func:`save_model`.
         task: See :func:`save_model`.
         model_config: See :func:`save_model`. It is also logged as parameters of the run.
         conda_env: See :func:`save_model`.
@@ -180,7 +187,7 @@ def log_model(
         What was logged; its ``model_uri`` loads it.
 
     Raises:
-        SourceError: If there is no such folder, or it holds several models.
+        SourceError: If there is no such source, it cannot be read, or it holds several models.
         InvalidModelError: If the folder is not a whole model.
         InvalidRequestError: If task, model_config or metadata is not what it may be.
     """
@@ -196,7 +203,7 @@ def log_model(
         metadata=metadata,
         extra_files=extra_files,
     )
-    with resolve(model, subfolder=subfolder) as source:
+    with resolve(model, subfolder=subfolder, revision=revision) as source:
         return Model.log(
             artifact_path=artifact_path,
             name=name,

@@ -24,6 +24,7 @@ DISTRIBUTION = "mlflow-phi3-onnx"
 
 DEPENDENCIES = (
     "cloudpickle",
+    "huggingface-hub",
     "jinja2",
     "llguidance",
     "numpy",

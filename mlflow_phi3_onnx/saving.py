@@ -16,7 +16,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
 from mlflow_phi3_onnx.artifact.files import stage
-from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, SCHEMA_VERSION
@@ -144,6 +144,7 @@ def write_model(
             mlflow_model.signature = plan.signature
         mlflow_model.metadata = {**(mlflow_model.metadata or {}), **plan.metadata}
         manifest = stage(source.folder.path, path / DATA, link=link, outside=path)
+        _check_hashes(manifest, source.hashes)
         mlflow_pyfunc.add_to_model(
             mlflow_model,
             loader_module=FLAVOR_NAME,
@@ -224,6 +225,20 @@ def _copy_code(code_paths: list[str] | None, target: Path) -> str | None:
         requirements.bundle_source(target / CODE)
         return CODE
     return code
+
+
+def _check_hashes(manifest: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, str]) -> None:
+    """Check that the files are those of the source; they may have changed since they were fetched.
+
+    Raises:
+        InvalidModelError: If one is missing or has other bytes.
+    """
+    for name, sha256 in hashes.items():
+        if name not in manifest or manifest[name]["sha256"] != sha256:
+            raise InvalidModelError(
+                f"{name} is not the file that the source tells of: it was damaged on its way, or"
+                " changed here. Remove it from the local cache, and try again."
+            )
 
 
 def _facts(folder: ModelFolder) -> dict[str, Any]:

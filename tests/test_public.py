@@ -55,7 +55,7 @@ ROOMS = {
         "settings",
     },
     "signatures": {"openai"},
-    "sources": {"artifact"},
+    "sources": {"artifact", "_version"},
     "requirements": {"mlflow_compat", "runtime", "_version"},
     "pyfunc": {"artifact", "mlflow_compat", "model", "openai", "signatures"},
     "saving": {

@@ -18,12 +18,15 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-__all__ = ["CHECKPOINT_CONFIG", "WEIGHTS", "Part", "check_subfolder", "choose"]
+__all__ = ["CHECKPOINT_CONFIG", "WEIGHTS", "Part", "check_subfolder", "choose", "files_of"]
 
 CHECKPOINT_CONFIG = "config.json"
 
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 """The weights files of a transformers checkpoint."""
+
+_CHECKPOINT_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}
+_NEVER_OF_ONNX = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
 
 _EXPECTED = (
     f"Expected a folder of ONNX Runtime GenAI, with {CONFIG_FILE}, or a transformers checkpoint,"
@@ -111,6 +114,29 @@ def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str)
     elif models:
         return Part("onnx", _join(subfolder, models[0]))
     raise InvalidModelError(f"{place} has no {CONFIG_FILE}.{_what_else(names)} {_EXPECTED}")
+
+
+def files_of(part: Part, files: Collection[str]) -> list[str]:
+    """Choose the files that a model needs, in order, of all that a repository has."""
+    others = {_join("", model) for model in _models(files)} - {part.subfolder}
+    if part.kind == "onnx":
+        return sorted(name for name in files if _is_of_onnx(PurePosixPath(name), part, others))
+    return sorted(name for name in files if _is_of_checkpoint(PurePosixPath(name), part))
+
+
+def _is_of_onnx(path: PurePosixPath, part: Part, others: set[str]) -> bool:
+    if not path.is_relative_to(part.subfolder) or path.suffix in _NEVER_OF_ONNX:
+        return False
+    inside = path.relative_to(part.subfolder)
+    parents = {parent.as_posix() for parent in path.parents}
+    nested = {other for other in others if PurePosixPath(other).is_relative_to(part.subfolder)}
+    return not parents & nested and not any(name.startswith(".") for name in inside.parts)
+
+
+def _is_of_checkpoint(path: PurePosixPath, part: Part) -> bool:
+    beside = path.parent == PurePosixPath(part.subfolder)
+    needed = path.suffix in _CHECKPOINT_SUFFIXES or WEIGHTS.fullmatch(path.name)
+    return beside and bool(needed) and not path.name.startswith(".")
 
 
 def _below(files: Iterable[str], subfolder: str) -> set[str]:
