@@ -5,6 +5,7 @@ from mlflow_phi3_onnx.demo import demo_model_path
 from mlflow_phi3_onnx.errors import (
     CancelledError,
     ContextLengthError,
+    ConversionError,
     DependencyError,
     DeploymentError,
     GenAIError,
@@ -33,6 +34,7 @@ __all__ = [
     "FLAVOR_NAME",
     "CancelledError",
     "ContextLengthError",
+    "ConversionError",
     "DependencyError",
     "DeploymentError",
     "GenAIError",

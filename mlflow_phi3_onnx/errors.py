@@ -12,6 +12,7 @@
         │   ├── SourceNotFoundError     404  invalid_request_error
         │   ├── SourceAccessError       403  invalid_request_error
         │   └── SourceUnreachableError  503  server_error
+        ├── ConversionError             500  server_error
         ├── DependencyError             500  server_error
         ├── GenerationError             500  server_error
         │   ├── MemoryBudgetError       429  rate_limit_error
@@ -33,6 +34,7 @@ from mlflow.protos import databricks_pb2
 __all__ = [
     "CancelledError",
     "ContextLengthError",
+    "ConversionError",
     "DependencyError",
     "DeploymentError",
     "GenAIError",
@@ -149,6 +151,10 @@ class SourceUnreachableError(SourceError):
 
     mlflow_code = databricks_pb2.TEMPORARILY_UNAVAILABLE
     openai_type = "server_error"
+
+
+class ConversionError(GenAIError):
+    """A checkpoint that could not be converted."""
 
 
 class DependencyError(GenAIError):

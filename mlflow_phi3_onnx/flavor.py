@@ -11,7 +11,7 @@ from mlflow_phi3_onnx import mlflow_compat, requirements
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.saving import SavePlan, check_target, plan_save, write_model
-from mlflow_phi3_onnx.sources.resolve import ResolvedSource, resolve
+from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlflow.models.resources import Resource
 
     from mlflow_phi3_onnx.model import GenAIModel
+    from mlflow_phi3_onnx.sources.options import Precision
 
 __all__ = [
     "get_default_conda_env",
@@ -49,11 +50,14 @@ def get_default_conda_env() -> dict[str, Any]:
 
 
 def save_model(
-    model: str | Path,
+    model: Any,
     path: str | Path,
     *,
     subfolder: str | None = None,
     revision: str | None = None,
+    tokenizer: Any = None,
+    precision: Precision | None = None,
+    export_options: Mapping[str, Any] | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -68,17 +72,27 @@ def save_model(
 ) -> None:
     """Save a model in MLflow's format to a local folder.
 
-    The model is checked but not loaded, and its files are copied once. If saving fails, nothing
-    is left behind.
+    The model is checked but not loaded, and its files are copied once. One of PyTorch's is
+    converted first, in a temporary folder. If saving fails, nothing is left behind.
 
     Args:
-        model: The path of the model's folder, with ``genai_config.json``, the graph and the
-            tokenizer; or the id of a repository on the Hugging Face hub, from which the files
-            that are needed are downloaded. Where there is something at a path, it is a path.
+        model: What to save. A path, of a folder with ``genai_config.json``, the graph and the
+            tokenizer; the id of a repository on the Hugging Face hub, from which the files that
+            are needed are downloaded; a text-generation pipeline or a model of transformers. Where
+            a folder or repository holds a checkpoint, config.json with model.safetensors, it is
+            converted. A string is a path where there is something at that path.
         path: The folder to save to; it must be empty or not exist.
         subfolder: The folder inside ``model`` that holds the model, where it holds several.
         revision: A branch, tag or commit hash of the repository; None is its main branch. The
             commit hash is recorded in the MLmodel file.
+        tokenizer: The tokenizer, or a processor with one, of a model of transformers. A pipeline
+            has its own.
+        precision: The form of the weights of a model that is converted: ``"int4"``, ``"int8"``,
+            ``"fp32"`` or, not for CPU, ``"fp16"``; None is ``"int4"``.
+        export_options: How else it is converted: ``block_size`` (weights that share a scale, 16 to
+            256; by default 128 on CPU, and 32 elsewhere and with k_quant), ``algorithm``
+            (``"default"``, ``"rtn"``, ``"rtn_last"``, ``"k_quant"``, ``"k_quant_last"`` or
+            ``"k_quant_mixed"``) and ``execution_provider`` (``"cpu"``, ``"cuda"`` or ``"dml"``).
         task: ``"llm/v1/chat"`` (messages in, OpenAI's chat objects out), ``"llm/v1/completions"``
             (a prompt in, OpenAI's completion objects out) or ``"text-generation"`` (a prompt in,
             text out).
@@ -96,8 +110,10 @@ def save_model(
 
     Raises:
         SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the folder is not a whole model.
-        InvalidRequestError: If task, model_config or metadata is not what it may be.
+        InvalidModelError: If the model is not whole.
+        DependencyError: If it must be converted, and the ``export`` extra is not installed.
+        ConversionError: If it cannot be converted.
+        InvalidRequestError: If another argument is not what it may be.
         mlflow.exceptions.MlflowException: If path exists and is not empty.
     """
     plan = plan_save(
@@ -114,17 +130,28 @@ def save_model(
     )
     target = Path(path).absolute()
     check_target(target)
-    with resolve(model, subfolder=subfolder, revision=revision) as source:
-        write_model(plan, source, target, mlflow_model or Model(), link=False)
+    source = Source(
+        model=model,
+        subfolder=subfolder,
+        revision=revision,
+        tokenizer=tokenizer,
+        precision=precision,
+        export_options=export_options,
+    )
+    with resolve(source) as resolved:
+        write_model(plan, resolved, target, mlflow_model or Model(), link=False)
 
 
 def log_model(
-    model: str | Path,
+    model: Any,
     artifact_path: str | None = None,
     *,
     name: str | None = None,
     subfolder: str | None = None,
     revision: str | None = None,
+    tokenizer: Any = None,
+    precision: Precision | None = None,
+    export_options: Mapping[str, Any] | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -153,11 +180,14 @@ def log_model(
     The model is checked but not loaded, and its weights are copied once, into the artifact store.
 
     Args:
-        model: The model's folder, or a repository's id; see :func:`save_model`.
+        model: What to log; see :func:`save_model`.
         artifact_path: Deprecated by MLflow; use ``name``.
         name: The logged model's name.
         subfolder: See :func:`save_model`.
         revision: See :func:`save_model`.
+        tokenizer: See :func:`save_model`.
+        precision: See :func:`save_model`.
+        export_options: See :func:`save_model`.
         task: See :func:`save_model`.
         model_config: See :func:`save_model`. It is also logged as parameters of the run.
         conda_env: See :func:`save_model`.
@@ -188,8 +218,10 @@ def log_model(
 
     Raises:
         SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the folder is not a whole model.
-        InvalidRequestError: If task, model_config or metadata is not what it may be.
+        InvalidModelError: If the model is not whole.
+        DependencyError: If it must be converted, and the ``export`` extra is not installed.
+        ConversionError: If it cannot be converted.
+        InvalidRequestError: If another argument is not what it may be.
     """
     plan = plan_save(
         task=task,
@@ -203,14 +235,22 @@ def log_model(
         metadata=metadata,
         extra_files=extra_files,
     )
-    with resolve(model, subfolder=subfolder, revision=revision) as source:
+    source = Source(
+        model=model,
+        subfolder=subfolder,
+        revision=revision,
+        tokenizer=tokenizer,
+        precision=precision,
+        export_options=export_options,
+    )
+    with resolve(source) as resolved:
         return Model.log(
             artifact_path=artifact_path,
             name=name,
             flavor=_Staging,
             flavor_name=FLAVOR_NAME,
             plan=plan,
-            source=source,
+            source=resolved,
             model_config=plan.config,
             validate_serving_input=validate_serving_input,
             registered_model_name=registered_model_name,

@@ -11,15 +11,20 @@ import hashlib
 import json
 import re
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+from huggingface_hub import constants
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
     from pathlib import Path
 
+    import pytest
     from typing_extensions import Self
 
 TOKEN = "hf_" + "q7Wm" * 8
@@ -114,6 +119,27 @@ class FakeHub:
         repository = self.repositories[repo_id] = Repository()
         repository.commit(files)
         return repository
+
+    @contextmanager
+    def in_use(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+        """Turn huggingface_hub of this process to it, with cache and token in a folder.
+
+        Its settings are read from the environment when it is imported, which it has been.
+        """
+        settings = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(folder / "cache"),
+            "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(folder / "token"),
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(constants, name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        huggingface_hub.close_session()  # its client has read the environment's proxies
+        yield
+        huggingface_hub.close_session()
 
     def downloaded(self) -> list[str]:
         """The names of the files whose bytes were asked for, in order."""

@@ -55,7 +55,7 @@ ROOMS = {
         "settings",
     },
     "signatures": {"openai"},
-    "sources": {"artifact", "_version"},
+    "sources": {"artifact", "runtime", "_version"},
     "requirements": {"mlflow_compat", "runtime", "_version"},
     "pyfunc": {"artifact", "mlflow_compat", "model", "openai", "signatures"},
     "saving": {

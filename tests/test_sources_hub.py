@@ -12,7 +12,6 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
 import mlflow
 import pytest
 from fake_hub import TOKEN, FakeHub, Repository
@@ -22,6 +21,7 @@ from mlflow.models import Model
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import (
     FLAVOR_NAME,
+    DependencyError,
     GenAIError,
     GenAIModel,
     InvalidModelError,
@@ -71,22 +71,9 @@ def hub(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[FakeHub]:
     """The stand-in with that repository, and huggingface_hub turned to it, with an empty cache."""
-    with FakeHub() as server:
+    with FakeHub() as server, server.in_use(tmp_path, monkeypatch):
         server.add(REPO, files)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": template,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": False,
-            "HF_TOKEN_PATH": str(tmp_path / "token"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy"):
-            monkeypatch.delenv(name, raising=False)
-        huggingface_hub.close_session()  # its client has read the environment's proxies
         yield server
-        huggingface_hub.close_session()
 
 
 @pytest.fixture
@@ -230,6 +217,17 @@ def test_a_repository_without_a_model(hub: FakeHub, files: dict[str, Path], tmp_
     hub.add("org/docs", {name: files[name] for name in ("README.md", "config.json")})
     with pytest.raises(InvalidModelError, match=r"org/docs has no genai_config\.json\. Expected"):
         save_model("org/docs", tmp_path / "saved")
+
+
+def test_a_checkpoint_is_not_downloaded_where_it_cannot_be_converted(
+    hub: FakeHub, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("config.json", "model.safetensors", "pytorch_model.bin")
+    hub.add("org/phi3", dict.fromkeys(names, files["README.md"]))
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    with pytest.raises(DependencyError, match="needs the export extra"):
+        save_model("org/phi3", tmp_path / "saved")
+    assert hub.downloaded() == []
 
 
 def test_a_variant_that_lacks_a_file(hub: FakeHub, files: dict[str, Path], tmp_path: Path) -> None:
@@ -387,7 +385,7 @@ def test_a_path_that_exists_is_a_path(
 def test_a_string_that_is_neither_says_what_may_be(
     hub: FakeHub, tmp_path: Path, model: str
 ) -> None:
-    with pytest.raises(SourceNotFoundError, match="path of a model folder, or the id of"):
+    with pytest.raises(SourceNotFoundError, match="path of a folder with a model, the id"):
         save_model(model, tmp_path / "saved")
     assert hub.requests == []
 

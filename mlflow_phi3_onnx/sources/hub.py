@@ -22,6 +22,7 @@ from mlflow_phi3_onnx.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
+from mlflow_phi3_onnx.sources.builder import check_dependencies
 from mlflow_phi3_onnx.sources.layout import Part, choose, files_of
 from mlflow_phi3_onnx.sources.local import list_files
 
@@ -84,6 +85,7 @@ def fetch(repo_id: str, *, revision: str | None, subfolder: str, convert: bool) 
             not hold the model.
         SourceError: If it holds several models and no subfolder was given.
         InvalidModelError: If it holds no model.
+        DependencyError: If it holds a checkpoint, and what converts it is not installed.
     """
     place = f"The repository {repo_id}"
     if constants.HF_HUB_OFFLINE:
@@ -94,6 +96,8 @@ def fetch(repo_id: str, *, revision: str | None, subfolder: str, convert: bool) 
         for _ in range(_ATTEMPTS):
             listing = _list(repo_id, revision)
             part = choose(listing.hashes, subfolder=subfolder, convert=convert, place=place)
+            if part.kind == "checkpoint":
+                check_dependencies()
             names = files_of(part, listing.hashes)
             path = Path(
                 snapshot_download(

@@ -18,9 +18,20 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-__all__ = ["CHECKPOINT_CONFIG", "WEIGHTS", "Part", "check_subfolder", "choose", "files_of"]
+__all__ = [
+    "CHECKPOINT_CONFIG",
+    "REPO_ID",
+    "WEIGHTS",
+    "Part",
+    "check_subfolder",
+    "choose",
+    "files_of",
+]
 
 CHECKPOINT_CONFIG = "config.json"
+
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""The id of a repository on the hub: its owner's name and its own."""
 
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 """The weights files of a transformers checkpoint."""

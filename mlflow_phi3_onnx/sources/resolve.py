@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-import re
-from contextlib import contextmanager
+import tempfile
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
-from mlflow_phi3_onnx.sources.layout import Part, check_subfolder, choose
+from mlflow_phi3_onnx.errors import InvalidRequestError, SourceNotFoundError
+from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
+from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
+from mlflow_phi3_onnx.sources.layout import REPO_ID, Part, check_subfolder, choose
 from mlflow_phi3_onnx.sources.local import list_files
+from mlflow_phi3_onnx.sources.options import Conversion
+from mlflow_phi3_onnx.sources.transformers_objects import is_of_transformers, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-__all__ = ["ResolvedSource", "resolve"]
+__all__ = ["ResolvedSource", "Source", "resolve"]
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _EXPECTED = (
-    "model must be the path of a model folder, or the id of a repository on the Hugging Face hub,"
-    " such as 'microsoft/Phi-3-mini-4k-instruct-onnx'"
+    "model must be the path of a folder with a model, the id of a repository on the Hugging Face"
+    " hub, such as 'microsoft/Phi-3-mini-4k-instruct-onnx', or a text-generation pipeline or a"
+    " model of transformers"
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a user gave.
+
+    Attributes:
+        model: The path of a folder, the id of a repository, or an object of transformers.
+        subfolder: The folder inside it that holds the model.
+        revision: A branch, tag or commit hash of the repository.
+        tokenizer: The tokenizer of a model that is in memory.
+        precision: The form of the weights, where they are converted.
+        export_options: How else they are converted; see :class:`Conversion`.
+    """
+
+    model: Any
+    subfolder: str | None = None
+    revision: str | None = None
+    tokenizer: Any = None
+    precision: str | None = None
+    export_options: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,65 +66,114 @@ class ResolvedSource:
 
 
 @contextmanager
-def resolve(
-    model: str | Path, *, subfolder: str | None = None, revision: str | None = None
-) -> Generator[ResolvedSource]:
-    """Make a model folder of what the user holds.
+def resolve(source: Source) -> Generator[ResolvedSource]:
+    """Make a model folder of what a user gave.
 
     A string is a local path where there is something at that path, else the id of a repository.
-    What had to be made lasts as long as the context.
-
-    Args:
-        model: The path of a model folder, or of a folder with several; or a repository's id.
-        subfolder: The folder inside it that holds the model.
-        revision: A branch, tag or commit hash of the repository.
+    A checkpoint is converted. What had to be made for it lasts as long as the context.
 
     Raises:
-        InvalidRequestError: If an argument is not what it may be.
+        InvalidRequestError: If an argument is not what it may be, or not for this source.
         SourceError: If there is no such source, it cannot be read, or it holds several models.
         InvalidModelError: If there is no whole model.
+        DependencyError: If it must be converted, and what that needs is not installed.
+        ConversionError: If it cannot be converted.
     """
-    inside = check_subfolder(subfolder)
-    if not isinstance(model, str | Path):
-        raise InvalidRequestError(f"{_EXPECTED}; got a {type(model).__name__}.", param="model")
-    if isinstance(model, str) and not Path(model).exists() and _REPO_ID.fullmatch(model):
-        yield _from_hub(model, inside, revision)
-        return
-    if revision is not None:
+    with ExitStack() as stack:
+        yield _Resolver(source, stack).resolve()
+
+
+class _Resolver:
+    """Resolves one source.
+
+    Args:
+        source: What the user gave, not checked yet.
+        stack: What to close when the model is not needed any more.
+    """
+
+    def __init__(self, source: Source, stack: ExitStack) -> None:
+        self._source = source
+        self._stack = stack
+        self._subfolder = check_subfolder(source.subfolder)
+        self._conversion = Conversion.check(source.precision, source.export_options)
+        self._must_convert = source.precision is not None or source.export_options is not None
+
+    def resolve(self) -> ResolvedSource:
+        model = self._source.model
+        if isinstance(model, str | Path):
+            self._refuse("tokenizer", "a model of transformers that is in memory")
+            if isinstance(model, str) and not Path(model).exists() and REPO_ID.fullmatch(model):
+                return self._from_hub(model)
+            self._refuse("revision", "repositories on the hub")
+            return self._from_folder(Path(model) if model else None)
+        if is_of_transformers(model):
+            self._refuse("subfolder", "folders and repositories")
+            self._refuse("revision", "repositories on the hub")
+            return self._from_memory(model)
+        hint = ""
+        if type(model).__module__.partition(".")[0] == "peft":
+            hint = " Merge a LoRA adapter into its model first: model.merge_and_unload()."
         raise InvalidRequestError(
-            "revision is for repositories on the hub; model is not the id of one.", param="revision"
+            f"{_EXPECTED}; got a {type(model).__name__}.{hint}", param="model"
         )
-    yield _from_folder(model, inside)
 
+    def _refuse(self, name: str, where: str) -> None:
+        if getattr(self._source, name) is not None:
+            raise InvalidRequestError(
+                f"{name} is for {where}, and model is none of them.", param=name
+            )
 
-def _from_folder(model: str | Path, subfolder: str) -> ResolvedSource:
-    path = Path(model)
-    if not path.is_dir() or model == "":
-        kind = "a file" if path.is_file() else "nothing"
-        raise SourceNotFoundError(f"{_EXPECTED}; there is {kind} at the path given.", param="model")
-    part = choose(list_files(path), subfolder=subfolder, convert=False, place="The folder")
-    origin = {"kind": "folder", **_subfolder(part)}
-    return ResolvedSource(_read(path / part.subfolder, part), origin)
+    def _from_folder(self, path: Path | None) -> ResolvedSource:
+        if path is None or not path.is_dir():
+            kind = "a file" if path and path.is_file() else "nothing"
+            raise SourceNotFoundError(
+                f"{_EXPECTED}; there is {kind} at the path given.", param="model"
+            )
+        part = self._choose(path)
+        origin = {"kind": "checkpoint" if part.kind == "checkpoint" else "folder"}
+        return self._finish(path / part.subfolder, part, origin, {})
 
+    def _from_hub(self, repo_id: str) -> ResolvedSource:
+        from mlflow_phi3_onnx.sources.hub import fetch
 
-def _from_hub(repo_id: str, subfolder: str, revision: str | None) -> ResolvedSource:
-    from mlflow_phi3_onnx.sources.hub import fetch
+        snapshot = fetch(
+            repo_id,
+            revision=self._source.revision,
+            subfolder=self._subfolder,
+            convert=self._must_convert,
+        )
+        origin = {"kind": "hub", "repo_id": repo_id, "revision": snapshot.commit}
+        return self._finish(snapshot.path, snapshot.part, origin, snapshot.hashes)
 
-    snapshot = fetch(repo_id, revision=revision, subfolder=subfolder, convert=False)
-    origin = {
-        "kind": "hub",
-        "repo_id": repo_id,
-        "revision": snapshot.commit,
-        **_subfolder(snapshot.part),
-    }
-    return ResolvedSource(_read(snapshot.path, snapshot.part), origin, snapshot.hashes)
+    def _from_memory(self, model: Any) -> ResolvedSource:
+        check_dependencies()
+        folder = self._temporary_folder()
+        origin = write_checkpoint(model, self._source.tokenizer, folder)
+        return self._convert(folder, origin)
 
+    def _choose(self, path: Path) -> Part:
+        return choose(
+            list_files(path),
+            subfolder=self._subfolder,
+            convert=self._must_convert,
+            place="The folder",
+        )
 
-def _subfolder(part: Part) -> dict[str, str]:
-    return {"subfolder": part.subfolder} if part.subfolder else {}
+    def _finish(
+        self, path: Path, part: Part, origin: dict[str, Any], hashes: Mapping[str, str]
+    ) -> ResolvedSource:
+        if part.subfolder:
+            origin["subfolder"] = part.subfolder
+        if part.kind == "checkpoint":
+            return self._convert(path, origin)
+        return ResolvedSource(read_folder(path), origin, hashes)
 
+    def _convert(self, path: Path, origin: Mapping[str, Any]) -> ResolvedSource:
+        checkpoint = read_checkpoint(path.absolute())
+        folder = self._temporary_folder() / "model"
+        facts = convert(checkpoint, folder, self._conversion)
+        return ResolvedSource(read_folder(folder), {**origin, "conversion": facts})
 
-def _read(path: Path, part: Part) -> ModelFolder:
-    if part.kind == "checkpoint":
-        raise InvalidModelError("A transformers checkpoint must be converted before it is saved.")
-    return read_folder(path)
+    def _temporary_folder(self) -> Path:
+        folder = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
+        return Path(self._stack.enter_context(folder))
