@@ -70,7 +70,7 @@ def memory(scale: Scale) -> Iterator[Row]:
 
 
 def _resident_after(scale: Scale, loop: str) -> list[float]:
-    """Return the resident memory after each so many requests, in MB; the first are not cancelled."""
+    """Return the resident memory after each so many requests, in MB; none of the first is cut."""
     subject = scale.small()
     step, steps = scale.pick(STEP, QUICK_STEP), scale.pick(REQUESTS // STEP, 3)
     cancelled = scale.pick(CANCELLED, QUICK_CANCELLED)
