@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +138,15 @@ def write_model(
         mlflow_model: The MLflow model that the flavor is added to.
         link: Whether to link the model's files, where the folder is copied again at once.
     """
-    with _fresh_folder(path):
+    with _fresh_folder(path), ThreadPoolExecutor(1) as worker:
+        # Hashing gigabytes lets go of the interpreter's lock: the rest is done meanwhile.
+        staging = worker.submit(stage, source.folder.path, path / DATA, link=link, outside=path)
         code = _copy_code(plan.code_paths, path)
+        environment = _environment(plan)
         mlflow_compat.save_example(mlflow_model, plan.input_example, str(path))
         if plan.signature is not None:
             mlflow_model.signature = plan.signature
         mlflow_model.metadata = {**(mlflow_model.metadata or {}), **plan.metadata}
-        manifest = stage(source.folder.path, path / DATA, link=link, outside=path)
-        _check_hashes(manifest, source.hashes)
         mlflow_pyfunc.add_to_model(
             mlflow_model,
             loader_module=FLAVOR_NAME,
@@ -156,6 +158,8 @@ def write_model(
             model_config={**dict.fromkeys(config_keys(plan.task)), **plan.config},
             streamable=True,
         )
+        manifest = staging.result()
+        _check_hashes(manifest, source.hashes)
         mlflow_model.add_flavor(
             FLAVOR_NAME,
             **_facts(source.folder),
@@ -168,7 +172,7 @@ def write_model(
         )
         mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(path))
         mlflow_model.save(str(path / mlflow_compat.MLMODEL_FILE_NAME))
-        _write_environment(path, plan)
+        _write_environment(path, *environment)
 
 
 def _read_config(model_config: Any) -> dict[str, Any]:
@@ -251,15 +255,21 @@ def _facts(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
-def _write_environment(path: Path, plan: SavePlan) -> None:
-    if plan.conda_env is None:
-        default = None if plan.pip_requirements else requirements.default_pip_requirements()
-        environment = mlflow_compat.process_pip_requirements(
-            default, plan.pip_requirements, plan.extra_pip_requirements
-        )
-    else:
-        environment = mlflow_compat.process_conda_env(plan.conda_env)
-    conda, pip, constraints = environment
+def _environment(plan: SavePlan) -> tuple[Mapping[str, Any], list[str], list[str]]:
+    """Settle the conda environment, the requirements and their constraints."""
+    if plan.conda_env is not None:
+        conda, pip, constraints = mlflow_compat.process_conda_env(plan.conda_env)
+        assert isinstance(conda, dict)
+        return conda, pip, constraints
+    default = None if plan.pip_requirements else requirements.default_pip_requirements()
+    return mlflow_compat.process_pip_requirements(
+        default, plan.pip_requirements, plan.extra_pip_requirements
+    )
+
+
+def _write_environment(
+    path: Path, conda: Mapping[str, Any], pip: list[str], constraints: list[str]
+) -> None:
     (path / mlflow_compat.CONDA_ENV_FILE).write_text(
         yaml.safe_dump(conda, default_flow_style=False), encoding="utf-8"
     )
