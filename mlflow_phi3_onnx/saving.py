@@ -255,21 +255,17 @@ def _facts(folder: ModelFolder) -> dict[str, Any]:
     }
 
 
-def _environment(plan: SavePlan) -> tuple[Mapping[str, Any], list[str], list[str]]:
+def _environment(plan: SavePlan) -> tuple[Any, list[str], list[str]]:
     """Settle the conda environment, the requirements and their constraints."""
     if plan.conda_env is not None:
-        conda, pip, constraints = mlflow_compat.process_conda_env(plan.conda_env)
-        assert isinstance(conda, dict)
-        return conda, pip, constraints
+        return mlflow_compat.process_conda_env(plan.conda_env)
     default = None if plan.pip_requirements else requirements.default_pip_requirements()
     return mlflow_compat.process_pip_requirements(
         default, plan.pip_requirements, plan.extra_pip_requirements
     )
 
 
-def _write_environment(
-    path: Path, conda: Mapping[str, Any], pip: list[str], constraints: list[str]
-) -> None:
+def _write_environment(path: Path, conda: Any, pip: list[str], constraints: list[str]) -> None:
     (path / mlflow_compat.CONDA_ENV_FILE).write_text(
         yaml.safe_dump(conda, default_flow_style=False), encoding="utf-8"
     )
