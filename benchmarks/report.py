@@ -94,7 +94,7 @@ def page(text: str, report: Mapping[str, Any] | None) -> str:
         text: The page as it is.
         report: The published results; None where there are none yet.
     """
-    parts = dict.fromkeys(("table", "speeds", "machine", "plot"), NOTHING)
+    parts: dict[str, str] = {}
     if report is not None:
         picture = f"![How far each figure is from its target]({PICTURE})"
         parts = {
@@ -103,7 +103,7 @@ def page(text: str, report: Mapping[str, Any] | None) -> str:
             "machine": machine(report),
             "plot": picture,
         }
-    return MARKED.sub(lambda found: found[1] + parts[found[2]] + found[3], text)
+    return MARKED.sub(lambda found: found[1] + parts.get(found[2], NOTHING) + found[3], text)
 
 
 def plot(report: Mapping[str, Any], target: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.measures.artifact import log_model
-from benchmarks.measures.frame import frame
+from benchmarks.measures.frame import frame_throughput
 from benchmarks.measures.latency import late_arrival, second_turn
-from benchmarks.measures.memory import memory
+from benchmarks.measures.memory import resident_memory
 from benchmarks.measures.overhead import predict, tokens
-from benchmarks.measures.processor import processor
+from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.served import clients, ping
-from benchmarks.measures.transformers import transformers
+from benchmarks.measures.transformers import decoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["MEASURES"]
 
 MEASURES: Mapping[str, Callable[[Scale], Iterator[Row | Speeds]]] = {
-    "processor": processor,
+    "processor": processor_speeds,
     "predict": predict,
     "tokens": tokens,
-    "frame": frame,
+    "frame": frame_throughput,
     "clients": clients,
     "late-arrival": late_arrival,
     "second-turn": second_turn,
     "ping": ping,
-    "transformers": transformers,
-    "memory": memory,
+    "transformers": decoding,
+    "memory": resident_memory,
     "log-model": log_model,
 }
 """What can be measured, by name, in the order of the table."""

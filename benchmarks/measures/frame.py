@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from benchmarks.raw import RawModel
 
-__all__ = ["frame"]
+__all__ = ["frame_throughput"]
 
 PROMPT_TOKENS = (8, 48)
 ANSWER_TOKENS = (8, 16, 24, 32, 48, 64)
@@ -38,7 +38,7 @@ class _Work:
         return sum(self.tokens)
 
 
-def frame(scale: Scale) -> Iterator[Row]:
+def frame_throughput(scale: Scale) -> Iterator[Row]:
     """Compare the throughput of `predict` over a frame with that of raw loops.
 
     One row at a time with onnxruntime-genai's defaults is what a wrapper does that was written by

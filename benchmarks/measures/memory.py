@@ -7,7 +7,7 @@ import itertools
 import multiprocessing
 import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx import GenAIModel
 
-__all__ = ["memory"]
+__all__ = ["resident_memory"]
 
 CALLERS = 8
 STEP = 100
@@ -45,7 +45,7 @@ KINDS: tuple[dict[str, Any], ...] = (
 )
 
 
-def memory(scale: Scale) -> Iterator[Row]:
+def resident_memory(scale: Scale) -> Iterator[Row]:
     """Compare the process's resident memory after all requests with that after the first ones.
 
     Eight threads chat at once; every sixth request from then on is a stream that is closed after
@@ -56,8 +56,9 @@ def memory(scale: Scale) -> Iterator[Row]:
         if scale.quick:
             resident = _resident_after(scale, loop)
         else:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                resident = pool.apply(_resident_after, (scale, loop))
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+                resident = pool.submit(_resident_after, scale, loop).result()
         first = scale.pick(STEP, QUICK_STEP)
         yield Row(
             "memory",
@@ -70,7 +71,7 @@ def memory(scale: Scale) -> Iterator[Row]:
 
 
 def _resident_after(scale: Scale, loop: str) -> list[float]:
-    """Return the resident memory after each so many requests, in MB; none of the first is cut."""
+    """Return the resident memory after each so many requests, in MB."""
     subject = scale.small()
     step, steps = scale.pick(STEP, QUICK_STEP), scale.pick(REQUESTS // STEP, 3)
     cancelled = scale.pick(CANCELLED, QUICK_CANCELLED)

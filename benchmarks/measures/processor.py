@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.raw import RawModel
     from benchmarks.subject import Scale
 
-__all__ = ["processor"]
+__all__ = ["processor_speeds"]
 
 LONG_PROMPT = 256
 SHORT_PROMPT = 8
@@ -24,7 +24,7 @@ STEPS = 8
 REPEATS = 3
 
 
-def processor(scale: Scale) -> Iterator[Speeds]:
+def processor_speeds(scale: Scale) -> Iterator[Speeds]:
     """Measure prompts and steps of batches in onnxruntime-genai itself, with our threads."""
     for subject in scale.wide():
         raw, steps = subject.raw_with_our_threads(), scale.pick(STEPS, 2)

@@ -18,14 +18,14 @@ from benchmarks.timing import interleaved, timed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["transformers"]
+__all__ = ["decoding"]
 
 PROMPT_TOKENS = 32
 ANSWER_TOKENS = 33
 REPEATS = 3
 
 
-def transformers(scale: Scale) -> Iterator[Row]:
+def decoding(scale: Scale) -> Iterator[Row]:
     """Compare tokens per second after the first one, of one request.
 
     The time of an answer of one token is taken from that of a longer one.
