@@ -11,6 +11,7 @@ from mlflow_phi3_onnx import mlflow_compat, requirements
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.saving import SavePlan, check_target, plan_save, write_model
+from mlflow_phi3_onnx.sources import lineage
 from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
 
 if TYPE_CHECKING:
@@ -78,9 +79,10 @@ def save_model(
     Args:
         model: What to save. A path, of a folder with ``genai_config.json``, the graph and the
             tokenizer; the id of a repository on the Hugging Face hub, from which the files that
-            are needed are downloaded; a text-generation pipeline or a model of transformers. Where
-            a folder or repository holds a checkpoint, config.json with model.safetensors, it is
-            converted. A string is a path where there is something at that path.
+            are needed are downloaded; a ``models:/`` or ``runs:/`` URI of a model of this flavor or
+            of ``mlflow.transformers``; a text-generation pipeline or a model of transformers. Where
+            it holds a checkpoint, config.json with model.safetensors, it is converted. A string is
+            a path where there is something at that path.
         path: The folder to save to; it must be empty or not exist.
         subfolder: The folder inside ``model`` that holds the model, where it holds several.
         revision: A branch, tag or commit hash of the repository; None is its main branch. The
@@ -178,6 +180,8 @@ def log_model(
     """Log a model to MLflow.
 
     The model is checked but not loaded, and its weights are copied once, into the artifact store.
+    One of PyTorch's is converted first, in a temporary folder. Where it came from another MLflow
+    model, tags link the two, on both sides.
 
     Args:
         model: What to log; see :func:`save_model`.
@@ -244,7 +248,7 @@ def log_model(
         export_options=export_options,
     )
     with resolve(source) as resolved:
-        return Model.log(
+        info = Model.log(
             artifact_path=artifact_path,
             name=name,
             flavor=_Staging,
@@ -260,11 +264,15 @@ def log_model(
             auth_policy=auth_policy,
             prompts=prompts,
             params=None if params is None else dict(params),
-            tags=None if tags is None else dict(tags),
+            tags={**lineage.tags_of(resolved.origin), **(tags or {})} or None,
             model_type=model_type,
             step=step,
             model_id=model_id,
         )
+    version = info.registered_model_version
+    registered = None if version is None else f"models:/{registered_model_name}/{version}"
+    lineage.link_back(resolved.origin, registered or info.model_uri)
+    return info
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""The only importer of MLflow's private helpers.
+"""The only importer of MLflow's private helpers, and of others that it does not document.
 
 Every flavor outside MLflow needs them, none of them is stable: when a release moves one, this is
 the file to change.
@@ -9,6 +9,9 @@ the file to change.
 
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.models.utils import _save_example as save_example
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri as download_artifact
 from mlflow.utils.environment import _CONDA_ENV_FILE_NAME as CONDA_ENV_FILE
@@ -38,12 +41,15 @@ __all__ = [
     "MLMODEL_FILE_NAME",
     "PYTHON_ENV_FILE",
     "REQUIREMENTS_FILE",
+    "LocalArtifactRepository",
+    "ModelsArtifactRepository",
     "PythonEnv",
     "check_model_config_is_json",
     "copy_code_paths",
     "copy_extra_files",
     "download_artifact",
     "get_flavor_configuration",
+    "get_model_name_and_version",
     "get_total_file_size",
     "mlflow_conda_env",
     "model_config_from_file",

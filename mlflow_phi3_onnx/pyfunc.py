@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.files import check_sizes
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model import GenAIModel
 from mlflow_phi3_onnx.signatures import clean_params, rows
 
@@ -16,12 +15,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.openai.parameters import Task
 
-__all__ = ["FLAVOR_NAME", "SCHEMA_VERSION", "_PyFuncWrapper", "_load_pyfunc", "open_artifact"]
-
-FLAVOR_NAME = "mlflow_phi3_onnx"
-
-SCHEMA_VERSION = 1
-"""The version of what the flavor writes into the MLmodel file."""
+__all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc", "open_artifact"]
 
 
 def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[GenAIModel, Task]:
@@ -34,18 +28,9 @@ def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[G
     Raises:
         InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
     """
-    flavor = mlflow_compat.get_flavor_configuration(str(path), FLAVOR_NAME)
-    if flavor["schema_version"] > SCHEMA_VERSION:
-        raise InvalidModelError(
-            f"The model was saved by a newer mlflow_phi3_onnx (layout {flavor['schema_version']};"
-            f" this one reads up to {SCHEMA_VERSION}). Upgrade the package."
-        )
-    folder = path / flavor["data"]
-    if path.resolve() not in folder.resolve().parents:
-        raise InvalidModelError("The MLmodel file names a data folder outside the model.")
-    check_sizes(folder, flavor["files"])
-    task: Task = flavor["task"]
-    return GenAIModel(folder, model_config=model_config, task=task), task
+    saved = read_saved(path)
+    task: Task = saved.flavor["task"]
+    return GenAIModel(saved.folder, model_config=model_config, task=task), task
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFuncWrapper:

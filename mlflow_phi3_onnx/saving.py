@@ -17,10 +17,10 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
 from mlflow_phi3_onnx.artifact.files import stage
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
-from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.settings import Settings, config_keys
 from mlflow_phi3_onnx.signatures import signature as task_signature
 

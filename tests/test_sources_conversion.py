@@ -8,6 +8,7 @@ import logging
 import re
 import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -30,7 +31,6 @@ from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.export,
@@ -228,6 +228,59 @@ def test_a_pipeline_is_logged(demo: Path, caplog: pytest.LogCaptureFixture) -> N
     assert len(texts) == 1
     assert "The pipeline was made with top_p" in caplog.text
     assert "generation_config.json sets max_new_tokens" in caplog.text
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_registered_model_of_transformers_becomes_one_of_onnx(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    import transformers
+
+    pipeline: Any = transformers.pipeline(
+        "text-generation", model=str(checkpoint), tokenizer=str(checkpoint)
+    )
+    theirs = mlflow.transformers.log_model(  # pyright: ignore[reportPrivateImportUsage] - loaded lazily
+        pipeline,
+        name="torch",
+        task="llm/v1/chat",
+        registered_model_name="phi3",
+        pip_requirements=["transformers"],
+    )
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("phi3", "champion", "1")
+    ours = log_model(
+        "models:/phi3@champion", name="onnx", precision="fp32", registered_model_name="phi3-onnx"
+    )
+
+    source = ours.flavors[FLAVOR_NAME]["source"]
+    builder = source.pop("conversion")["builder"]
+    assert source == {
+        "kind": "mlflow_model",
+        "uri": "models:/phi3/1",
+        "model_id": theirs.model_id,
+        "flavor": "transformers",
+    }
+    forward = {
+        "mlflow_phi3_onnx.source_uri": "models:/phi3/1",
+        "mlflow_phi3_onnx.precision": "fp32",
+        "mlflow_phi3_onnx.builder": builder,
+    }
+    back = {"mlflow_phi3_onnx.fp32": "models:/phi3-onnx/1"}
+    assert forward.items() <= mlflow.get_logged_model(str(ours.model_id)).tags.items()
+    assert forward.items() <= client.get_model_version("phi3-onnx", "1").tags.items()
+    assert back.items() <= mlflow.get_logged_model(str(theirs.model_id)).tags.items()
+    assert back.items() <= client.get_model_version("phi3", "1").tags.items()
+
+    messages = [{"role": "user", "content": "What is the capital of Spain?"}]
+    request = {"messages": messages, "max_tokens": 8, "temperature": 0}
+    answers = mlflow.pyfunc.load_model("models:/phi3-onnx/1").predict(request)
+    assert answers[0]["usage"]["prompt_tokens"] > 0
+    folder = next(Path(tmp_path / "artifacts").glob(f"**/{ours.model_id}/**/tokenizer.json"))
+    theirs_ids = pipeline.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
+    ids = PromptTokenizer(folder.parent).encode_chat(ChatPrompt(tuple(messages)))
+    assert ids.tolist() == theirs_ids
 
 
 def test_a_model_is_saved_with_its_tokenizer(demo: Path, tmp_path: Path) -> None:

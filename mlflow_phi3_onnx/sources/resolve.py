@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
-from mlflow_phi3_onnx.errors import InvalidRequestError, SourceNotFoundError
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
+from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
 from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import REPO_ID, Part, check_subfolder, choose
@@ -24,8 +26,8 @@ __all__ = ["ResolvedSource", "Source", "resolve"]
 
 _EXPECTED = (
     "model must be the path of a folder with a model, the id of a repository on the Hugging Face"
-    " hub, such as 'microsoft/Phi-3-mini-4k-instruct-onnx', or a text-generation pipeline or a"
-    " model of transformers"
+    " hub, such as 'microsoft/Phi-3-mini-4k-instruct-onnx', the URI of an MLflow model, models:/ or"
+    " runs:/, or a text-generation pipeline or a model of transformers"
 )
 
 
@@ -34,7 +36,8 @@ class Source:
     """What a user gave.
 
     Attributes:
-        model: The path of a folder, the id of a repository, or an object of transformers.
+        model: The path of a folder, the URI of an MLflow model, the id of a repository, or an
+            object of transformers.
         subfolder: The folder inside it that holds the model.
         revision: A branch, tag or commit hash of the repository.
         tokenizer: The tokenizer of a model that is in memory.
@@ -69,8 +72,9 @@ class ResolvedSource:
 def resolve(source: Source) -> Generator[ResolvedSource]:
     """Make a model folder of what a user gave.
 
-    A string is a local path where there is something at that path, else the id of a repository.
-    A checkpoint is converted. What had to be made for it lasts as long as the context.
+    A string is a local path where there is something at that path, else a URI of MLflow's, else
+    the id of a repository. A checkpoint is converted. What had to be made for it lasts as long as
+    the context.
 
     Raises:
         InvalidRequestError: If an argument is not what it may be, or not for this source.
@@ -102,9 +106,13 @@ class _Resolver:
         model = self._source.model
         if isinstance(model, str | Path):
             self._refuse("tokenizer", "a model of transformers that is in memory")
-            if isinstance(model, str) and not Path(model).exists() and REPO_ID.fullmatch(model):
-                return self._from_hub(model)
+            text = model if isinstance(model, str) and not Path(model).exists() else ""
+            if REPO_ID.fullmatch(text):
+                return self._from_hub(text, self._source.revision, self._must_convert)
             self._refuse("revision", "repositories on the hub")
+            if mlflow_models.is_uri(text):
+                uri, path = mlflow_models.fetch(text, self._temporary_folder)
+                return self._from_folder(path, uri)
             return self._from_folder(Path(model) if model else None)
         if is_of_transformers(model):
             self._refuse("subfolder", "folders and repositories")
@@ -123,24 +131,64 @@ class _Resolver:
                 f"{name} is for {where}, and model is none of them.", param=name
             )
 
-    def _from_folder(self, path: Path | None) -> ResolvedSource:
+    def _from_folder(self, path: Path | None, uri: str | None = None) -> ResolvedSource:
         if path is None or not path.is_dir():
             kind = "a file" if path and path.is_file() else "nothing"
-            raise SourceNotFoundError(
-                f"{_EXPECTED}; there is {kind} at the path given.", param="model"
-            )
-        part = self._choose(path)
-        origin = {"kind": "checkpoint" if part.kind == "checkpoint" else "folder"}
+            place = "the path given" if uri is None else uri
+            raise SourceNotFoundError(f"{_EXPECTED}; there is {kind} at {place}.", param="model")
+        if held := mlflow_models.read_held(path, uri):
+            self._refuse("subfolder", "folders and repositories")
+            return self._from_mlflow(held)
+        part = choose(
+            list_files(path),
+            subfolder=self._subfolder,
+            convert=self._must_convert,
+            place="The folder",
+        )
+        kind = "checkpoint" if part.kind == "checkpoint" else "folder"
+        origin = {"kind": kind} if uri is None else {"kind": f"mlflow_{kind}", "uri": uri}
         return self._finish(path / part.subfolder, part, origin, {})
 
-    def _from_hub(self, repo_id: str) -> ResolvedSource:
+    def _from_mlflow(self, held: mlflow_models.Held) -> ResolvedSource:
+        if FLAVOR_NAME in held.flavors:
+            if self._must_convert:
+                raise InvalidRequestError(
+                    "precision and export_options are for models that are converted, but the MLflow"
+                    " model is in ONNX form already.",
+                    param="precision",
+                )
+            saved = read_saved(held.path)
+            hashes = {name: facts["sha256"] for name, facts in saved.flavor["files"].items()}
+            origin = {**held.origin, "flavor": FLAVOR_NAME}
+            if "source" in saved.flavor:
+                origin["source"] = saved.flavor["source"]
+            return ResolvedSource(read_folder(saved.folder), origin, hashes)
+        if mlflow_models.TRANSFORMERS in held.flavors:
+            return self._from_mlflow_transformers(held)
+        raise InvalidModelError(
+            f"The MLflow model has the flavors {', '.join(sorted(held.flavors))}; expected"
+            f" {FLAVOR_NAME}, or {mlflow_models.TRANSFORMERS} with a text-generation pipeline."
+        )
+
+    def _from_mlflow_transformers(self, held: mlflow_models.Held) -> ResolvedSource:
+        mlflow_models.check_transformers(held)
+        check_dependencies()
+        flavor = held.flavors[mlflow_models.TRANSFORMERS]
+        origin = {**held.origin, "flavor": mlflow_models.TRANSFORMERS}
+        if "model_binary" in flavor:
+            folder = self._temporary_folder()
+            mlflow_models.assemble_checkpoint(held, folder)
+            return self._convert(folder, origin)
+        # Saved by reference: its weights are on the hub.
+        name, revision = flavor["source_model_name"], flavor.get("source_model_revision")
+        resolved = self._from_hub(name, revision, must_convert=True)
+        return ResolvedSource(resolved.folder, {**resolved.origin, **origin})
+
+    def _from_hub(self, repo_id: str, revision: str | None, must_convert: bool) -> ResolvedSource:
         from mlflow_phi3_onnx.sources.hub import fetch
 
         snapshot = fetch(
-            repo_id,
-            revision=self._source.revision,
-            subfolder=self._subfolder,
-            convert=self._must_convert,
+            repo_id, revision=revision, subfolder=self._subfolder, convert=must_convert
         )
         origin = {"kind": "hub", "repo_id": repo_id, "revision": snapshot.commit}
         return self._finish(snapshot.path, snapshot.part, origin, snapshot.hashes)
@@ -150,14 +198,6 @@ class _Resolver:
         folder = self._temporary_folder()
         origin = write_checkpoint(model, self._source.tokenizer, folder)
         return self._convert(folder, origin)
-
-    def _choose(self, path: Path) -> Part:
-        return choose(
-            list_files(path),
-            subfolder=self._subfolder,
-            convert=self._must_convert,
-            place="The folder",
-        )
 
     def _finish(
         self, path: Path, part: Part, origin: dict[str, Any], hashes: Mapping[str, str]
