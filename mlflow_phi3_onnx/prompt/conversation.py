@@ -48,10 +48,13 @@ class Conversation:
 
     def __init__(self, chat: ChatPrompt) -> None:
         self._given = _plain(list(chat.messages), "messages")
-        self._readable = _plain([_readable(message) for message in self._given], "messages")
+        self._readable = [_readable(message) for message in self._given]
+        if self._readable != self._given:
+            self._readable = _plain(self._readable, "messages")
         self._tools = _plain(chat.tools, "tools")
         self._variables = _plain(dict(chat.template_kwargs), "chat_template_kwargs")
-        messages = [{**message, "role": ""} for message in (*self._given, *self._readable)]
+        both = self._given if self._readable == self._given else self._given + self._readable
+        messages = [{**message, "role": ""} for message in both]
         self.chosen = list(_strings([messages, self._tools, self._variables]))
         self.texts = [*self.chosen, *(message["role"] for message in self._given)]
 

@@ -3,7 +3,7 @@
 Everything that a template does costs work, in units of about one character that is read or written,
 and a rendering has :data:`MAX_WORK` of them. So it ends, and what it makes fits in memory, whatever
 the template is. The prices are rough: they keep a rendering within seconds and a few hundred
-megabytes, and leave an ordinary one, of a whole context's text, a hundred times what it needs.
+megabytes, and leave an ordinary one, of a whole context's text, twenty times what it needs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "spend",
 ]
 
-MAX_WORK = 1 << 27
+MAX_WORK = 1 << 26
 """The work of one rendering, and of one compilation."""
 
 STEP = 64
