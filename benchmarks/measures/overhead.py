@@ -51,7 +51,7 @@ def predict(scale: Scale) -> Iterator[Row]:
     for subject in scale.wide():
         prompt = partial(subject.prompts.text, PROMPT_TOKENS, "predict")
         row = partial(_completion, prompt, subject.length(count))
-        turns = scale.pick(2, 1) * scale.repeats
+        turns = scale.pick(8, 1)
         results = _beside_raw(subject, "llm/v1/completions", prompt, row, count, turns)
         for loop in LOOPS:
             yield ratio_row(
