@@ -77,6 +77,7 @@ ROOMS = {
         "sources",
     },
     "deployments": set[str](),
+    "cli": {"_version", "flavor", "openai"},
 }
 
 
