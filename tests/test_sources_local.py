@@ -159,3 +159,10 @@ def test_a_bad_source_leaves_no_logged_model(published: Path) -> None:
     assert mlflow.search_logged_models(experiment_ids=["0"], output_format="list") == []
     info = log_model(published, name="good", subfolder=CPU)
     assert info.flavors[FLAVOR_NAME]["source"] == {"kind": "folder", "subfolder": CPU}
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "a\0b", ""], ids=["too long", "NUL", "empty"])
+def test_a_text_that_can_be_no_path_is_not_quoted(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SourceNotFoundError, match="there is nothing at the path") as caught:
+        save_model(text, tmp_path / "saved")
+    assert "xxx" not in caught.value.message

@@ -125,8 +125,13 @@ def assemble_checkpoint(held: Held, folder: Path) -> None:
     Args:
         held: The model; its weights are among its files.
         folder: An empty folder.
+
+    Raises:
+        InvalidModelError: If the MLmodel file leads out of the model's own folder.
     """
     for part in (held.flavors[TRANSFORMERS]["model_binary"], "components/tokenizer"):
+        if not (held.path / part).resolve().is_relative_to(held.path.resolve()):
+            raise InvalidModelError("The MLmodel file names a folder outside the model.")
         for file in sorted((held.path / part).glob("*")):
             if file.is_file():
                 _link(file.resolve(), folder / file.name)

@@ -106,14 +106,15 @@ class _Resolver:
         model = self._source.model
         if isinstance(model, str | Path):
             self._refuse("tokenizer", "a model of transformers that is in memory")
-            text = model if isinstance(model, str) and not Path(model).exists() else ""
+            path = _existing(model)
+            text = model if isinstance(model, str) and path is None else ""
             if REPO_ID.fullmatch(text):
                 return self._from_hub(text, self._source.revision, self._must_convert)
             self._refuse("revision", "repositories on the hub")
             if mlflow_models.is_uri(text):
-                uri, path = mlflow_models.fetch(text, self._temporary_folder)
-                return self._from_folder(path, uri)
-            return self._from_folder(Path(model) if model else None)
+                uri, folder = mlflow_models.fetch(text, self._temporary_folder)
+                return self._from_folder(folder, uri)
+            return self._from_folder(path)
         if is_of_transformers(model):
             self._refuse("subfolder", "folders and repositories")
             self._refuse("revision", "repositories on the hub")
@@ -217,3 +218,11 @@ class _Resolver:
     def _temporary_folder(self) -> Path:
         folder = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
         return Path(self._stack.enter_context(folder))
+
+
+def _existing(path: str | Path) -> Path | None:
+    """Return a path where there is something, else None; some texts can be no path at all."""
+    try:
+        return Path(path) if path and Path(path).exists() else None
+    except (OSError, ValueError):
+        return None
