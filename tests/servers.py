@@ -38,7 +38,8 @@ class Server:
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, json.load(error)
+                body = error.read().decode()
+            return error.code, json.loads(body) if body.startswith("{") else body
 
 
 def serve(folder: Path, name: str, **environment: str) -> Iterator[Server]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
-from doors import CANARY, REPORTED, SPAIN, Answer, check_same, crowd, whole_chat
+from doors import CANARY, REPORTED, SPAIN, Answer, Bad, check_same, crowd, whole_chat
 from mlflow import MlflowClient
 from servers import Server, serve
 from table import BAD, GOOD, SAME, check_good
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,8 +73,19 @@ def test_bad_requests(server: Server) -> None:
             continue  # JSON has no infinite numbers
         status, body = server.post(payload)
         assert status == 400, case
-        assert case.says in body["message"], case
-        assert CANARY not in json.dumps(body)
+        if mlflow_refuses(case):
+            assert case.param in body["message"], case
+        else:
+            assert case.says in body["message"], case
+            assert CANARY not in json.dumps(body)
+
+
+def mlflow_refuses(case: Bad) -> bool:
+    """Whether MLflow finds that a number is none, in its own words, before the flavor sees it."""
+    parameter = PARAMETERS["llm/v1/chat"].get(case.param)
+    value = case.fields.get(case.param)
+    numeric = parameter is not None and parameter.numeric
+    return numeric and (isinstance(value, bool) or not isinstance(value, int | float))
 
 
 def test_32_threads_get_what_each_gets_alone(server: Server, references: list[Answer]) -> None:

@@ -30,15 +30,15 @@ def log_model(scale: Scale) -> Iterator[Row]:
         mlflow.set_tracking_uri(f"sqlite:///{work}/mlflow.db")
         try:
             experiment = mlflow.create_experiment("log", (work / "artifacts").as_uri())
-            mlflow.set_experiment(experiment_id=experiment)
-            results = interleaved(
-                {
-                    "large": lambda _: _log(work, large.folder),
-                    "copy": lambda turn: _copy(work, large.folder, turn),
-                    "small": lambda _: _log(work, small.folder),
-                },
-                scale.repeats,
-            )
+            with mlflow.start_run(experiment_id=experiment):
+                results = interleaved(
+                    {
+                        "large": lambda _: _log(work, large.folder),
+                        "copy": lambda turn: _copy(work, large.folder, turn),
+                        "small": lambda _: _log(work, small.folder),
+                    },
+                    scale.repeats,
+                )
         finally:
             mlflow.set_tracking_uri(before)
     pairs = zip(results["large"], results["small"], strict=True)
