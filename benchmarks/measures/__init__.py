@@ -10,8 +10,8 @@ from benchmarks.measures.latency import late_arrival, second_turn
 from benchmarks.measures.memory import resident_memory
 from benchmarks.measures.overhead import predict, tokens
 from benchmarks.measures.processor import processor_speeds
+from benchmarks.measures.pytorch import decoding
 from benchmarks.measures.served import clients, ping
-from benchmarks.measures.transformers import decoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
