@@ -102,7 +102,13 @@ class SlotSession:
         self._running: Any = None
 
     def run(
-        self, first: int, ids: NDArray[np.int64], lengths: Sequence[int], wanted: int = 1
+        self,
+        first: int,
+        ids: NDArray[np.int64],
+        lengths: Sequence[int],
+        wanted: int = 1,
+        *,
+        interruptible: bool = False,
     ) -> NDArray[np.float32]:
         """Compute tokens of neighbouring slots, and append them to the cache.
 
@@ -111,6 +117,8 @@ class SlotSession:
             ids: The new tokens, ``(slots, tokens)``.
             lengths: How many tokens each slot holds afterwards.
             wanted: Of how many of the last tokens the logits are wanted.
+            interruptible: Whether :meth:`interrupt` stops it. The options that this takes cost
+                time in ONNX Runtime's Python code, and a single step is over soon.
 
         Returns:
             The logits of the tokens that follow those, ``(slots, wanted, vocabulary)``.
@@ -124,13 +132,13 @@ class SlotSession:
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
         binding.bind_cpu_input("attention_mask", mask)
         logits = self._bind_logits(binding, (*ids.shape, self.vocab_size))
-        options = self._ort.RunOptions()
+        options = self._ort.RunOptions() if interruptible else None
         self._running = options
         try:
             self._session.run_with_iobinding(binding, options)
             return logits[:, logits.shape[1] - wanted :].astype(np.float32)
         except Exception as error:
-            if options.terminate:
+            if options is not None and options.terminate:
                 raise Interrupted from None
             raise GenerationError(
                 f"ONNX Runtime failed while it ran the model ({type(error).__name__})."
@@ -139,7 +147,7 @@ class SlotSession:
             self._running = None
 
     def interrupt(self) -> None:
-        """Stop what is being computed, from another thread."""
+        """Stop what is being computed, from another thread, if it is interruptible."""
         running = self._running
         if running is not None:
             running.terminate = True

@@ -137,9 +137,9 @@ def test_cancelling_a_prompt_stops_it_within_a_chunk(demo: Path) -> None:
         session = model._engine._loop._session  # type: ignore[attr-defined] - below every interface
         run = session.run
 
-        def watched(*arguments: Any) -> Any:
+        def watched(*arguments: Any, **named: Any) -> Any:
             begun.set()
-            return run(*arguments)
+            return run(*arguments, **named)
 
         session.run = watched
         (ticket,) = model._engine.submit([Job(prompt, 5)])

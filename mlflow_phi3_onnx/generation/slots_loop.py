@@ -117,7 +117,7 @@ class SlotsLoop:
         self._computing = row
         start = time.perf_counter()
         try:
-            logits = self._run(index, chunk[None, :], [done + size], wanted)
+            logits = self._run(index, chunk[None, :], [done + size], wanted, interruptible=True)
         except Interrupted:
             return
         finally:
@@ -149,10 +149,17 @@ class SlotsLoop:
             slot.extend(ids[0, 1 : len(row.tokens) - known])
 
     def _run(
-        self, first: int, ids: NDArray[np.integer], lengths: list[int], wanted: int
+        self,
+        first: int,
+        ids: NDArray[np.integer],
+        lengths: list[int],
+        wanted: int,
+        *,
+        interruptible: bool = False,
     ) -> NDArray[np.float32]:
         assert self._session is not None, "the loop is closed"
-        return self._session.run(first, ids.astype(np.int64), lengths, wanted)
+        ids = ids.astype(np.int64)
+        return self._session.run(first, ids, lengths, wanted, interruptible=interruptible)
 
     def _join(self, index: int) -> None:
         """Put a slot beside those that are decoded, for a batch is a range of neighbours."""
