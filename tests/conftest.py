@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import mlflow
 import pytest
+from doors import REPORTED, Answer, whole_chat
+from table import SAME
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
@@ -39,6 +41,13 @@ def model(demo: Path, loop: str) -> Iterator[GenAIModel]:
     """The demo model, loaded once for all tests that do not change it."""
     with GenAIModel(demo, model_config={"loop": loop}) as loaded:
         yield loaded
+
+
+@pytest.fixture(scope="session")
+def references(demo: Path) -> list[Answer]:
+    """What the genai loop answers natively to each request of SAME, one after the other."""
+    with GenAIModel(demo, model_config={"prefix_cache": False}) as model:
+        return [whole_chat(model.chat(**fields, **REPORTED)) for fields in SAME]
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from doors import (
     check_same,
     crowd,
     saved,
-    whole_chat,
 )
 from mlflow.exceptions import MlflowException
 from table import BAD, BAD_NATIVE_ONLY, GOOD, SAME, Good, check_good
@@ -41,13 +40,6 @@ def pyfunc(demo: Path, loop: str, tmp_path_factory: pytest.TempPathFactory) -> A
 @pytest.fixture(scope="module")
 def doors(model: GenAIModel, pyfunc: Any) -> dict[str, Door]:
     return chat_doors(model, pyfunc)
-
-
-@pytest.fixture(scope="module")
-def references(demo: Path) -> list[Answer]:
-    """What the genai loop answers natively to each request of SAME, one after the other."""
-    with GenAIModel(demo, model_config={"prefix_cache": False}) as model:
-        return [whole_chat(model.chat(**fields, **REPORTED)) for fields in SAME]
 
 
 @pytest.mark.parametrize("door", DOORS)

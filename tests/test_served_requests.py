@@ -14,7 +14,6 @@ from servers import Server, serve
 from table import BAD, GOOD, SAME, check_good
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -40,13 +39,6 @@ def ask(server: Server, fields: dict[str, Any]) -> Answer:
     status, body = server.post(fields)
     assert status == 200, body
     return whole_chat(body[0])
-
-
-@pytest.fixture(scope="module")
-def references(demo: Path) -> list[Answer]:
-    """What the genai loop answers natively to each request of SAME, one after the other."""
-    with GenAIModel(demo, model_config={"prefix_cache": False}) as model:
-        return [whole_chat(model.chat(**fields, **REPORTED)) for fields in SAME]
 
 
 def check_all(server: Server, references: list[Answer]) -> None:

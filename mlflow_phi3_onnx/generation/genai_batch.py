@@ -43,7 +43,19 @@ def _first_room(rows: Sequence[Row]) -> int:
     return min(longest, max(GROWTH, *(len(row.tokens) for row in rows)))
 
 
-class Group:
+class _Holder:
+    """Holds a generator, or none."""
+
+    _generator: NativeGenerator | None = None
+
+    def _take_generator(self) -> NativeGenerator:
+        """Take the generator out, so that one that fails is not used again."""
+        generator, self._generator = self._generator, None
+        assert generator is not None, "there is no generator, or it has failed"
+        return generator
+
+
+class Group(_Holder):
     """Several rows in one generator.
 
     They start together, and a row that is over is computed on until the last one is, or until
@@ -67,7 +79,6 @@ class Group:
         self._chunks = chunks
         self._budget = budget
         self._inside: Sequence[Row] = ()
-        self._generator: NativeGenerator | None = None
         self._room = 0
         self._wasted = 0
 
@@ -119,12 +130,6 @@ class Group:
             row.fail(error)
             return self._eos
 
-    def _take_generator(self) -> NativeGenerator:
-        """Take the generator out, so that one that fails is not used again."""
-        generator, self._generator = self._generator, None
-        assert generator is not None, "the generator has failed"
-        return generator
-
     def _open(self) -> None:
         self.close()
         self._inside = self.live
@@ -138,7 +143,7 @@ class Group:
         self._generator = generator
 
 
-class Single:
+class Single(_Holder):
     """One row in a generator of its own.
 
     Its prompt is computed in chunks, from where it differs from one that was computed before.
@@ -164,7 +169,6 @@ class Single:
         self._pool = pool
         self._chunks = chunks
         self._budget = budget
-        self._generator: NativeGenerator | None = None
         self._computed = 0
         self._likeliest = False
         # Where a follow-up may begin like this row, its KV cache has room for one.
@@ -210,12 +214,6 @@ class Single:
             # The token that a generator has chosen last is not computed.
             computed = -1 if self._likeliest else self._computed
             self._pool.give(self._take_generator(), self._row.sequence[:computed])
-
-    def _take_generator(self) -> NativeGenerator:
-        """Take the generator out, so that one that fails is not used again."""
-        generator, self._generator = self._generator, None
-        assert generator is not None, "there is no generator"
-        return generator
 
     def _open(self) -> None:
         row = self._row
