@@ -26,6 +26,7 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
     from pathlib import Path
+    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -133,11 +134,20 @@ def _load_errors() -> Generator[None]:
         raise InvalidModelError(f"The model cannot be loaded: {message}.") from error
 
 
-@contextmanager
-def _run_errors() -> Generator[None]:
-    try:
-        yield
-    except Exception as error:
+class _RunErrors:
+    """Turns what the library raises while it runs into an error of ours.
+
+    A class, because a generator would cost more than all else that is done for a plain token.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception):
+            return
         if "Could not allocate" in str(error):
             raise MemoryBudgetError(
                 "ONNX Runtime could not allocate the KV cache. Lower max_tokens, max_batch_size or"
@@ -146,6 +156,9 @@ def _run_errors() -> Generator[None]:
         raise GenerationError(
             f"ONNX Runtime failed while it ran the model ({type(error).__name__})."
         ) from error
+
+
+_run_errors = _RunErrors()
 
 
 class NativeModel:
@@ -175,7 +188,7 @@ class NativeModel:
             max_length: Prompt and answer together, in tokens; the longest prompt's width counts
                 for every row.
         """
-        with _run_errors():
+        with _run_errors:
             # A GeneratorParams stays shared with its generator: a fresh one each time.
             params = self._genai.GeneratorParams(self._model)
             params.set_search_options(batch_size=rows, max_length=max_length, **_NEUTRAL_SEARCH)
@@ -202,7 +215,7 @@ class NativeGenerator:
         ids = np.full((self.rows, width), PAD, dtype=np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
-        with _run_errors():
+        with _run_errors:
             self._generator.append_tokens(ids)
 
     def extend(self, tokens: NDArray[np.int32]) -> None:
@@ -210,27 +223,27 @@ class NativeGenerator:
 
         Not after :meth:`advance` or :meth:`force`, whose last token would be left out.
         """
-        with _run_errors():
+        with _run_errors:
             self._generator.append_tokens(tokens)
 
     def rewind(self, tokens: int) -> None:
         """Go back to the first tokens, so many; to none, where there are several rows."""
-        with _run_errors():
+        with _run_errors:
             self._generator.rewind_to(tokens)
 
     def all_logits(self) -> NDArray[np.float32]:
         """Return the raw logits of what the only row was extended by, ``(tokens, vocabulary)``."""
-        with _run_errors():
+        with _run_errors:
             return self._generator.get_output("logits")[0]
 
     def logits(self) -> NDArray[np.float32]:
         """Return a copy of the raw logits of each row's next token, ``(rows, vocabulary)``."""
-        with _run_errors():
+        with _run_errors:
             return self._generator.get_logits()[:, -1, :]
 
     def advance(self) -> list[int]:
         """Append each row's likeliest token and return them."""
-        with _run_errors():
+        with _run_errors:
             self._generator.generate_next_token()
             return self._generator.get_next_tokens().tolist()
 
@@ -241,7 +254,7 @@ class NativeGenerator:
             self._choice = np.full((self.rows, 1, width), -np.inf, dtype=np.float32)
         rows = np.arange(self.rows)
         self._choice[rows, 0, tokens] = 0.0
-        with _run_errors():
+        with _run_errors:
             self._generator.set_logits(self._choice)
             self._generator.generate_next_token()
         self._choice[rows, 0, tokens] = -np.inf

@@ -10,7 +10,7 @@ import numpy as np
 
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.generation.loop import failing
+from mlflow_phi3_onnx.generation.loop import Failing
 from mlflow_phi3_onnx.request import Options
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ScriptedLoop:
     def step(self) -> None:
         self.gate.wait(20)
         self.steps += 1
-        with failing(self.rows):
+        with Failing(self.rows):
             if self.fail is not None:
                 raise self.fail
             for row in self.rows:

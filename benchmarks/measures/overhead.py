@@ -83,7 +83,7 @@ def _overhead(
     task, row = "llm/v1/completions", partial(_completion, prompt, {"max_tokens": count})
     if target == "featured-token":
         task, row = "llm/v1/chat", partial(_featured_chat, prompt, count)
-    results = _beside_raw(subject, task, prompt, row, count, scale.pick(3, 1) * scale.repeats)
+    results = _beside_raw(subject, task, prompt, row, count, scale.pick(16, 1) * scale.repeats)
     micro = {name: [1e6 * one / count for one in results[name]] for name in results}
     for loop in LOOPS:
         yield Row(

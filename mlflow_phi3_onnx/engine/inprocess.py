@@ -22,7 +22,7 @@ from mlflow_phi3_onnx.errors import (
     MemoryBudgetError,
     UnsupportedParameterError,
 )
-from mlflow_phi3_onnx.generation.loop import failing
+from mlflow_phi3_onnx.generation.loop import Failing
 from mlflow_phi3_onnx.generation.row import Row
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class InProcessEngine:
             return
         rows = [ticket.row for ticket in self._waiting]
         begun: Collection[Row] = ()
-        with failing(rows):
+        with Failing(rows):
             begun = self._loop.admit(rows)
         self._running += [ticket for ticket in self._waiting if ticket.row in begun]
         self._waiting = [ticket for ticket in self._waiting if ticket.row not in begun]

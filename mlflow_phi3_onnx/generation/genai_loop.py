@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from mlflow_phi3_onnx.generation.chunks import ChunkSize
 from mlflow_phi3_onnx.generation.genai_batch import Group, Single, most_kv_tokens
-from mlflow_phi3_onnx.generation.loop import failing
+from mlflow_phi3_onnx.generation.loop import Failing
 from mlflow_phi3_onnx.generation.pool import GeneratorPool
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class GenAILoop:
         alone = len(self._batches) == 1
         for batch in self._batches:
             if batch.live:
-                with failing(batch.rows):
+                with Failing(batch.rows):
                     batch.step(alone=alone and self._patient)
         for batch in [batch for batch in self._batches if batch.wasteful or not batch.live]:
             self._batches.remove(batch)

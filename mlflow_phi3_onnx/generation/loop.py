@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from mlflow_phi3_onnx.errors import GenAIError, GenerationError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Sequence
+    from collections.abc import Collection, Sequence
+    from types import TracebackType
 
     from mlflow_phi3_onnx.generation.row import Row
 
-__all__ = ["Loop", "failing"]
+__all__ = ["Failing", "Loop"]
 
 _logger = logging.getLogger(__name__)
 
@@ -64,18 +64,30 @@ class Loop(Protocol):
         ...
 
 
-@contextmanager
-def failing(rows: Sequence[Row]) -> Generator[None]:
-    """Let whatever goes wrong inside end these rows, and nothing else."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, the rows' callers must be told
+class Failing:
+    """Lets whatever goes wrong inside end these rows, and nothing else.
+
+    A class, because a generator costs a plain token more than its text does.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
         if isinstance(error, GenAIError):
             failure = error
         else:
             _logger.error("Generation failed: %s", type(error).__name__)
             failure = GenerationError(f"Generation failed ({type(error).__name__}).")
             failure.__cause__ = error
-        for row in rows:
+        for row in self._rows:
             if not row.over:
                 row.fail(failure)
+        return True

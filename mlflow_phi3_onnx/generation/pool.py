@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GeneratorPool"]
 
-MAX_KEPT = 16
+MAX_KEPT = 4
 """The most generators that are kept."""
 
 _NOTHING = np.zeros(0, dtype=np.int32)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.generation.chunks import ChunkSize
-from mlflow_phi3_onnx.generation.loop import failing
+from mlflow_phi3_onnx.generation.loop import Failing
 from mlflow_phi3_onnx.generation.slots import SlotTable
 from mlflow_phi3_onnx.slot_runtime import Interrupted, SlotSession
 
@@ -84,12 +84,12 @@ class SlotsLoop:
         self._remove_finished()
         if self._prefilling:
             row = self._prefilling.pop(0)
-            with failing([row]):
+            with Failing([row]):
                 self._prefill(row)
         self._remove_finished()
         if self._decoding:
             rows = [self._row(index) for index in self._decoding]
-            with failing(rows):
+            with Failing(rows):
                 self._decode(rows)
         self._remove_finished()
 
