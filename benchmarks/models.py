@@ -33,7 +33,16 @@ import mlflow_phi3_onnx
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["MODELS", "VOCABULARY", "can_build", "checkpoint_folder", "model_folder"]
+__all__ = [
+    "MID4",
+    "MODELS",
+    "TINY",
+    "VOCABULARY",
+    "WIDE2",
+    "can_build",
+    "checkpoint_folder",
+    "model_folder",
+]
 
 VOCABULARY = 32064
 """Phi-3's: its tokenizer, its configuration and its logits have this many ids."""
@@ -87,6 +96,18 @@ TINY = Checkpoint(
     },
 )
 MID4 = Checkpoint("mid4", "bfloat16", {**_WIDE, "num_hidden_layers": 4})
+WIDE2 = Checkpoint(
+    "wide2",
+    "float32",
+    {
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "initializer_range": 0.1,
+    },
+)
 FULL = Checkpoint("full", "bfloat16", {**_WIDE, "num_hidden_layers": 32})
 
 MODELS = {

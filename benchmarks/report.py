@@ -2,7 +2,7 @@
 
     python -m benchmarks.report
 
-writes `docs/performance.md` anew from `docs/performance.json`: what stands between its marks.
+writes pages of the documentation anew from `docs/performance.json`: what stands between marks.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from benchmarks.results import TARGETS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["line", "page", "plot", "publish", "rows", "speeds", "table"]
+__all__ = ["PAGES", "line", "page", "plot", "publish", "rows", "speeds", "table"]
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, DATA, PICTURE = "performance.md", "performance.json", "performance.svg"
+PAGES = ("performance.md", "sources.md")
+DATA, PICTURE = "performance.json", "performance.svg"
 MARKED = re.compile(r"(<!-- (\w+): made from performance.json -->\n).*?(\n<!-- end -->)", re.DOTALL)
 NOTHING = "Not measured yet."
 
@@ -34,6 +35,11 @@ def rows(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def line(row: Mapping[str, Any]) -> str:
     """Return a row as one line of text."""
+    if row.get("kind") == "converted":
+        return _converted(row)
+    if row.get("kind") == "rounding":
+        form = f"{row['precision']}, {row['algorithm']}, blocks of {row['block_size']}"
+        return f"{form}: {_number(row['error'])}"
     if "target" not in row:
         decode = ", ".join(f"{_number(speed)} at {rows}" for rows, speed in row["decode"].items())
         return f"{row['model']}: prompts {_number(row['prefill'])} tokens/s, decoding {decode}"
@@ -70,6 +76,41 @@ def speeds(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def conversion(report: Mapping[str, Any]) -> str:
+    """Return what a conversion took, in a sentence."""
+    return " ".join(_converted(row) for row in _of_conversion(report, "converted"))
+
+
+def rounding(report: Mapping[str, Any]) -> str:
+    """Return what conversions lose, as a table in Markdown."""
+    found = _of_conversion(report, "rounding")
+    blocks = sorted({row["block_size"] for row in found})
+    errors = {(r["precision"], r["algorithm"], r["block_size"]): r["error"] for r in found}
+    names = ["precision, algorithm", *(f"blocks of {block}" for block in blocks)]
+    lines = [f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
+    for precision, algorithm in dict.fromkeys((r["precision"], r["algorithm"]) for r in found):
+        values = [errors.get((precision, algorithm, block)) for block in blocks]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        lines.append(f"| {precision}, `{algorithm}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _of_conversion(report: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    found = report["measures"].get("conversion", {"rows": []})["rows"]
+    return [row for row in found if row["kind"] == kind]
+
+
+def _converted(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['parameters'] / 1e6:.0f} M parameters, {row['checkpoint_bytes'] / 1e9:.1f} GB,"
+        f" became {row['precision']} in blocks of {row['block_size']},"
+        f" {row['model_bytes'] / 1e6:.0f} MB: `log_model` took {_number(row['log_model_seconds'])} s and the builder"
+        f" {row['builder_bytes'] / 1e9:.1f} GB of memory; loading took"
+        f" {_number(row['load_seconds'])} s, and a first answer of {row['answer_tokens']} tokens"
+        f" {_number(row['answer_seconds'])} s."
+    )
+
+
 def machine(report: Mapping[str, Any]) -> str:
     """Return what the run ran on, as a list in Markdown."""
     about = report["environment"]
@@ -88,7 +129,7 @@ def machine(report: Mapping[str, Any]) -> str:
 
 
 def page(text: str, report: Mapping[str, Any] | None) -> str:
-    """Fill the marked parts of the page.
+    """Fill the marked parts of a page.
 
     Args:
         text: The page as it is.
@@ -102,6 +143,8 @@ def page(text: str, report: Mapping[str, Any] | None) -> str:
             "speeds": speeds(report),
             "machine": machine(report),
             "plot": picture,
+            "conversion": conversion(report),
+            "rounding": rounding(report),
         }
     return MARKED.sub(lambda found: found[1] + parts.get(found[2], NOTHING) + found[3], text)
 
@@ -143,9 +186,11 @@ def publish(report: Mapping[str, Any], docs: Path = DOCS) -> None:
 
 
 def rewrite(docs: Path = DOCS) -> None:
-    """Write the page anew from the published results."""
-    written = docs / PAGE
-    written.write_text(page(written.read_text(encoding="utf-8"), published(docs)), encoding="utf-8")
+    """Write the pages anew from the published results."""
+    for name in PAGES:
+        written = docs / name
+        text = page(written.read_text(encoding="utf-8"), published(docs))
+        written.write_text(text, encoding="utf-8")
 
 
 def published(docs: Path = DOCS) -> dict[str, Any] | None:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks.timing import paired
 
-__all__ = ["TARGETS", "Row", "Side", "Speeds", "Target", "ratio_row"]
+__all__ = [
+    "TARGETS",
+    "Converted",
+    "Result",
+    "Rounding",
+    "Row",
+    "Side",
+    "Speeds",
+    "Target",
+    "ratio_row",
+]
 
 
 @dataclass(frozen=True)
@@ -163,3 +173,60 @@ class Speeds:
     def as_json(self) -> dict[str, Any]:
         """Return the speeds as JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What it took to convert a checkpoint, log it, load it and ask it.
+
+    Attributes:
+        parameters: How many weights it has.
+        precision: What they were converted to.
+        block_size: How many of them share a scale.
+        checkpoint_bytes: What the checkpoint takes on the disk.
+        model_bytes: What the model takes there.
+        builder_bytes: The most memory that the builder had.
+        log_model_seconds: For `log_model`, the conversion included.
+        load_seconds: For `load_model`.
+        answer_seconds: For the first answer.
+        answer_tokens: How many tokens it has.
+    """
+
+    parameters: int
+    precision: str
+    block_size: int
+    checkpoint_bytes: int
+    model_bytes: int
+    builder_bytes: int
+    log_model_seconds: float
+    load_seconds: float
+    answer_seconds: float
+    answer_tokens: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"kind": "converted", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far the logits of a converted model are from those of its fp32 form.
+
+    Attributes:
+        precision: What its weights were converted to.
+        algorithm: How.
+        block_size: How many of them share a scale.
+        error: The standard deviation of the difference, by that of the fp32 logits.
+    """
+
+    precision: str
+    algorithm: str
+    block_size: int
+    error: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"kind": "rounding", **asdict(self)}
+
+
+Result: TypeAlias = Row | Speeds | Converted | Rounding

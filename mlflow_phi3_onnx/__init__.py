@@ -28,6 +28,7 @@ from mlflow_phi3_onnx.flavor import (
     save_model,
 )
 from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.persisting import persist_pretrained_model
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, _load_pyfunc, _PyFuncWrapper
 
 __all__ = [
@@ -57,5 +58,6 @@ __all__ = [
     "get_default_pip_requirements",
     "load_model",
     "log_model",
+    "persist_pretrained_model",
     "save_model",
 ]

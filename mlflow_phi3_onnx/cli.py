@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_phi3_onnx._version import __version__
 from mlflow_phi3_onnx.flavor import log_model, save_model
+from mlflow_phi3_onnx.inspection import inspect_model, render
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT
+from mlflow_phi3_onnx.settings import VERIFY_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +54,32 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(
         commands.add_parser("export", help="save or register a model, converted if need be")
     )
+    _add_inspect(commands.add_parser("inspect", help="tell what a model is and needs"))
     return parser
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Check a model as loading it would, and tell what is in it, its limits, its memory needs,"
+        " and which known defects are repaired when it is loaded. The exit status is 1 where it is"
+        " broken."
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a model folder, a saved model, a models:/ or runs:/ URI"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.add_argument(
+        "--verify",
+        choices=VERIFY_LEVELS,
+        default="size",
+        help="how a saved model's files are checked; by default %(default)s",
+    )
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    report = inspect_model(options.source, verify=options.verify)
+    print(json.dumps(report, indent=2) if options.json else render(report))
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +99,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", default=CHAT, help=f"{', '.join(ALL_TASKS)}; by default %(default)s"
     )
+    parser.add_argument(
+        "--by-reference",
+        action="store_true",
+        help="save where the repository's files are, and not the files",
+    )
     parser.add_argument("--subfolder", help="the folder inside SOURCE that holds the model")
     parser.add_argument("--revision", help="a branch, tag or commit hash of the repository")
     parser.add_argument("--precision", help="int4 (the default), int8, fp16 or fp32")
@@ -89,6 +122,7 @@ def _export(options: argparse.Namespace) -> None:
         "revision": options.revision,
         "precision": options.precision,
         "export_options": chosen or None,
+        "save_pretrained": not options.by_reference,
     }
     if options.output is not None:
         save_model(options.source, options.output, **arguments)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx.facts import describe, facts_of
+from mlflow_phi3_onnx.model import GenAIModel
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.saving import SavePlan, check_target, plan_save, write_model
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
     from mlflow.models.resources import Resource
 
-    from mlflow_phi3_onnx.model import GenAIModel
+    from mlflow_phi3_onnx.artifact.files import Verify
     from mlflow_phi3_onnx.sources.options import Precision
 
 __all__ = [
@@ -59,6 +61,7 @@ def save_model(
     tokenizer: Any = None,
     precision: Precision | None = None,
     export_options: Mapping[str, Any] | None = None,
+    save_pretrained: bool = True,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -78,11 +81,13 @@ def save_model(
 
     Args:
         model: What to save. A path, of a folder with ``genai_config.json``, the graph and the
-            tokenizer; the id of a repository on the Hugging Face hub, from which the files that
-            are needed are downloaded; a ``models:/`` or ``runs:/`` URI of a model of this flavor or
-            of ``mlflow.transformers``; a text-generation pipeline or a model of transformers. Where
-            it holds a checkpoint, config.json with model.safetensors, it is converted. A string is
-            a path where there is something at that path.
+            tokenizer, or of an ONNX Runtime model package; the id of a repository on the Hugging
+            Face hub, from which the files that are needed are downloaded; a ``models:/`` or
+            ``runs:/`` URI of a model of this flavor or of ``mlflow.transformers``; a
+            text-generation pipeline or a model of transformers; a :class:`GenAIModel`. Where it
+            holds a checkpoint, config.json with model.safetensors, it is converted. A string is a
+            path where there is something at that path. A mapping of execution providers to any of
+            these, such as ``{"cpu": folder, "cuda": other}``, saves them as variants of one model.
         path: The folder to save to; it must be empty or not exist.
         subfolder: The folder inside ``model`` that holds the model, where it holds several.
         revision: A branch, tag or commit hash of the repository; None is its main branch. The
@@ -95,6 +100,9 @@ def save_model(
             256; by default 128 on CPU, and 32 elsewhere and with k_quant), ``algorithm``
             (``"default"``, ``"rtn"``, ``"rtn_last"``, ``"k_quant"``, ``"k_quant_last"`` or
             ``"k_quant_mixed"``) and ``execution_provider`` (``"cpu"``, ``"cuda"`` or ``"dml"``).
+        save_pretrained: Whether to save the model's files. False is for a repository that holds a
+            model in ONNX form: its id, commit and the files' hashes are saved, and loading fetches
+            and compares them; see :func:`persist_pretrained_model`.
         task: ``"llm/v1/chat"`` (messages in, OpenAI's chat objects out), ``"llm/v1/completions"``
             (a prompt in, OpenAI's completion objects out) or ``"text-generation"`` (a prompt in,
             text out).
@@ -129,16 +137,18 @@ def save_model(
         extra_pip_requirements=extra_pip_requirements,
         metadata=metadata,
         extra_files=extra_files,
+        save_pretrained=save_pretrained,
     )
     target = Path(path).absolute()
     check_target(target)
-    source = Source(
-        model=model,
+    source = _source(
+        model,
         subfolder=subfolder,
         revision=revision,
         tokenizer=tokenizer,
         precision=precision,
         export_options=export_options,
+        by_reference=not save_pretrained,
     )
     with resolve(source) as resolved:
         write_model(plan, resolved, target, mlflow_model or Model(), link=False)
@@ -154,6 +164,7 @@ def log_model(
     tokenizer: Any = None,
     precision: Precision | None = None,
     export_options: Mapping[str, Any] | None = None,
+    save_pretrained: bool = True,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -192,6 +203,7 @@ def log_model(
         tokenizer: See :func:`save_model`.
         precision: See :func:`save_model`.
         export_options: See :func:`save_model`.
+        save_pretrained: See :func:`save_model`.
         task: See :func:`save_model`.
         model_config: See :func:`save_model`. It is also logged as parameters of the run.
         conda_env: See :func:`save_model`.
@@ -238,16 +250,19 @@ def log_model(
         extra_pip_requirements=extra_pip_requirements,
         metadata=metadata,
         extra_files=extra_files,
+        save_pretrained=save_pretrained,
     )
-    source = Source(
-        model=model,
+    source = _source(
+        model,
         subfolder=subfolder,
         revision=revision,
         tokenizer=tokenizer,
         precision=precision,
         export_options=export_options,
+        by_reference=not save_pretrained,
     )
     with resolve(source) as resolved:
+        description = describe(facts_of(resolved.bundle), resolved.origin)
         info = Model.log(
             artifact_path=artifact_path,
             name=name,
@@ -272,6 +287,8 @@ def log_model(
     version = info.registered_model_version
     registered = None if version is None else f"models:/{registered_model_name}/{version}"
     lineage.link_back(resolved.origin, registered or info.model_uri)
+    if registered_model_name is not None and version is not None:
+        lineage.describe_version(registered_model_name, version, description)
     return info
 
 
@@ -280,6 +297,8 @@ def load_model(
     dst_path: str | None = None,
     *,
     model_config: Mapping[str, Any] | None = None,
+    execution_provider: str | None = None,
+    verify: Verify | None = None,
 ) -> GenAIModel:
     """Load a model as this package's own object.
 
@@ -288,15 +307,30 @@ def load_model(
             reads.
         dst_path: A local folder to download it to; it must exist.
         model_config: Values that replace those of the saved ``model_config``, by key.
+        execution_provider: What computes it: ``"cpu"``, ``"cuda"``, ``"dml"``, ... Of a model with
+            variants it chooses one; None takes the first that this machine can run.
+        verify: How its files are checked before they are read: ``"size"`` (and the hashes of small
+            ones), ``"hash"`` or ``"off"``. None is ``"size"``, or ``"hash"`` where the weights are
+            in a repository.
 
     Raises:
         InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
+        InvalidRequestError: If an argument is not what it may be.
+        SourceError: If its files are in a repository and cannot be fetched.
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
     local = mlflow_compat.download_artifact(artifact_uri=str(model_uri), output_path=dst_path)
     saved = mlflow_compat.get_flavor_configuration(local, "python_function").get("config") or {}
-    model, _ = open_artifact(Path(local), {**saved, **(model_config or {})})
+    given = {"execution_provider": execution_provider, "verify": verify}
+    own = {name: value for name, value in given.items() if value is not None}
+    model, _ = open_artifact(Path(local), {**saved, **(model_config or {}), **own})
     return model
+
+
+def _source(model: Any, **options: Any) -> Source:
+    if isinstance(model, GenAIModel):
+        return Source(model=model.folder, origin=model.origin, **options)
+    return Source(model=model, **options)
 
 
 class _Staging:

@@ -48,8 +48,15 @@ def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Sett
 
     Raises:
         InvalidModelError: If the model cannot be loaded, or does not fit its configuration.
-        InvalidRequestError: If the loop that was asked for cannot run the model.
+        InvalidRequestError: If the loop that was asked for cannot run the model, or the execution
+            provider has no options.
     """
+    provider = settings.runtime.get("execution_provider", folder.providers[0])
+    if settings.runtime.get("provider_options") and provider == "cpu":
+        raise InvalidRequestError(
+            "provider_options are for execution providers other than cpu, which has none.",
+            param="provider_options",
+        )
     memory = settings.runtime.get("kv_cache_memory")
     if memory is None:
         memory = int(psutil.virtual_memory().available * KV_SHARE_OF_AVAILABLE_MEMORY)
@@ -65,12 +72,17 @@ def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Sett
     )
 
 
-def why_not_slots(folder: ModelFolder) -> str | None:
+def why_not_slots(folder: ModelFolder, settings: Settings | None = None) -> str | None:
     """Say why the slots loop cannot run a model, or None where it can.
 
     It needs a graph whose only inputs are the ids, the mask and a past of keys and values, with
     full attention, on CPU.
     """
+    runtime = settings.runtime if settings else {}
+    if runtime.get("session_options"):
+        return "session_options are for the genai loop"
+    if runtime.get("execution_provider", "cpu") != "cpu":
+        return "it runs on CPU only"
     decoder = folder.decoder
     layers = range(decoder["num_hidden_layers"])
     past = {f"past_key_values.{i}.{kind}" for i in layers for kind in ("key", "value")}
@@ -88,7 +100,7 @@ def why_not_slots(folder: ModelFolder) -> str | None:
         return "its graph has two ranges of positions (LongRoPE)"
     if {kind for name, kind in graph.inputs.items() if name in past} - CACHE_TYPES:
         return "its keys and values are neither float32 nor float16"
-    if decoder.get("session_options", {}).get("provider_options"):
+    if folder.providers != ("cpu",) and "execution_provider" not in runtime:
         return "it asks for an execution provider other than CPU"
     return None
 
@@ -109,7 +121,7 @@ def _start_loop(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Loop
     wanted = settings.runtime.get("loop", default)
     if wanted == "genai":
         return _start_genai(folder, settings, kv_tokens)
-    reason = why_not_slots(folder)
+    reason = why_not_slots(folder, settings)
     if reason is None:
         try:
             return _start_slots(folder, settings, kv_tokens)
@@ -125,7 +137,15 @@ def _start_loop(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Loop
 
 
 def _start_genai(folder: ModelFolder, settings: Settings, kv_tokens: int) -> GenAILoop:
-    native = NativeModel(folder.path, _overlay(folder, settings))
+    provider = settings.runtime.get("execution_provider", folder.providers[0])
+    options = settings.runtime.get("provider_options", {})
+    native = NativeModel(
+        folder.path,
+        _overlay(folder, settings),
+        provider=provider,
+        switch=provider != folder.providers[0],
+        provider_options=options,
+    )
     traits = GenAITraits(
         context_length=folder.context_length,
         eos=folder.eos_token_ids[0],
@@ -183,7 +203,10 @@ def _threads(folder: ModelFolder, settings: Settings) -> int:
 def _overlay(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
     """Build what is laid over ``genai_config.json``: threads, our pad id, and repairs."""
     decoder: dict[str, Any] = dict(repairs(folder).get("model", {}).get("decoder", {}))
-    decoder["session_options"] = {"intra_op_num_threads": _threads(folder, settings)}
+    decoder["session_options"] = {
+        **settings.runtime.get("session_options", {}),
+        "intra_op_num_threads": _threads(folder, settings),
+    }
     return {"model": {"pad_token_id": PAD, "decoder": decoder}}
 
 

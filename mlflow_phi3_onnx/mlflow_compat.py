@@ -9,11 +9,15 @@ the file to change.
 
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.models.utils import _save_example as save_example
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri as download_artifact
+from mlflow.tracking.artifact_utils import (
+    _get_root_uri_and_artifact_path as get_root_uri_and_artifact_path,
+)
 from mlflow.utils.environment import _CONDA_ENV_FILE_NAME as CONDA_ENV_FILE
 from mlflow.utils.environment import _CONSTRAINTS_FILE_NAME as CONSTRAINTS_FILE
 from mlflow.utils.environment import _PYTHON_ENV_FILE_NAME as PYTHON_ENV_FILE
@@ -48,8 +52,10 @@ __all__ = [
     "copy_code_paths",
     "copy_extra_files",
     "download_artifact",
+    "get_artifact_repository",
     "get_flavor_configuration",
     "get_model_name_and_version",
+    "get_root_uri_and_artifact_path",
     "get_total_file_size",
     "mlflow_conda_env",
     "model_config_from_file",

@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.async_model import AsyncMethods
 from mlflow_phi3_onnx.calls import Call, Calls, Question
 from mlflow_phi3_onnx.loading import start_engine
@@ -39,10 +39,11 @@ class GenAIModel(AsyncMethods):
     together. Use it as a context manager, or call :meth:`close`, to free its memory.
 
     Args:
-        path: A model folder, with ``genai_config.json``.
+        path: A model folder, with ``genai_config.json``; or one that has been read.
         model_config: Defaults of generation parameters and runtime settings; see the
             documentation's tables.
         task: The task whose parameters ``model_config`` may have.
+        origin: Where the model came from, as its MLmodel file tells.
 
     Raises:
         InvalidModelError: If the folder is not a whole model, or cannot be loaded.
@@ -51,14 +52,16 @@ class GenAIModel(AsyncMethods):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | ModelFolder,
         *,
         model_config: Mapping[str, Any] | None = None,
         task: Task = CHAT,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings = Settings.check(model_config, task)
-        self._folder = read_folder(path)
-        self._tokenizer = PromptTokenizer(self._folder.path)
+        self._folder = path if isinstance(path, ModelFolder) else read_folder(path)
+        self._origin = origin or {}
+        self._tokenizer = PromptTokenizer(self._folder.tokenizer_path)
         self._engine: Engine = start_engine(self._folder, self._tokenizer, self._settings)
         self._planner = Planner(self._folder, self._tokenizer, self._engine.kv_tokens)
         self._calls = Calls(self._folder, self._tokenizer, self._planner, self._settings.generation)
@@ -67,7 +70,10 @@ class GenAIModel(AsyncMethods):
 
     def __repr__(self) -> str:
         folder = self._folder
-        return f"<GenAIModel {folder.model_type}, context length {folder.context_length:,}>"
+        return (
+            f"<GenAIModel {folder.model_type}, context length {folder.context_length:,},"
+            f" {self.execution_provider}>"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -83,6 +89,21 @@ class GenAIModel(AsyncMethods):
     def name(self) -> str:
         """The name that answers carry: the architecture's."""
         return self._folder.model_type
+
+    @property
+    def execution_provider(self) -> str:
+        """What computes it: ``cpu``, ``cuda``, ``dml``, ..."""
+        return self._settings.runtime.get("execution_provider", self._folder.providers[0])
+
+    @property
+    def folder(self) -> ModelFolder:
+        """The model folder that it was loaded from."""
+        return self._folder
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Where the model came from, where it was loaded from an artifact; else empty."""
+        return self._origin
 
     @property
     def limits(self) -> Limits:

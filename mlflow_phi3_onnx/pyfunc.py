@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.opening import open_saved
 from mlflow_phi3_onnx.signatures import clean_params, rows
 
 if TYPE_CHECKING:
@@ -27,20 +29,22 @@ def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[G
 
     Raises:
         InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
+        SourceError: If its files are in a repository and cannot be fetched.
     """
-    saved = read_saved(path)
-    task: Task = saved.flavor["task"]
-    return GenAIModel(saved.folder, model_config=model_config, task=task), task
+    folder, task, origin = open_saved(path, model_config)
+    return GenAIModel(folder, model_config=model_config, task=task, origin=origin), task
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFuncWrapper:
     """Load the pyfunc implementation. Called by :func:`mlflow.pyfunc.load_model`.
 
     Args:
-        path: The model's data folder inside the artifact.
+        path: The model's data folder inside the artifact, or the artifact where it has none.
         model_config: The saved configuration, with what was overridden at load.
     """
-    return _PyFuncWrapper(Path(path).parent, model_config or {})
+    data = Path(path)
+    here = (data / mlflow_compat.MLMODEL_FILE_NAME).is_file()
+    return _PyFuncWrapper(data if here else data.parent, model_config or {})
 
 
 class _PyFuncWrapper:

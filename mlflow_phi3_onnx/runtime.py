@@ -34,10 +34,13 @@ __all__ = [
     "DISTRIBUTIONS",
     "MAX_BATCH_SIZE",
     "PAD",
+    "PROVIDERS",
     "NativeGenerator",
     "NativeModel",
     "available_threads",
+    "can_run_on",
     "installed_distribution",
+    "provider_name",
 ]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -48,6 +51,12 @@ DISTRIBUTIONS = (
     "onnxruntime-genai-directml",
 )
 """The distributions that provide ``onnxruntime_genai``, the CPU one first."""
+
+PROVIDERS = (
+    *("nvtensorrtrtx", "cuda", "rocm", "dml", "qnn", "openvino", "vitisai", "webgpu"),
+    "cpu",
+)
+"""The execution providers of onnxruntime-genai, those that are chosen first at the front."""
 
 MINIMUM_VERSION = Version("0.11.4")
 
@@ -90,6 +99,23 @@ def available_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def provider_name(text: str) -> str:
+    """Return the short name of an execution provider: ``cuda`` for ``CUDAExecutionProvider``."""
+    return text.lower().removesuffix("executionprovider")
+
+
+def can_run_on(provider: str) -> bool:
+    """Whether this machine, with what is installed, is known to have an execution provider.
+
+    onnxruntime-genai tells that of CUDA and DirectML. What it says of others is always yes, so
+    they are not known to be here.
+    """
+    if provider == "cpu":
+        return True
+    checks = {"cuda": "is_cuda_available", "dml": "is_dml_available"}
+    return provider in checks and bool(getattr(_import_genai(), checks[provider])())
 
 
 def _import_genai() -> Any:
@@ -167,16 +193,33 @@ class NativeModel:
     Args:
         folder: The folder with ``genai_config.json``.
         overlay: Settings laid over ``genai_config.json``, in its own shape.
+        provider: The execution provider to run on.
+        switch: Whether that is another one than the folder asks for.
+        provider_options: Options of that provider.
 
     Raises:
         InvalidModelError: If the folder cannot be loaded.
         DependencyError: If onnxruntime-genai is missing or too old.
     """
 
-    def __init__(self, folder: Path, overlay: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        overlay: Mapping[str, Any],
+        *,
+        provider: str = "cpu",
+        switch: bool = False,
+        provider_options: Mapping[str, str] | None = None,
+    ) -> None:
         self._genai = _import_genai()
         with _load_errors():
             config = self._genai.Config(str(folder))
+            if switch:
+                config.clear_providers()
+                if provider != "cpu":
+                    config.append_provider(provider)
+            for name, value in (provider_options or {}).items():
+                config.set_provider_option(provider, name, value)
             config.overlay(json.dumps(overlay))
             self._model = self._genai.Model(config)
 

@@ -16,9 +16,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
-from mlflow_phi3_onnx.artifact.files import stage
-from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, SCHEMA_VERSION
+from mlflow_phi3_onnx.artifact.files import Manifest, stage, write_manifest
+from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.facts import facts_of
 from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
 from mlflow_phi3_onnx.settings import Settings, config_keys
@@ -27,12 +28,10 @@ from mlflow_phi3_onnx.signatures import signature as task_signature
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.sources.resolve import ResolvedSource
 
 __all__ = ["SavePlan", "check_target", "plan_save", "write_model"]
 
-DATA = "model"
 CODE = "code"
 
 
@@ -51,6 +50,7 @@ class SavePlan:
         conda_env: The environment, instead of requirements.
         pip_requirements: Requirements instead of the default.
         extra_pip_requirements: Requirements beside the default.
+        save_pretrained: Whether the weights are saved, and not only where they are.
     """
 
     task: Task
@@ -63,6 +63,7 @@ class SavePlan:
     conda_env: Mapping[str, Any] | str | None
     pip_requirements: list[str] | str | None
     extra_pip_requirements: list[str] | str | None
+    save_pretrained: bool
 
 
 def plan_save(
@@ -77,6 +78,7 @@ def plan_save(
     extra_pip_requirements: list[str] | str | None,
     input_example: Any,
     extra_files: list[str] | None,
+    save_pretrained: bool,
 ) -> SavePlan:
     """Check how a model is to be saved, before its source is touched.
 
@@ -107,6 +109,7 @@ def plan_save(
         conda_env=conda_env,
         pip_requirements=pip_requirements,
         extra_pip_requirements=extra_pip_requirements,
+        save_pretrained=save_pretrained,
     )
 
 
@@ -138,9 +141,14 @@ def write_model(
         mlflow_model: The MLflow model that the flavor is added to.
         link: Whether to link the model's files, where the folder is copied again at once.
     """
+    files = source.bundle.files
+    data = {"data": DATA} if plan.save_pretrained else {}
     with _fresh_folder(path), ThreadPoolExecutor(1) as worker:
         # Hashing gigabytes lets go of the interpreter's lock: the rest is done meanwhile.
-        staging = worker.submit(stage, source.folder.path, path / DATA, link=link, outside=path)
+        if plan.save_pretrained:
+            staging = worker.submit(stage, files, path / DATA, link=link, outside=path)
+        else:
+            staging = worker.submit(write_manifest, files)
         code = _copy_code(plan.code_paths, path)
         environment = _environment(plan)
         mlflow_compat.save_example(mlflow_model, plan.input_example, str(path))
@@ -150,7 +158,7 @@ def write_model(
         mlflow_pyfunc.add_to_model(
             mlflow_model,
             loader_module=FLAVOR_NAME,
-            data=DATA,
+            **data,
             code=code,
             conda_env=mlflow_compat.CONDA_ENV_FILE,
             python_env=mlflow_compat.PYTHON_ENV_FILE,
@@ -162,10 +170,12 @@ def write_model(
         _check_hashes(manifest, source.hashes)
         mlflow_model.add_flavor(
             FLAVOR_NAME,
-            **_facts(source.folder),
+            schema_version=SCHEMA_VERSION,
+            onnxruntime_genai_version=requirements.runtime_version(),
+            **facts_of(source.bundle),
             source=dict(source.origin),
             task=plan.task,
-            data=DATA,
+            **data,
             code=code,
             files=manifest,
             **mlflow_compat.copy_extra_files(plan.extra_files, str(path)),
@@ -231,7 +241,7 @@ def _copy_code(code_paths: list[str] | None, target: Path) -> str | None:
     return code
 
 
-def _check_hashes(manifest: Mapping[str, Mapping[str, Any]], hashes: Mapping[str, str]) -> None:
+def _check_hashes(manifest: Manifest, hashes: Mapping[str, str]) -> None:
     """Check that the files are those of the source; they may have changed since they were fetched.
 
     Raises:
@@ -243,16 +253,6 @@ def _check_hashes(manifest: Mapping[str, Mapping[str, Any]], hashes: Mapping[str
                 f"{name} is not the file that the source tells of: it was damaged on its way, or"
                 " changed here. Remove it from the local cache, and try again."
             )
-
-
-def _facts(folder: ModelFolder) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "onnxruntime_genai_version": requirements.runtime_version(),
-        "model_type": folder.model_type,
-        "context_length": folder.context_length,
-        "vocab_size": folder.vocab_size,
-    }
 
 
 def _environment(plan: SavePlan) -> tuple[Any, list[str], list[str]]:

@@ -9,14 +9,27 @@ from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterErr
 from mlflow_phi3_onnx.openai import checks
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
 from mlflow_phi3_onnx.openai.parse import check_parameters
-from mlflow_phi3_onnx.runtime import MAX_BATCH_SIZE
+from mlflow_phi3_onnx.runtime import MAX_BATCH_SIZE, PROVIDERS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["RUNTIME_SETTINGS", "Settings", "config_keys"]
+__all__ = ["RUNTIME_SETTINGS", "VERIFY_LEVELS", "Settings", "config_keys"]
 
 LOOPS = ("auto", "genai", "slots")
+VERIFY_LEVELS = ("size", "hash", "off")
+
+# What has a setting of its own, or would run code that comes with the model.
+_NOT_SESSION_OPTIONS = ("intra_op_num_threads", "provider_options", "custom_ops_library")
+
+
+def _options(value: Any, kinds: Any, refused: Sequence[str] = ()) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise ValueError
+    if any(not isinstance(option, kinds) for option in value.values()) or set(refused) & set(value):
+        raise ValueError
+    return value
+
 
 RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
     "loop": (
@@ -27,8 +40,8 @@ RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
         lambda value: checks.one_of(value, LOOPS),
     ),
     "prefix_cache": (
-        "Whether the slots loop remembers past requests, so that a prompt that begins like one of"
-        " them is computed only from where it differs. Default: true.",
+        "Whether what was computed of past requests is kept, so that a prompt that begins like one"
+        " of them is computed only from where it differs. Default: true.",
         "true or false",
         checks.boolean,
     ),
@@ -47,6 +60,31 @@ RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
         " memory that is available when the model is loaded.",
         "an integer from 1",
         checks.integer(1, 2**63 - 1),
+    ),
+    "execution_provider": (
+        "What computes the model. Of a model with variants, it chooses the one for this provider;"
+        " a model of one form is run with it, whatever its folder asks for. Default: the first"
+        " variant that this machine can run, or what the folder asks for.",
+        f"one of {', '.join(PROVIDERS)}",
+        lambda value: checks.one_of(value, PROVIDERS),
+    ),
+    "provider_options": (
+        "Options of the execution provider, as ONNX Runtime documents them. Default: the folder's.",
+        "an object of texts",
+        lambda value: _options(value, str),
+    ),
+    "session_options": (
+        "Options of ONNX Runtime's session, laid over those of the folder's genai_config.json; for"
+        " the genai loop. Default: none.",
+        f"an object of texts, numbers and booleans, without {', '.join(_NOT_SESSION_OPTIONS)}",
+        lambda value: _options(value, str | bool | int | float, _NOT_SESSION_OPTIONS),
+    ),
+    "verify": (
+        "How a saved model's files are checked before they are read. size: each is there with its"
+        " size and no other is, and those up to 4 MiB have their SHA-256. hash: all of them have"
+        " it. off: not at all. Default: size; hash where the weights are in a repository.",
+        f"one of {', '.join(VERIFY_LEVELS)}",
+        lambda value: checks.one_of(value, VERIFY_LEVELS),
     ),
 }
 """What each setting does, what it may be, and its check, by name."""

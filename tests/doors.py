@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
 import mlflow_phi3_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from mlflow.exceptions import MlflowException
 
     from mlflow_phi3_onnx import GenAIModel
     from mlflow_phi3_onnx.openai.parameters import Task
@@ -47,6 +46,10 @@ WHOLE = ["native", "async", "pyfunc"]
 STREAMS = ["native stream", "async stream", "pyfunc stream"]
 
 
+ONE_LOOP = pytest.mark.parametrize("loop", ["genai"], indirect=True)
+"""For what no loop comes to see."""
+
+
 class Bad(NamedTuple):
     """A request, and what the error must say."""
 
@@ -66,6 +69,13 @@ def check_error(error: MlflowException, case: Bad) -> None:
     assert error.status == 400
     assert CANARY not in error.message
     assert CANARY not in str(error.to_openai())
+
+
+def refused_everywhere(doors: Iterable[Door], case: Bad) -> None:
+    for door in doors:
+        with pytest.raises(MlflowException) as caught:
+            door(case.fields)
+        check_error(caught.value, case)
 
 
 def saved(demo: Path, folder: Path, task: Task, loop: str) -> Any:

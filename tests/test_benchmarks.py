@@ -10,7 +10,7 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.measures import MEASURES
 from benchmarks.models import VOCABULARY, can_build, model_folder
-from benchmarks.report import DOCS, page, published, rows, table
+from benchmarks.report import DOCS, PAGES, page, published, rows, table
 from benchmarks.results import TARGETS
 from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -53,7 +53,7 @@ def test_prompts_of_built_models_are_those_of_the_demo_model(tiny: Path, demo: P
 
 
 # Servers take longer to start than all the rest, and building takes the export extra.
-SLOW = {"clients", "ping", "transformers"}
+SLOW = {"clients", "ping", "transformers", "conversion"}
 
 
 def check(folder: Path, names: Sequence[str]) -> None:
@@ -94,6 +94,7 @@ def test_a_server_is_measured_from_another_process(tmp_path: Path) -> None:
     check(tmp_path, ["clients", "ping"])
 
 
-def test_the_page_shows_the_published_figures() -> None:
-    written = (DOCS / "performance.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_show_the_published_figures(name: str) -> None:
+    written = (DOCS / name).read_text(encoding="utf-8")
     assert written == page(written, published()), "run python -m benchmarks.report"

@@ -35,6 +35,18 @@ ROOMS = {
         "settings",
         "slot_runtime",
     },
+    "facts": {"artifact", "prompt"},
+    "opening": {"artifact", "openai", "runtime", "settings", "sources"},
+    "persisting": {"artifact", "mlflow_compat", "sources"},
+    "inspection": {
+        "artifact",
+        "facts",
+        "loading",
+        "mlflow_compat",
+        "prompt",
+        "runtime",
+        "sources",
+    },
     "planning": {"artifact", "engine", "openai", "prompt", "request"},
     "progress": set[str](),
     "calls": {"artifact", "engine", "openai", "planning", "prompt", "request"},
@@ -57,9 +69,10 @@ ROOMS = {
     "signatures": {"openai"},
     "sources": {"artifact", "mlflow_compat", "runtime", "_version"},
     "requirements": {"mlflow_compat", "runtime", "_version"},
-    "pyfunc": {"artifact", "model", "openai", "signatures"},
+    "pyfunc": {"artifact", "mlflow_compat", "model", "openai", "opening", "signatures"},
     "saving": {
         "artifact",
+        "facts",
         "mlflow_compat",
         "openai",
         "requirements",
@@ -68,6 +81,8 @@ ROOMS = {
         "sources",
     },
     "flavor": {
+        "artifact",
+        "facts",
         "mlflow_compat",
         "model",
         "openai",
@@ -77,7 +92,7 @@ ROOMS = {
         "sources",
     },
     "deployments": set[str](),
-    "cli": {"_version", "flavor", "openai"},
+    "cli": {"_version", "artifact", "flavor", "inspection", "openai", "settings"},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.measures.artifact import log_model
+from benchmarks.measures.conversion import conversion
 from benchmarks.measures.frame import frame_throughput
 from benchmarks.measures.latency import late_arrival, second_turn
 from benchmarks.measures.memory import resident_memory
@@ -16,12 +17,12 @@ from benchmarks.measures.served import clients, ping
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from benchmarks.results import Row, Speeds
+    from benchmarks.results import Result
     from benchmarks.subject import Scale
 
 __all__ = ["MEASURES"]
 
-MEASURES: Mapping[str, Callable[[Scale], Iterator[Row | Speeds]]] = {
+MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "processor": processor_speeds,
     "predict": predict,
     "tokens": tokens,
@@ -33,5 +34,6 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Row | Speeds]]] = {
     "transformers": decoding,
     "memory": resident_memory,
     "log-model": log_model,
+    "conversion": conversion,
 }
 """What can be measured, by name, in the order of the table."""

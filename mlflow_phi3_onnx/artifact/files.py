@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
@@ -14,68 +14,115 @@ from mlflow_phi3_onnx.errors import InvalidModelError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["check_sizes", "stage"]
+__all__ = ["Manifest", "Verify", "check_files", "stage", "write_manifest"]
+
+Manifest = dict[str, dict[str, Any]]
+"""Size in bytes and SHA-256 of each file, by its path relative to the folder."""
+
+Verify = Literal["size", "hash", "off"]
+"""How closely files are checked; see :func:`check_files`."""
+
+SMALL_FILE = 1 << 22
+"""Files up to so many bytes are hashed whenever a model is loaded: that takes milliseconds."""
 
 _BLOCK = 1 << 22
 
 
-def stage(source: Path, target: Path, *, link: bool, outside: Path) -> dict[str, dict[str, Any]]:
-    """Put a model folder's files into an artifact, and hash them on the way.
+def stage(files: Mapping[str, Path], target: Path, *, link: bool, outside: Path) -> Manifest:
+    """Put a model's files into an artifact, and hash them on the way.
 
-    Hidden files and folders are left out. A progress bar is shown on a terminal.
+    A progress bar is shown on a terminal.
 
     Args:
-        source: The model folder.
+        files: Where each file is, by its path in the target.
         target: Where the files go; it must not exist.
         link: Whether to make symbolic links, for a folder that is copied again at once.
         outside: A folder whose files are left out, for an artifact inside the model's own folder.
 
     Returns:
-        Size in bytes and SHA-256 of each file, by its path relative to the folder.
+        What was put there.
     """
-    files = [name for name in _files(source) if not (source / name).is_relative_to(outside)]
     target.mkdir(parents=True)
-    total = sum((source / name).stat().st_size for name in files)
-    manifest: dict[str, dict[str, Any]] = {}
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc="Reading model", disable=None, leave=False
-    ) as progress:
-        for name in files:
-            goal = target / name
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            if not (link and _link(source / name, goal)):
-                shutil.copyfile(source / name, goal)
-            digest, size = _digest(goal, progress)
-            manifest[name.as_posix()] = {"size": size, "sha256": digest}
-    return manifest
+    placed: dict[str, Path] = {}
+    for name, source in files.items():
+        if source.is_relative_to(outside):
+            continue
+        goal = target / name
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        if not (link and _link(source, goal)):
+            shutil.copyfile(source, goal)
+        placed[name] = goal
+    return write_manifest(placed)
 
 
-def check_sizes(folder: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that a saved model's files are there, each with its size.
+def write_manifest(files: Mapping[str, Path]) -> Manifest:
+    """Measure and hash files. A progress bar is shown on a terminal."""
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    hashes = _hashes(files, sum(sizes.values()))
+    return {name: {"size": sizes[name], "sha256": sha256} for name, sha256 in hashes}
+
+
+def check_files(folder: Path, manifest: Manifest, level: Verify, *, own: bool = True) -> None:
+    """Check that a saved model's files are as they were saved, before anything reads them.
+
+    Args:
+        folder: The folder that they are in.
+        manifest: What was saved.
+        level: ``"size"``: every file is there with its size, small ones have their hash, and there
+            is no other file. ``"hash"``: every file has its hash. ``"off"``: nothing is checked.
+        own: Whether the folder is the artifact's own, and not a cache's, where files are links and
+            others lie beside them.
 
     Raises:
-        InvalidModelError: If one is missing or has another size, or its name leads elsewhere.
+        InvalidModelError: If a file is missing, is not as it was saved, was not saved, or is a link
+            that leads out of the folder.
     """
+    if level == "off":
+        return
     for name, facts in manifest.items():
-        relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise InvalidModelError("The MLmodel file lists a file outside the model.")
-        file = folder.joinpath(*relative.parts)
-        if not file.is_file():
-            raise InvalidModelError(f"The model has lost its file {name}.")
-        size = file.stat().st_size
-        if size != facts["size"]:
+        _check_file(folder, name, facts["size"], own=own)
+    if own:
+        _check_no_others(folder, manifest)
+    known = [
+        name for name, facts in manifest.items() if level == "hash" or facts["size"] <= SMALL_FILE
+    ]
+    total = sum(manifest[name]["size"] for name in known)
+    for name, sha256 in _hashes({name: folder / name for name in known}, total):
+        if sha256 != manifest[name]["sha256"]:
             raise InvalidModelError(
-                f"{name} has {size:,} bytes, but {facts['size']:,} were saved: it was cut short or"
-                " changed. Log the model again."
+                f"{name} is not the file that was saved: it has other bytes. Log the model again,"
+                " or remove what was downloaded and load it again."
             )
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _check_file(folder: Path, name: str, size: int, *, own: bool) -> None:
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise InvalidModelError("The MLmodel file lists a file outside the model.")
+    file = folder.joinpath(*relative.parts)
+    if not file.is_file():
+        raise InvalidModelError(f"The model has lost its file {name}.")
+    if own and not file.resolve().is_relative_to(folder.resolve()):
+        raise InvalidModelError(
+            f"{name} is a symbolic link that leads out of the model: copy the file itself."
+        )
+    found = file.stat().st_size
+    if found != size:
+        raise InvalidModelError(
+            f"{name} has {found:,} bytes, but {size:,} were saved: it was cut short or changed. Log"
+            " the model again."
+        )
+
+
+def _check_no_others(folder: Path, manifest: Manifest) -> None:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            yield name
+        hidden = any(part.startswith(".") for part in name.parts)
+        if not hidden and not path.is_dir() and name.as_posix() not in manifest:
+            raise InvalidModelError(
+                f"{name.as_posix()} was not saved with the model: remove it, or log the model again"
+                " with it."
+            )
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -86,12 +133,15 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-def _digest(path: Path, progress: tqdm[Any]) -> tuple[str, int]:
-    digest = hashlib.sha256()
-    size = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-            progress.update(len(block))
-    return digest.hexdigest(), size
+def _hashes(files: Mapping[str, Path], total: int) -> Iterator[tuple[str, str]]:
+    """Yield the SHA-256 of each file, in hexadecimal."""
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc="Reading model", disable=None, leave=False
+    ) as progress:
+        for name, path in files.items():
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    digest.update(block)
+                    progress.update(len(block))
+            yield name, digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.graph import ELEMENT_BYTES, GraphFacts, read_graph
 from mlflow_phi3_onnx.errors import InvalidModelError
+from mlflow_phi3_onnx.runtime import provider_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +32,7 @@ class ModelFolder:
 
     Attributes:
         path: Where it is.
+        tokenizer_path: Where its tokenizer and its chat template are.
         config: ``genai_config.json``.
         graph: What was read of the decoder's graph.
         context_length: The most tokens of prompt and answer together.
@@ -40,6 +42,7 @@ class ModelFolder:
     """
 
     path: Path
+    tokenizer_path: Path
     config: Mapping[str, Any]
     graph: GraphFacts
     context_length: int
@@ -62,6 +65,18 @@ class ModelFolder:
         return "If" in self.graph.operators
 
     @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that it asks for, by their short names; else ``cpu``."""
+        options = self.decoder.get("session_options", {}).get("provider_options") or []
+        names = [provider_name(name) for option in options for name in option]
+        return tuple(names) or ("cpu",)
+
+    @property
+    def native_files(self) -> set[str]:
+        """The names of the files that ONNX Runtime reads."""
+        return {CONFIG_FILE, self.decoder["filename"], *self.graph.external}
+
+    @property
     def search(self) -> Mapping[str, Any]:
         """The model's own defaults for generation."""
         return self.config.get("search", {})
@@ -72,18 +87,22 @@ class ModelFolder:
         return self.config["model"]["decoder"]
 
 
-def read_folder(path: str | Path) -> ModelFolder:
+def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFolder:
     """Read a model folder and check that it is whole, without loading the model.
 
     Args:
         path: The folder with ``genai_config.json``.
+        tokenizer_path: The folder with its tokenizer; None for the same.
 
     Raises:
-        InvalidModelError: If something is missing, cut short, damaged or leads out of the folder.
+        InvalidModelError: If something is missing, cut short, damaged or leads out of the folder,
+            or would run native code that comes with the model.
     """
     path = Path(path)
+    tokenizer_path = tokenizer_path or path
     _check_layout(path)
     config = _read_json(path, CONFIG_FILE)
+    _refuse_libraries(config)
     model = _section(config, "model")
     decoder = _section(model, "decoder", "model.")
     context_length = _positive(model, "context_length", "model.")
@@ -96,10 +115,11 @@ def read_folder(path: str | Path) -> ModelFolder:
             f"{CONFIG_FILE}: search.num_beams is {beams!r}, but only greedy search and sampling are"
             " supported. Set it to 1."
         )
-    _check_tokenizer(path)
+    _check_tokenizer(tokenizer_path)
     graph = _check_graph(path, decoder)
     return ModelFolder(
         path=path,
+        tokenizer_path=tokenizer_path,
         config=config,
         graph=graph,
         context_length=context_length,
@@ -132,6 +152,19 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidModelError(f"{name} must hold a JSON object.")
     return value
+
+
+def _refuse_libraries(config: Any) -> None:
+    """Refuse libraries of custom operators: ONNX Runtime would run what is in them."""
+    values = config.values() if isinstance(config, dict) else config
+    if isinstance(config, dict) and config.get("custom_ops_library"):
+        raise InvalidModelError(
+            f"{CONFIG_FILE} names a custom_ops_library. It is native code, and a model is data:"
+            " remove the entry, or build a graph that does without it."
+        )
+    for value in values:
+        if isinstance(value, dict | list):
+            _refuse_libraries(value)
 
 
 def _section(config: Mapping[str, Any], key: str, prefix: str = "") -> Mapping[str, Any]:

@@ -1,36 +1,40 @@
-"""Read what matters of an ONNX graph without loading it: its inputs, weights files and attention.
+"""Read what matters of an ONNX graph without loading it: its inputs, weights and attention.
 
-An ONNX file is a protocol buffer. Only the fields below are read, numbered as in ``onnx.proto``
-(https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); tensors' bytes are skipped, so the time
-depends on the number of nodes and not on the size of the weights.
+Tensors' bytes are skipped, so the time depends on the number of nodes and not on the size of the
+weights.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mlflow_phi3_onnx.artifact.onnx_format import fields, integers, text, views
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["ExternalFile", "GraphFacts", "read_graph"]
+__all__ = ["ELEMENT_BYTES", "ExternalFile", "GraphFacts", "read_graph"]
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
-_NODE_OP_TYPE, _NODE_ATTRIBUTE = 4, 5
+_NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 1, 3, 5, 6
-_TENSOR_EXTERNAL_DATA = 13
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 1, 2, 8, 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-
 ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 10: 2, 16: 2, 17: 1, 18: 1}
 """Bytes of one element, by ``TensorProto.DataType``, for the types that KV caches have."""
+
+_FLOATS = {1: "fp32", 10: "fp16", 16: "bf16"}
+
+# Operators that hold weights in fewer bits, and the inputs of others that are tables, not weights.
+_QUANTIZED = {"MatMulNBits", "GatherBlockQuantized"}
+_TABLES = {"GroupQueryAttention", "RotaryEmbedding"}
 
 
 @dataclass
@@ -56,6 +60,14 @@ class GraphFacts:
         operators: How often each operator occurs, subgraphs included.
         attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
         external: The weights files, by location.
+        quantized: The bits and the number of weights of each matrix that is quantized, by the name
+            of its tensor, which several nodes may share.
+        gathered: The bits, the name of the scales and the size of their blocks of each table of
+            embeddings that is quantized, by the name of its tensor.
+        block_sizes: How many quantized weights share a scale, each size that occurs.
+        tensors: The element type and the number of elements of each weight that is a tensor of the
+            graph's, by name.
+        not_weights: The names of tensors that are parts of quantized weights, or tables.
     """
 
     inputs: dict[str, int] = field(default_factory=dict[str, int])
@@ -63,10 +75,41 @@ class GraphFacts:
     operators: dict[str, int] = field(default_factory=dict[str, int])
     attention_windows: set[int] = field(default_factory=set[int])
     external: dict[str, ExternalFile] = field(default_factory=dict[str, ExternalFile])
+    quantized: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    gathered: dict[str, tuple[int, str, int]] = field(
+        default_factory=dict[str, tuple[int, str, int]]
+    )
+    block_sizes: set[int] = field(default_factory=set[int])
+    tensors: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    not_weights: set[str] = field(default_factory=set[str])
 
+    @property
+    def parameters(self) -> int:
+        """How many weights there are: of each matrix that is quantized, and of float tensors."""
+        quantized = sum(count for _, count in self._all_quantized().values())
+        return quantized + sum(self._floats().values())
 
-class _NotProtobufError(ValueError):
-    pass
+    @property
+    def precision(self) -> str:
+        """The form that most weights have: ``int4``, ``int8``, ``fp32``, ..."""
+        shares = {_FLOATS[element]: count for element, count in self._floats().items()}
+        for bits, count in self._all_quantized().values():
+            shares[f"int{bits}"] = shares.get(f"int{bits}", 0) + count
+        return max(shares, key=shares.__getitem__, default="unknown")
+
+    def _all_quantized(self) -> dict[str, tuple[int, int]]:
+        tables = {
+            name: (bits, self.tensors.get(scales, (0, 0))[1] * size)
+            for name, (bits, scales, size) in self.gathered.items()
+        }
+        return tables | self.quantized
+
+    def _floats(self) -> dict[int, int]:
+        counts: dict[int, int] = {}
+        for name, (element, count) in self.tensors.items():
+            if element in _FLOATS and name not in self.not_weights:
+                counts[element] = counts.get(element, 0) + count
+        return counts
 
 
 def read_graph(path: Path) -> GraphFacts:
@@ -80,9 +123,9 @@ def read_graph(path: Path) -> GraphFacts:
         with path.open("rb") as file:
             # Not closed by hand: views of it may outlive this frame; it goes with the last of them.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        for graph in _views(memoryview(data), _MODEL_GRAPH):
+        for graph in views(memoryview(data), _MODEL_GRAPH):
             _read_graph(graph, facts)
-    except (_NotProtobufError, UnicodeDecodeError, ValueError) as error:
+    except (UnicodeDecodeError, ValueError) as error:
         raise InvalidModelError(
             f"{path.name} is not a whole ONNX model: it is empty, cut short or damaged."
         ) from error
@@ -91,53 +134,8 @@ def read_graph(path: Path) -> GraphFacts:
     return facts
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    result = shift = 0
-    while True:
-        if position >= len(data) or shift > 63:
-            raise _NotProtobufError
-        byte = data[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, position
-        shift += 7
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the number and value of each field: an int for a varint, else a view of its bytes."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            value, position = _varint(data, position)
-            yield number, value
-            continue
-        if wire == _BYTES:
-            size, position = _varint(data, position)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-        else:
-            raise _NotProtobufError
-        if position + size > len(data):
-            raise _NotProtobufError
-        yield number, data[position : position + size]
-        position += size
-
-
-def _views(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    for number, value in _fields(data):
-        if number == wanted and isinstance(value, memoryview):
-            yield value
-
-
-def _text(data: memoryview) -> str:
-    return bytes(data).decode("utf-8")
-
-
 def _read_graph(data: memoryview, facts: GraphFacts, *, top: bool = True) -> None:
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if not isinstance(value, memoryview):
             continue
         if number == _GRAPH_NODE:
@@ -152,36 +150,59 @@ def _read_graph(data: memoryview, facts: GraphFacts, *, top: bool = True) -> Non
 
 def _read_node(data: memoryview, facts: GraphFacts) -> None:
     operator = ""
-    window = -1
-    for number, value in _fields(data):
+    inputs: list[str] = []
+    numbers: dict[str, int] = {}
+    for number, value in fields(data):
         if not isinstance(value, memoryview):
             continue
-        if number == _NODE_OP_TYPE:
-            operator = _text(value)
+        if number == _NODE_INPUT:
+            inputs.append(text(value))
+        elif number == _NODE_OP_TYPE:
+            operator = text(value)
         elif number == _NODE_ATTRIBUTE:
-            name = ""
-            for inner, content in _fields(value):
-                if inner == _ATTRIBUTE_NAME and isinstance(content, memoryview):
-                    name = _text(content)
-                elif inner == _ATTRIBUTE_INT and name == "local_window_size":
-                    assert isinstance(content, int)
-                    window = content - (1 << 64) if content >> 63 else content
-                elif inner == _ATTRIBUTE_GRAPH and isinstance(content, memoryview):
-                    _read_graph(content, facts, top=False)
-                elif inner == _ATTRIBUTE_TENSOR and isinstance(content, memoryview):
-                    _read_tensor(content, facts)
+            _read_attribute(value, facts, numbers)
     facts.operators[operator] = facts.operators.get(operator, 0) + 1
     if operator == "GroupQueryAttention":
-        facts.attention_windows.add(window)
+        facts.attention_windows.add(numbers.get("local_window_size", -1))
+    if operator in _QUANTIZED | _TABLES:
+        facts.not_weights.update(inputs)
+    if operator in _QUANTIZED:
+        facts.block_sizes.add(numbers.get("block_size", 0))
+    if operator == "MatMulNBits" and len(inputs) > 1:
+        count = numbers.get("K", 0) * numbers.get("N", 0)
+        facts.quantized[inputs[1]] = (numbers.get("bits", 4), count)
+    elif operator == "GatherBlockQuantized" and len(inputs) > 2:
+        size = numbers.get("block_size", 0)
+        facts.gathered[inputs[0]] = (numbers.get("bits", 4), inputs[2], size)
+
+
+def _read_attribute(data: memoryview, facts: GraphFacts, numbers: dict[str, int]) -> None:
+    name = ""
+    for number, value in fields(data):
+        if number == _ATTRIBUTE_NAME and isinstance(value, memoryview):
+            name = text(value)
+        elif number == _ATTRIBUTE_INT and isinstance(value, int):
+            numbers[name] = value - (1 << 64) if value >> 63 else value
+        elif number == _ATTRIBUTE_GRAPH and isinstance(value, memoryview):
+            _read_graph(value, facts, top=False)
+        elif number == _ATTRIBUTE_TENSOR and isinstance(value, memoryview):
+            _read_tensor(value, facts)
 
 
 def _read_tensor(data: memoryview, facts: GraphFacts) -> None:
     entries: dict[str, str] = {}
-    for entry in _views(data, _TENSOR_EXTERNAL_DATA):
-        pair = dict(_fields(entry))
-        key, value = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
-        if isinstance(key, memoryview) and isinstance(value, memoryview):
-            entries[_text(key)] = _text(value)
+    name, element = "", 0
+    for number, value in fields(data):
+        if number == _TENSOR_NAME and isinstance(value, memoryview):
+            name = text(value)
+        elif number == _TENSOR_TYPE and isinstance(value, int):
+            element = value
+        elif number == _TENSOR_EXTERNAL_DATA and isinstance(value, memoryview):
+            pair = dict(fields(value))
+            key, content = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
+            if isinstance(key, memoryview) and isinstance(content, memoryview):
+                entries[text(key)] = text(content)
+    facts.tensors[name] = (element, math.prod(integers(data, _TENSOR_DIMS)))
     if location := entries.get("location"):
         file = facts.external.setdefault(location, ExternalFile(location))
         end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
@@ -190,13 +211,13 @@ def _read_tensor(data: memoryview, facts: GraphFacts) -> None:
 
 def _read_value_info(data: memoryview, into: dict[str, int]) -> None:
     name, element = "", 0
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if not isinstance(value, memoryview):
             continue
         if number == _VALUE_NAME:
-            name = _text(value)
+            name = text(value)
         elif number == _VALUE_TYPE:
-            for tensor in _views(value, _TYPE_TENSOR):
-                types = [v for n, v in _fields(tensor) if n == _TENSOR_ELEMENT]
+            for tensor in views(value, _TYPE_TENSOR):
+                types = [v for n, v in fields(tensor) if n == _TENSOR_ELEMENT]
                 element = types[0] if types and isinstance(types[0], int) else 0
     into[name] = element

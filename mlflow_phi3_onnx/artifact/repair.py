@@ -1,29 +1,91 @@
-"""Repairs of defects that published builders are known to leave in ``genai_config.json``.
+"""Known defects of model folders, and their repairs.
 
 A repair is an overlay at load time: the files stay as they are.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
 
-__all__ = ["repairs"]
+__all__ = ["Defect", "find_defects", "repairs"]
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What is wrong with a model folder, or is to be known of it.
+
+    Attributes:
+        name: A short name.
+        effect: What it does.
+        remedy: What is done about it when the model is loaded.
+        overlay: What is laid over ``genai_config.json`` for that, in its shape.
+    """
+
+    name: str
+    effect: str
+    remedy: str
+    overlay: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def find_defects(folder: ModelFolder) -> list[Defect]:
+    """Find the defects that a model folder is known to have."""
+    checks = (_sliding_window, _two_ranges, _hidden_stop)
+    return [defect for check in checks if (defect := check(folder)) is not None]
 
 
 def repairs(folder: ModelFolder) -> dict[str, Any]:
-    """Return the overlay that repairs a folder, in the shape of ``genai_config.json``.
+    """Return the overlay that repairs a folder, in the shape of ``genai_config.json``."""
+    overlay: dict[str, Any] = {}
+    for defect in find_defects(folder):
+        overlay.update(defect.overlay)
+    return overlay
+
+
+def _sliding_window(folder: ModelFolder) -> Defect | None:
+    """Find a window in the config of a graph that has none.
 
     onnxruntime-genai 0.18's builder writes a ``sliding_window`` section for Phi-3-mini-4k although
     its graph has full attention. The runtime then allocates a KV cache of the window's size, and
     every sequence longer than 2,063 tokens fails. All three keys must be set: a partial overlay
     makes the runtime fill in the others with defaults that fail too.
     """
-    decoder = folder.decoder
     windows = folder.graph.attention_windows
-    if decoder.get("sliding_window") and windows and windows <= {-1}:
-        window = {"window_size": 0, "slide_key_value_cache": False, "slide_inputs": False}
-        return {"model": {"decoder": {"sliding_window": window}}}
-    return {}
+    if not (folder.decoder.get("sliding_window") and windows and windows <= {-1}):
+        return None
+    window = {"window_size": 0, "slide_key_value_cache": False, "slide_inputs": False}
+    return Defect(
+        "sliding window",
+        "genai_config.json has a sliding window that the graph does not have: longer sequences"
+        " would fail.",
+        "The window is taken out.",
+        {"model": {"decoder": {"sliding_window": window}}},
+    )
+
+
+def _two_ranges(folder: ModelFolder) -> Defect | None:
+    if not folder.two_ranges:
+        return None
+    return Defect(
+        "two ranges of positions",
+        "The graph has other position factors beyond its original context (LongRoPE), and"
+        " onnxruntime-genai computes them rightly only for one row at a time.",
+        "Rows are computed one at a time, and no prompt in pieces.",
+    )
+
+
+def _hidden_stop(folder: ModelFolder) -> Defect | None:
+    largest = max(folder.eos_token_ids)
+    if largest < folder.vocab_size:
+        return None
+    return Defect(
+        "end beyond the vocabulary",
+        f"genai_config.json ends answers at the id {largest:,}, but the vocabulary has"
+        f" {folder.vocab_size:,}.",
+        "Nothing: such an id never comes.",
+    )

@@ -6,42 +6,101 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.files import check_sizes
+from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
+from mlflow_phi3_onnx.artifact.files import Verify, check_files
+from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["FLAVOR_NAME", "SCHEMA_VERSION", "SavedModel", "read_saved"]
+__all__ = ["DATA", "FLAVOR_NAME", "SCHEMA_VERSION", "SavedModel", "read_saved"]
 
 FLAVOR_NAME = "mlflow_phi3_onnx"
 
-SCHEMA_VERSION = 1
-"""The version of what the flavor writes into the MLmodel file."""
+DATA = "model"
+"""The folder in the artifact that holds the model's files."""
+
+SCHEMA_VERSION = 2
+"""The version of what the flavor writes into the MLmodel file.
+
+1: one model folder, its files and its source. 2: variants, weights by reference, and what a reader
+needs to know of the model: parameters, precision, execution providers, the template's hash.
+"""
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A saved model whose files are there, each with its size.
+    """A saved model; nothing but its MLmodel file has been read.
 
     Attributes:
-        folder: The model folder inside the artifact.
-        flavor: The flavor's section of the MLmodel file.
+        path: The artifact: the folder with the MLmodel file.
+        flavor: The flavor's section of that file.
     """
 
-    folder: Path
+    path: Path
     flavor: Mapping[str, Any]
+
+    @property
+    def by_reference(self) -> bool:
+        """Whether its files are in a repository, and not here."""
+        return "data" not in self.flavor
+
+    @property
+    def data(self) -> Path:
+        """The folder of its files, where they are here.
+
+        Raises:
+            InvalidModelError: If it is not in the artifact.
+        """
+        folder = self.path / self.flavor["data"]
+        if self.path.resolve() not in folder.resolve().parents:
+            raise InvalidModelError("The MLmodel file names a data folder outside the model.")
+        return folder
+
+    def check(self, folder: Path, level: Verify) -> None:
+        """Check its files, in its own folder or in that of a cache.
+
+        Raises:
+            InvalidModelError: If one is not as it was saved.
+        """
+        check_files(folder, self.flavor["files"], level, own=not self.by_reference)
+
+    def bundle(self, folder: Path) -> Bundle:
+        """Read its model folders.
+
+        Args:
+            folder: Where its files are.
+
+        Raises:
+            InvalidModelError: If a model folder is not whole.
+        """
+        listed: Mapping[str, Mapping[str, str]] = self.flavor.get("variants", {})
+        if not listed:
+            return bundle_of_folder(folder)
+        variants = tuple(
+            Variant(name, facts["folder"], self._read(folder, facts), facts["execution_provider"])
+            for name, facts in listed.items()
+        )
+        return Bundle({name: folder / name for name in self.flavor["files"]}, variants)
+
+    def _read(self, folder: Path, facts: Mapping[str, str]) -> ModelFolder:
+        path = folder / facts["folder"]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InvalidModelError("The MLmodel file names a folder outside the model.")
+        own = (path / "tokenizer.json").is_file()
+        return read_folder(path, None if own else folder)
 
 
 def read_saved(path: Path) -> SavedModel:
-    """Read what a saved model says of itself, and check its files' sizes.
+    """Read what a saved model says of itself.
 
     Args:
         path: The folder with the MLmodel file.
 
     Raises:
-        InvalidModelError: If a file is not as it was saved, or the model is of a later layout.
+        InvalidModelError: If the model is of a later layout.
         mlflow.exceptions.MlflowException: If it has not this flavor.
     """
     flavor = mlflow_compat.get_flavor_configuration(str(path), FLAVOR_NAME)
@@ -50,8 +109,4 @@ def read_saved(path: Path) -> SavedModel:
             f"The model was saved by a newer mlflow_phi3_onnx (layout {flavor['schema_version']};"
             f" this one reads up to {SCHEMA_VERSION}). Upgrade the package."
         )
-    folder = path / flavor["data"]
-    if path.resolve() not in folder.resolve().parents:
-        raise InvalidModelError("The MLmodel file names a data folder outside the model.")
-    check_sizes(folder, flavor["files"])
-    return SavedModel(folder, flavor)
+    return SavedModel(path, flavor)

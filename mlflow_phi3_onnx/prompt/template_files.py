@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["load_template"]
+__all__ = ["load_template", "read_templates"]
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
@@ -42,7 +42,7 @@ def load_template(path: Path) -> ChatTemplate | None:
         InvalidModelError: If a file or a field is not what it must be.
     """
     config = _read_object(path / CONFIG_FILE)
-    named = _from_files(path) or _from_config(config.get("chat_template"))
+    named = read_templates(path)
     if not named:
         return None
     tool_source = named.get("tool_use")
@@ -53,6 +53,16 @@ def load_template(path: Path) -> ChatTemplate | None:
             " is named default."
         )
     return ChatTemplate(source, _special_tokens(path, config), tool_source=tool_source)
+
+
+def read_templates(path: Path) -> dict[str, str]:
+    """Return the texts of a model folder's chat templates by name, none where it has none.
+
+    Raises:
+        InvalidModelError: If a file or a field is not what it must be.
+    """
+    config = _read_object(path / CONFIG_FILE)
+    return _from_files(path) or _from_config(config.get("chat_template"))
 
 
 def _from_files(path: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from huggingface_hub.utils import tqdm
 
 from mlflow_phi3_onnx._version import __version__
 from mlflow_phi3_onnx.errors import (
+    InvalidModelError,
     SourceAccessError,
     SourceError,
     SourceNotFoundError,
@@ -43,12 +44,14 @@ class Snapshot:
 
     Attributes:
         path: The part's folder in the cache; what it holds must not be changed.
+        root: The repository's folder in the cache.
         part: Which part it is.
         commit: The hash of the commit that it is of.
         hashes: The SHA-256 of its large files, by name in the folder, as the hub tells them.
     """
 
     path: Path
+    root: Path
     part: Part
     commit: str
     hashes: Mapping[str, str]
@@ -67,7 +70,9 @@ class _Listing:
     hashes: Mapping[str, str | None]
 
 
-def fetch(repo_id: str, *, revision: str | None, subfolder: str, convert: bool) -> Snapshot:
+def fetch(
+    repo_id: str, *, revision: str | None, subfolder: str, convert: bool, built: bool = False
+) -> Snapshot:
     """Bring the model of a repository onto this machine, and no other files of it.
 
     Files that are in the cache already are not downloaded again.
@@ -77,6 +82,7 @@ def fetch(repo_id: str, *, revision: str | None, subfolder: str, convert: bool) 
         revision: A branch, tag or commit hash; None for the main branch.
         subfolder: The folder inside it to look in, ``""`` for everywhere.
         convert: Whether only a checkpoint is wanted.
+        built: Whether only a model in ONNX form is wanted.
 
     Raises:
         SourceNotFoundError: If there is no such repository, revision, folder or file.
@@ -91,12 +97,15 @@ def fetch(repo_id: str, *, revision: str | None, subfolder: str, convert: bool) 
     if constants.HF_HUB_OFFLINE:
         path = _cached(repo_id, revision)
         part = choose(list_files(path), subfolder=subfolder, convert=convert, place=place)
-        return Snapshot(path / part.subfolder, part, path.name, {})
+        if part.kind == "checkpoint":
+            _refuse_checkpoint(repo_id, built=built)
+        return Snapshot(path / part.subfolder, path, part, path.name, {})
     with _translated(repo_id, revision):
         for _ in range(_ATTEMPTS):
             listing = _list(repo_id, revision)
             part = choose(listing.hashes, subfolder=subfolder, convert=convert, place=place)
             if part.kind == "checkpoint":
+                _refuse_checkpoint(repo_id, built=built)
                 check_dependencies()
             names = files_of(part, listing.hashes)
             path = Path(
@@ -109,17 +118,21 @@ def fetch(repo_id: str, *, revision: str | None, subfolder: str, convert: bool) 
                 )
             )
             if path.name == listing.commit:
-                prefix = PurePosixPath(part.subfolder)
-                hashes = {
-                    PurePosixPath(name).relative_to(prefix).as_posix(): sha256
-                    for name in names
-                    if (sha256 := listing.hashes[name])
-                }
-                return Snapshot(path / part.subfolder, part, path.name, hashes)
+                folder = path / part.subfolder
+                hashes = _below(listing.hashes, names, part.subfolder)
+                return Snapshot(folder, path, part, path.name, hashes)
     raise SourceError(
         f"{place} changes faster than it is downloaded: give a commit hash as revision.",
         param="revision",
     )
+
+
+def _refuse_checkpoint(repo_id: str, *, built: bool) -> None:
+    if built:
+        raise InvalidModelError(
+            f"The repository {repo_id} holds PyTorch weights. They are converted, and what comes of"
+            " it is in no repository: save it with its weights (save_pretrained=True)."
+        )
 
 
 def _list(repo_id: str, revision: str | None) -> _Listing:
@@ -127,6 +140,16 @@ def _list(repo_id: str, revision: str | None) -> _Listing:
     files = info.siblings or []
     hashes = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in files}
     return _Listing(str(info.sha), hashes)
+
+
+def _below(hashes: Mapping[str, str | None], names: list[str], folder: str) -> dict[str, str]:
+    """Return the hashes that are known, by names relative to a folder."""
+    prefix = PurePosixPath(folder)
+    return {
+        PurePosixPath(name).relative_to(prefix).as_posix(): sha256
+        for name in names
+        if PurePosixPath(name).is_relative_to(prefix) and (sha256 := hashes[name])
+    }
 
 
 def _cached(repo_id: str, revision: str | None) -> Path:

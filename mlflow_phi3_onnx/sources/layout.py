@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
+from mlflow_phi3_onnx.artifact.package import MANIFEST_FILE
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 __all__ = [
+    "CARD",
     "CHECKPOINT_CONFIG",
     "REPO_ID",
     "WEIGHTS",
@@ -29,6 +31,9 @@ __all__ = [
 ]
 
 CHECKPOINT_CONFIG = "config.json"
+
+CARD = re.compile(r"(LICEN[CS]E|NOTICE|COPYING)([-._].*)?|(README|MODEL_CARD)\.md", re.IGNORECASE)
+"""The files that say what a model is and what may be done with it."""
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """The id of a repository on the hub: its owner's name and its own."""
@@ -50,12 +55,12 @@ class Part:
     """The part of a folder or repository that holds the model.
 
     Attributes:
-        kind: ``"onnx"`` for a folder of ONNX Runtime GenAI, ``"checkpoint"`` for weights that are
-            to be converted.
+        kind: ``"onnx"`` for a folder of ONNX Runtime GenAI, ``"package"`` for an ONNX Runtime model
+            package, ``"checkpoint"`` for weights that are to be converted.
         subfolder: Its path inside, ``""`` for the top.
     """
 
-    kind: Literal["onnx", "checkpoint"]
+    kind: Literal["onnx", "package", "checkpoint"]
     subfolder: str
 
 
@@ -113,6 +118,8 @@ def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str)
             )
     elif "" in models:
         return Part("onnx", subfolder)
+    elif models and MANIFEST_FILE in names:
+        return Part("package", subfolder)
     elif len(models) + checkpoint > 1:
         way_out = " Or convert its checkpoint: give a precision." if checkpoint else ""
         raise SourceError(
@@ -128,11 +135,19 @@ def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str)
 
 
 def files_of(part: Part, files: Collection[str]) -> list[str]:
-    """Choose the files that a model needs, in order, of all that a repository has."""
+    """Choose the files that a model needs, in order, of all that a repository has.
+
+    Its licence and its card are among them, which lie at the repository's top.
+    """
     others = {_join("", model) for model in _models(files)} - {part.subfolder}
-    if part.kind == "onnx":
-        return sorted(name for name in files if _is_of_onnx(PurePosixPath(name), part, others))
-    return sorted(name for name in files if _is_of_checkpoint(PurePosixPath(name), part))
+    cards = {name for name in files if CARD.fullmatch(name)}
+    if part.kind == "package":
+        needed = {name for name in files if _is_of_onnx(PurePosixPath(name), part, set())}
+    elif part.kind == "onnx":
+        needed = {name for name in files if _is_of_onnx(PurePosixPath(name), part, others)}
+    else:
+        needed = {name for name in files if _is_of_checkpoint(PurePosixPath(name), part)}
+    return sorted(needed | cards)
 
 
 def _is_of_onnx(path: PurePosixPath, part: Part, others: set[str]) -> bool:

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["link_back", "tags_of"]
+__all__ = ["describe_version", "link_back", "tags_of"]
 
 _logger = logging.getLogger(__name__)
 
@@ -55,3 +55,11 @@ def link_back(origin: Mapping[str, Any], uri: str) -> None:
             client.set_model_version_tag(version[1], version[2], name, uri)
     except MlflowException as error:
         _logger.warning("MLflow refused to tag the model's source (%s).", error.error_code)
+
+
+def describe_version(name: str, version: int | str, text: str) -> None:
+    """Give a registered version a description, unless the store refuses."""
+    try:
+        MlflowClient().update_model_version(name, str(version), text)
+    except MlflowException as error:
+        _logger.warning("MLflow refused to describe the registered version (%s).", error.error_code)

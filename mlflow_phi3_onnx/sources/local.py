@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["list_files"]
+from mlflow_phi3_onnx.sources.layout import CARD
+
+__all__ = ["list_cards", "list_files"]
 
 _DEPTH = 4
 """How many folders deep a model is looked for: a path such as a home folder holds very many."""
+
+
+def list_cards(folder: Path) -> dict[str, Path]:
+    """Find the licence and the card of a model at the top of a folder, by name."""
+    return {path.name: path for path in sorted(folder.glob("*")) if CARD.fullmatch(path.name)}
 
 
 def list_files(folder: Path) -> list[str]:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
+from mlflow_phi3_onnx.artifact.bundle import Bundle, bundle_of_folder, bundle_of_variants
+from mlflow_phi3_onnx.artifact.folder import ModelFolder
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
 from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import REPO_ID, Part, check_subfolder, choose
-from mlflow_phi3_onnx.sources.local import list_files
+from mlflow_phi3_onnx.sources.local import list_cards, list_files
 from mlflow_phi3_onnx.sources.options import Conversion
+from mlflow_phi3_onnx.sources.reference import locate_files
 from mlflow_phi3_onnx.sources.transformers_objects import is_of_transformers, write_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
 __all__ = ["ResolvedSource", "Source", "resolve"]
 
 _EXPECTED = (
     "model must be the path of a folder with a model, the id of a repository on the Hugging Face"
     " hub, such as 'microsoft/Phi-3-mini-4k-instruct-onnx', the URI of an MLflow model, models:/ or"
-    " runs:/, or a text-generation pipeline or a model of transformers"
+    " runs:/, a text-generation pipeline or a model of transformers, a loaded GenAIModel, or a"
+    " mapping of execution providers to any of these"
 )
 
 
@@ -36,13 +40,16 @@ class Source:
     """What a user gave.
 
     Attributes:
-        model: The path of a folder, the URI of an MLflow model, the id of a repository, or an
-            object of transformers.
+        model: The path of a folder, the URI of an MLflow model, the id of a repository, an object
+            of transformers, a model folder that has been read, or a mapping of execution providers
+            to such.
         subfolder: The folder inside it that holds the model.
         revision: A branch, tag or commit hash of the repository.
         tokenizer: The tokenizer of a model that is in memory.
         precision: The form of the weights, where they are converted.
         export_options: How else they are converted; see :class:`Conversion`.
+        by_reference: Whether the weights are to stay in the repository.
+        origin: Where a folder that has been read came from, as its MLmodel file tells.
     """
 
     model: Any
@@ -51,6 +58,8 @@ class Source:
     tokenizer: Any = None
     precision: str | None = None
     export_options: Mapping[str, Any] | None = None
+    by_reference: bool = False
+    origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -58,12 +67,12 @@ class ResolvedSource:
     """A model that can be saved.
 
     Attributes:
-        folder: The model folder, read and found whole.
+        bundle: Its files and model folders, read and found whole.
         origin: Where it came from, as plain data for the MLmodel file. It names no local path.
-        hashes: The SHA-256 that files must have, by name in the folder, where the source tells.
+        hashes: The SHA-256 that files must have, by name in the bundle, where the source tells.
     """
 
-    folder: ModelFolder
+    bundle: Bundle
     origin: Mapping[str, Any]
     hashes: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -104,6 +113,15 @@ class _Resolver:
 
     def resolve(self) -> ResolvedSource:
         model = self._source.model
+        if isinstance(model, Mapping):
+            return self._from_variants(model)
+        if self._source.by_reference and not (
+            isinstance(model, str) and REPO_ID.fullmatch(model) and _existing(model) is None
+        ):
+            raise InvalidRequestError(
+                "save_pretrained=False is for repositories on the hub, and model is none of them.",
+                param="save_pretrained",
+            )
         if isinstance(model, str | Path):
             self._refuse("tokenizer", "a model of transformers that is in memory")
             path = _existing(model)
@@ -119,6 +137,11 @@ class _Resolver:
             self._refuse("subfolder", "folders and repositories")
             self._refuse("revision", "repositories on the hub")
             return self._from_memory(model)
+        if isinstance(model, ModelFolder):
+            for name in ("subfolder", "revision", "tokenizer", "precision", "export_options"):
+                self._refuse(name, "models that are not loaded")
+            bundle = bundle_of_folder(model.path, model.tokenizer_path)
+            return ResolvedSource(bundle, {"kind": "loaded_model", **self._source.origin})
         hint = ""
         if type(model).__module__.partition(".")[0] == "peft":
             hint = " Merge a LoRA adapter into its model first: model.merge_and_unload()."
@@ -148,7 +171,7 @@ class _Resolver:
         )
         kind = "checkpoint" if part.kind == "checkpoint" else "folder"
         origin = {"kind": kind} if uri is None else {"kind": f"mlflow_{kind}", "uri": uri}
-        return self._finish(path / part.subfolder, part, origin, {})
+        return self._finish(path / part.subfolder, part, origin, {}, list_cards(path))
 
     def _from_mlflow(self, held: mlflow_models.Held) -> ResolvedSource:
         if FLAVOR_NAME in held.flavors:
@@ -159,11 +182,13 @@ class _Resolver:
                     param="precision",
                 )
             saved = read_saved(held.path)
+            folder = locate_files(saved)
+            saved.check(folder, "size")
             hashes = {name: facts["sha256"] for name, facts in saved.flavor["files"].items()}
             origin = {**held.origin, "flavor": FLAVOR_NAME}
             if "source" in saved.flavor:
                 origin["source"] = saved.flavor["source"]
-            return ResolvedSource(read_folder(saved.folder), origin, hashes)
+            return ResolvedSource(saved.bundle(folder), origin, hashes)
         if mlflow_models.TRANSFORMERS in held.flavors:
             return self._from_mlflow_transformers(held)
         raise InvalidModelError(
@@ -183,16 +208,47 @@ class _Resolver:
         # Saved by reference: its weights are on the hub.
         name, revision = flavor["source_model_name"], flavor.get("source_model_revision")
         resolved = self._from_hub(name, revision, must_convert=True)
-        return ResolvedSource(resolved.folder, {**resolved.origin, **origin})
+        return ResolvedSource(resolved.bundle, {**resolved.origin, **origin})
 
     def _from_hub(self, repo_id: str, revision: str | None, must_convert: bool) -> ResolvedSource:
         from mlflow_phi3_onnx.sources.hub import fetch
 
         snapshot = fetch(
-            repo_id, revision=revision, subfolder=self._subfolder, convert=must_convert
+            repo_id,
+            revision=revision,
+            subfolder=self._subfolder,
+            convert=must_convert,
+            built=self._source.by_reference,
         )
         origin = {"kind": "hub", "repo_id": repo_id, "revision": snapshot.commit}
-        return self._finish(snapshot.path, snapshot.part, origin, snapshot.hashes)
+        # What is referred to is one folder of the repository.
+        cards = {} if self._source.by_reference else list_cards(snapshot.root)
+        return self._finish(snapshot.path, snapshot.part, origin, snapshot.hashes, cards)
+
+    def _from_variants(self, models: Mapping[Any, Any]) -> ResolvedSource:
+        for name in ("subfolder", "revision", "tokenizer", "precision", "export_options"):
+            self._refuse(name, "a single model")
+        if not models or self._source.by_reference:
+            raise InvalidRequestError(
+                "model must have a variant, and save_pretrained=False is for single models.",
+                param="model",
+            )
+        resolved = {
+            str(name): _Resolver(Source(model=model), self._stack).resolve()
+            for name, model in models.items()
+        }
+        bundle = bundle_of_variants({name: one.bundle for name, one in resolved.items()})
+        origin = {
+            "kind": "variants",
+            "variants": {name: dict(one.origin) for name, one in resolved.items()},
+        }
+        hashes: dict[str, str] = {}
+        for name, one in resolved.items():
+            for file, sha256 in one.hashes.items():
+                own = f"{name}/{file}"
+                if own in bundle.files or file in bundle.files:
+                    hashes[own if own in bundle.files else file] = sha256
+        return ResolvedSource(bundle, origin, hashes)
 
     def _from_memory(self, model: Any) -> ResolvedSource:
         check_dependencies()
@@ -201,23 +257,35 @@ class _Resolver:
         return self._convert(folder, origin)
 
     def _finish(
-        self, path: Path, part: Part, origin: dict[str, Any], hashes: Mapping[str, str]
+        self,
+        path: Path,
+        part: Part,
+        origin: dict[str, Any],
+        hashes: Mapping[str, str],
+        cards: Mapping[str, Path],
     ) -> ResolvedSource:
         if part.subfolder:
             origin["subfolder"] = part.subfolder
         if part.kind == "checkpoint":
-            return self._convert(path, origin)
-        return ResolvedSource(read_folder(path), origin, hashes)
+            return self._convert(path, origin, cards)
+        return ResolvedSource(_with_cards(bundle_of_folder(path), cards), origin, hashes)
 
-    def _convert(self, path: Path, origin: Mapping[str, Any]) -> ResolvedSource:
+    def _convert(
+        self, path: Path, origin: Mapping[str, Any], cards: Mapping[str, Path] | None = None
+    ) -> ResolvedSource:
         checkpoint = read_checkpoint(path.absolute())
         folder = self._temporary_folder() / "model"
         facts = convert(checkpoint, folder, self._conversion)
-        return ResolvedSource(read_folder(folder), {**origin, "conversion": facts})
+        bundle = _with_cards(bundle_of_folder(folder), {**(cards or {}), **list_cards(path)})
+        return ResolvedSource(bundle, {**origin, "conversion": facts})
 
     def _temporary_folder(self) -> Path:
         folder = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
         return Path(self._stack.enter_context(folder))
+
+
+def _with_cards(bundle: Bundle, cards: Mapping[str, Path]) -> Bundle:
+    return Bundle({**cards, **bundle.files}, bundle.variants)
 
 
 def _existing(path: str | Path) -> Path | None:

@@ -1,0 +1,143 @@
+"""ONNX Runtime model packages: a folder with several forms of a model, and a manifest.
+
+The format is ONNX Runtime's
+(https://github.com/microsoft/onnxruntime/blob/main/model_package/README.md). The wheels of
+onnxruntime-genai do not read it, but each variant of such a package is a folder that they read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
+from mlflow_phi3_onnx.errors import InvalidModelError
+from mlflow_phi3_onnx.runtime import PROVIDERS, provider_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["MANIFEST_FILE", "PackageVariant", "is_package", "read_package"]
+
+MANIFEST_FILE = "manifest.json"
+COMPONENT_FILE = "component.json"
+
+_VERSION = re.compile(r"1(\.\d+)?")
+_SHARED = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class PackageVariant:
+    """One of a package's forms of its model.
+
+    Attributes:
+        name: What the package calls it.
+        folder: Where it lies in the package.
+        provider: The execution provider that it is for.
+    """
+
+    name: str
+    folder: str
+    provider: str
+
+
+def is_package(path: Path) -> bool:
+    """Whether a folder is a package, and not a model folder."""
+    return (path / MANIFEST_FILE).is_file() and not (path / CONFIG_FILE).is_file()
+
+
+def read_package(path: Path) -> list[PackageVariant]:
+    """Read what a package holds.
+
+    Args:
+        path: The folder with ``manifest.json``.
+
+    Raises:
+        InvalidModelError: If it is not a package, is of a later format, holds other than one
+            component, refers to what is not inside a variant's folder, or leads out of its own.
+    """
+    manifest = _read_object(path, PurePosixPath(MANIFEST_FILE))
+    version = str(manifest.get("schema_version"))
+    if not _VERSION.fullmatch(version):
+        raise InvalidModelError(
+            f"{MANIFEST_FILE}: schema_version is {version}; this package reads 1 and 1.x."
+        )
+    components = _object(manifest.get("components"), f"{MANIFEST_FILE}: components")
+    if len(components) != 1:
+        raise InvalidModelError(
+            f"{MANIFEST_FILE} lists {len(components)} components; a package of ONNX Runtime GenAI"
+            " has one."
+        )
+    (component,) = components.values()
+    folder = PurePosixPath()
+    where = MANIFEST_FILE
+    if isinstance(component, str):
+        file = _inside(folder, component, MANIFEST_FILE)
+        if (path / file).is_dir():
+            file /= COMPONENT_FILE
+        folder, where = file.parent, file.as_posix()
+        component = _read_object(path, file)
+    body = _object(component, f"{where}: the component")
+    variants = _object(body.get("variants"), f"{where}: variants")
+    found = [
+        _variant(path, folder, name, _object(variant, f"{where}: variants.{name}"), where)
+        for name, variant in variants.items()
+    ]
+    if not found:
+        raise InvalidModelError(f"{where} lists no variants.")
+    return found
+
+
+def _variant(
+    path: Path, parent: PurePosixPath, name: str, body: Mapping[str, Any], where: str
+) -> PackageVariant:
+    folder = _inside(parent, body.get("variant_directory", name), where)
+    if not (path / folder / CONFIG_FILE).is_file():
+        raise InvalidModelError(f"The package's variant {name} has no {CONFIG_FILE}.")
+    config = _read_object(path, folder / CONFIG_FILE)
+    if any(_SHARED.match(text) for text in _texts(config)):
+        raise InvalidModelError(
+            f"The package's variant {name} refers to shared assets (sha256:...), which the wheels"
+            " of onnxruntime-genai do not find. Put the files into the variant's folder, under"
+            " their names."
+        )
+    provider = provider_name(str(body.get("ep", "cpu")))
+    if provider not in PROVIDERS:
+        raise InvalidModelError(
+            f"The package's variant {name} is for {body['ep']!r}, which is no execution provider of"
+            f" onnxruntime-genai; those are {', '.join(PROVIDERS)}."
+        )
+    return PackageVariant(name, folder.as_posix(), provider)
+
+
+def _inside(parent: PurePosixPath, name: Any, where: str) -> PurePosixPath:
+    """Return a path of the package's, relative to its top."""
+    relative = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("..")
+    if relative.is_absolute() or ".." in relative.parts or "\\" in str(relative):
+        raise InvalidModelError(f"{where} names a path that leads out of the package.")
+    return parent / relative
+
+
+def _read_object(path: Path, name: PurePosixPath) -> Mapping[str, Any]:
+    try:
+        value = json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidModelError(f"{name} is missing, or is not valid JSON.") from error
+    return _object(value, str(name))
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidModelError(f"{what} must be a JSON object.")
+    return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

@@ -1,0 +1,179 @@
+"""What a model is and needs, told without loading it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
+from mlflow_phi3_onnx.artifact.repair import find_defects
+from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
+from mlflow_phi3_onnx.errors import SourceNotFoundError
+from mlflow_phi3_onnx.facts import facts_of
+from mlflow_phi3_onnx.loading import why_not_slots
+from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from mlflow_phi3_onnx.runtime import can_run_on
+from mlflow_phi3_onnx.sources.mlflow_models import fetch, is_uri
+from mlflow_phi3_onnx.sources.reference import locate_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlflow_phi3_onnx.artifact.files import Verify
+
+__all__ = ["inspect_model", "render"]
+
+_EXAMPLE_TOKENS = 1000
+
+
+def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
+    """Check a model as loading it would, and tell what is in it.
+
+    Args:
+        source: The path of a model folder, of a model package or of a saved model, or a
+            ``models:/`` or ``runs:/`` URI.
+        verify: How a saved model's files are checked: ``"size"``, ``"hash"`` or ``"off"``.
+
+    Returns:
+        Plain data: ``kind``, what the model is, ``files`` and ``bytes``, ``limits`` and ``memory``
+        (bytes), its ``variants`` and their ``defects``, and, of a saved model, ``source`` and
+        ``task``.
+
+    Raises:
+        SourceNotFoundError: If there is nothing.
+        InvalidModelError: If the model is broken.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        path = Path(source)
+        if is_uri(source):
+            _, path = fetch(source, lambda: Path(work))
+        elif not path.is_dir():
+            raise SourceNotFoundError(
+                "There is no folder at the path given. Expected a model folder, a saved model, or a"
+                " models:/ or runs:/ URI.",
+                param="model",
+            )
+        if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
+            return _report(bundle_of_folder(path), {"kind": "model folder"})
+        saved = read_saved(path)
+        folder = locate_files(saved)
+        saved.check(folder, verify)
+        return _report(saved.bundle(folder), _of_saved(saved))
+
+
+def _of_saved(saved: SavedModel) -> dict[str, Any]:
+    flavor = saved.flavor
+    return {
+        "kind": "saved model",
+        "schema_version": flavor["schema_version"],
+        "task": flavor["task"],
+        "source": flavor.get("source", {}),
+        "onnxruntime_genai_version": flavor.get("onnxruntime_genai_version"),
+        "by_reference": saved.by_reference,
+    }
+
+
+def _report(bundle: Bundle, head: Mapping[str, Any]) -> dict[str, Any]:
+    facts = facts_of(bundle)
+    facts.pop("variants", None)
+    model = bundle.model
+    PromptTokenizer(model.tokenizer_path)  # reads it, and its template, as loading does
+    per_token = model.kv_bytes_per_token
+    sizes = {name: path.stat().st_size for name, path in bundle.files.items()}
+    return {
+        **head,
+        **facts,
+        "eos_token_ids": list(model.eos_token_ids),
+        "chat_template": facts["chat_template_sha256"] is not None,
+        "files": sizes,
+        "bytes": sum(sizes.values()),
+        "memory": {
+            "kv_bytes_per_token": per_token,
+            f"kv_bytes_of_{_EXAMPLE_TOKENS}_tokens": _EXAMPLE_TOKENS * per_token,
+            "kv_bytes_of_whole_context": model.context_length * per_token,
+        },
+        "variants": [_of_variant(variant) for variant in bundle.variants],
+    }
+
+
+def _of_variant(variant: Variant) -> dict[str, Any]:
+    model = variant.model
+    return {
+        "name": variant.name,
+        "execution_provider": variant.provider,
+        "known_to_run_here": can_run_on(variant.provider),
+        "precision": model.graph.precision,
+        "block_sizes": sorted(model.graph.block_sizes),
+        "why_not_slots": why_not_slots(model),
+        "defects": [
+            {"name": defect.name, "effect": defect.effect, "remedy": defect.remedy}
+            for defect in find_defects(model)
+        ],
+    }
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Write a report for people."""
+    memory = report["memory"]
+    blocks = sorted({size for v in report["variants"] for size in v["block_sizes"]})
+    lines = [
+        f"{report['kind']}: {report['model_type']}, {report['parameters']:,} parameters,"
+        f" {report['precision']}" + (f" in blocks of {_join(blocks)}" if blocks else ""),
+        f"context          {report['context_length']:,} tokens",
+        f"vocabulary       {report['vocab_size']:,} ids",
+        f"ends at          {_join(report['eos_token_ids'])}",
+        f"chat template    {'yes' if report['chat_template'] else 'none: chat is refused'}",
+        f"files            {len(report['files'])}, {_size(report['bytes'])}",
+        f"KV cache         {_size(memory['kv_bytes_per_token'])} a token,"
+        f" {_size(memory[f'kv_bytes_of_{_EXAMPLE_TOKENS}_tokens'])} for {_EXAMPLE_TOKENS:,} tokens,"
+        f" {_size(memory['kv_bytes_of_whole_context'])} for the whole context",
+    ]
+    if report["kind"] == "saved model":
+        lines += _lines_of_saved(report)
+    for variant in report["variants"]:
+        lines += _lines_of_variant(variant)
+    return "\n".join(lines)
+
+
+def _lines_of_saved(report: Mapping[str, Any]) -> list[str]:
+    source = report["source"]
+    place = source.get("uri") or source.get("repo_id") or source.get("kind", "unknown")
+    revision = f" at {source['revision']}" if "revision" in source else ""
+    where = ", its files are in the repository" if report["by_reference"] else ""
+    return [
+        f"task             {report['task']}",
+        f"source           {place}{revision}{where}",
+        f"saved with       onnxruntime-genai {report['onnxruntime_genai_version']},"
+        f" layout {report['schema_version']}",
+    ]
+
+
+def _lines_of_variant(variant: Mapping[str, Any]) -> list[str]:
+    name = f"variant {variant['name']}" if variant["name"] else "runs on"
+    here = "" if variant["known_to_run_here"] else " (not known to be on this machine)"
+    loops = "genai and slots"
+    if variant["why_not_slots"]:
+        loops = f"genai; not slots, because {variant['why_not_slots']}"
+    lines = [
+        f"{name:<16} {variant['execution_provider']}{here}, {variant['precision']}",
+        f"{'loops':<16} {loops}",
+    ]
+    lines += [
+        f"{'defect':<16} {defect['name']}: {defect['effect']} {defect['remedy']}"
+        for defect in variant["defects"]
+    ]
+    return lines
+
+
+def _join(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

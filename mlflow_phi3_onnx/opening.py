@@ -1,0 +1,76 @@
+"""From a saved model to the model folder that is to be loaded: checked, and one of its variants."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.artifact.saved import read_saved
+from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.runtime import PROVIDERS, can_run_on, provider_name
+from mlflow_phi3_onnx.settings import Settings
+from mlflow_phi3_onnx.sources.reference import locate_files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant
+    from mlflow_phi3_onnx.artifact.folder import ModelFolder
+    from mlflow_phi3_onnx.openai.parameters import Task
+
+__all__ = ["PROVIDER_VARIABLE", "open_saved"]
+
+_logger = logging.getLogger(__name__)
+
+PROVIDER_VARIABLE = "MLFLOW_PHI3_ONNX_EXECUTION_PROVIDER"
+"""Chooses among the variants of a model, where no setting does."""
+
+
+def open_saved(
+    path: Path, model_config: Mapping[str, Any] | None
+) -> tuple[ModelFolder, Task, Mapping[str, Any]]:
+    """Check a saved model's files and find the model folder that is to be loaded.
+
+    Args:
+        path: The folder with the MLmodel file.
+        model_config: Generation defaults and runtime settings.
+
+    Returns:
+        The folder, the model's task, and where the model came from.
+
+    Raises:
+        InvalidModelError: If a file is not as it was saved, or no variant can run here.
+        InvalidRequestError: If the configuration is not what it may be, or there is no variant for
+            the execution provider that was asked for.
+        SourceError: If the files are in a repository and cannot be fetched.
+    """
+    saved = read_saved(path)
+    task: Task = saved.flavor["task"]
+    settings = Settings.check(model_config, task).runtime
+    folder = locate_files(saved)
+    saved.check(folder, settings.get("verify", "hash" if saved.by_reference else "size"))
+    variant = _choose(saved.bundle(folder), settings.get("execution_provider"))
+    return variant.model, task, saved.flavor.get("source", {})
+
+
+def _choose(bundle: Bundle, wanted: str | None) -> Variant:
+    if not bundle.has_variants:
+        return bundle.variants[0]
+    if wanted is None and PROVIDER_VARIABLE in os.environ:
+        wanted = provider_name(os.environ[PROVIDER_VARIABLE])
+    have = ", ".join(dict.fromkeys(variant.provider for variant in bundle.variants))
+    for provider in (wanted,) if wanted else filter(can_run_on, PROVIDERS):
+        for variant in bundle.variants:
+            if variant.provider == provider:
+                _logger.info("The model's variant %s is taken, for %s.", variant.name, provider)
+                return variant
+    if wanted:
+        raise InvalidRequestError(
+            f"The model has no variant for {wanted}; it has: {have}.", param="execution_provider"
+        )
+    raise InvalidModelError(
+        f"The model has variants for {have}, and none of these is known to be here. Install the"
+        " onnxruntime-genai build for it, or choose with execution_provider."
+    )

@@ -1,0 +1,145 @@
+"""What is checked of a saved model's files before anything reads them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pytest
+
+from mlflow_phi3_onnx import InvalidModelError, InvalidRequestError, load_model, save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WEIGHTS = "model.onnx.data"
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """A saved model to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+def refused(path: Path, says: str, **options: Any) -> None:
+    for load in (load_model, _as_pyfunc):
+        with pytest.raises(InvalidModelError, match=says) as caught:
+            load(path, **options)
+        assert str(path) not in caught.value.message
+
+
+def _as_pyfunc(path: Path, **options: Any) -> Any:
+    return mlflow.pyfunc.load_model(str(path), model_config=options)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "model.onnx"])
+def test_a_byte_of_a_small_file_is_found_by_default(copy: Path, name: str) -> None:
+    flip(copy / "model" / name, 100)
+    refused(copy, f"{name} is not the file that was saved")
+    refused(copy, f"{name} is not the file that was saved", verify="hash")
+
+
+def test_a_byte_of_the_weights_is_found_by_their_hash(copy: Path) -> None:
+    flip(copy / "model" / WEIGHTS, 1_000_000)
+    refused(copy, f"{WEIGHTS} is not the file that was saved", verify="hash")
+    with load_model(copy) as model:  # the size is the same
+        assert model.name == "phi3"
+
+
+def test_an_extra_file_is_named(copy: Path) -> None:
+    (copy / "model" / "special_tokens_map.json").write_text("{}")
+    refused(copy, "special_tokens_map.json was not saved with the model")
+    with load_model(copy, verify="off") as model:
+        assert model.name == "phi3"
+
+
+def test_hidden_files_do_not_count(copy: Path) -> None:
+    (copy / "model" / ".DS_Store").touch()
+    with load_model(copy) as model:
+        assert model.name == "phi3"
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
+def test_a_link_out_of_the_model_is_named(copy: Path, demo: Path, name: str) -> None:
+    (copy / "model" / name).unlink()
+    (copy / "model" / name).symlink_to(demo / name)
+    refused(copy, f"{name} is a symbolic link that leads out of the model")
+
+
+def test_a_broken_link_is_a_lost_file(copy: Path) -> None:
+    (copy / "model" / WEIGHTS).unlink()
+    (copy / "model" / WEIGHTS).symlink_to("nowhere")
+    refused(copy, f"has lost its file {WEIGHTS}")
+
+
+def test_what_off_does_not_check_the_folder_still_must_be(copy: Path) -> None:
+    (copy / "model" / WEIGHTS).unlink()
+    refused(copy, f"has no {WEIGHTS}", verify="off")
+
+
+def test_a_level_that_is_none_is_refused(copy: Path) -> None:
+    wrong: Any = "md5"
+    with pytest.raises(InvalidRequestError, match="verify must be one of size, hash, off; got"):
+        load_model(copy, verify=wrong)
+
+
+def config_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "genai_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        change(config)
+        path.write_text(json.dumps(config), encoding="utf-8")
+
+    return damage
+
+
+def renamed_weights(location: str) -> Callable[[Path], None]:
+    """Let the graph name other weights, by a name of the same length."""
+
+    def damage(folder: Path) -> None:
+        graph = folder / "model.onnx"
+        assert len(location) == len(WEIGHTS)
+        graph.write_bytes(graph.read_bytes().replace(WEIGHTS.encode(), location.encode()))
+
+    return damage
+
+
+UNSAFE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a library": (
+        config_with(
+            lambda c: c["model"]["decoder"]["session_options"].update(custom_ops_library="/x.so")
+        ),
+        "names a custom_ops_library",
+    ),
+    "a library of another part": (
+        config_with(
+            lambda c: c["model"].update(vision={"session_options": {"custom_ops_library": "x"}})
+        ),
+        "names a custom_ops_library",
+    ),
+    "weights at an absolute path": (renamed_weights("/model.onnx.dat"), "external data leads out"),
+    "weights above": (renamed_weights("../del.onnx.dat"), "external data leads out"),
+    "weights of another file": (renamed_weights("model.onnx.xyzw"), "has no model.onnx.xyzw"),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), UNSAFE.values(), ids=UNSAFE)
+def test_what_is_not_safe_is_neither_saved_nor_loaded(
+    demo: Path, saved: Path, tmp_path: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "folder"))
+    damage(folder)
+    with pytest.raises(InvalidModelError, match=says):
+        save_model(folder, tmp_path / "saved")
+    copy = Path(shutil.copytree(saved, tmp_path / "copy"))
+    damage(copy / "model")
+    refused(copy, says, verify="off")

@@ -1,0 +1,101 @@
+"""`mlflow-phi3-onnx inspect`: what it tells of a model, and of a broken one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_phi3_onnx import GenAIModel, log_model, save_model
+from mlflow_phi3_onnx.artifact.graph import read_graph
+from mlflow_phi3_onnx.cli import main
+
+Captured = pytest.CaptureFixture[str]
+
+
+def report(capsys: Captured, *arguments: object) -> dict[str, Any]:
+    assert main(["inspect", "--json", *map(str, arguments)]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_model_folder(demo: Path, capsys: Captured) -> None:
+    found = report(capsys, demo)
+    with GenAIModel(demo) as model:
+        limits = model.limits
+    assert found["kind"] == "model folder"
+    assert found["model_type"] == "phi3"
+    assert found["context_length"] == limits.context_length
+    assert found["vocab_size"] == limits.vocab_size
+    assert found["memory"]["kv_bytes_per_token"] == limits.kv_bytes_per_token
+    assert found["memory"]["kv_bytes_of_whole_context"] == 4096 * limits.kv_bytes_per_token
+    assert found["bytes"] == sum(f.stat().st_size for f in demo.iterdir())
+    (variant,) = found["variants"]
+    assert variant["execution_provider"] == "cpu"
+    assert variant["precision"] == "int4"
+    assert variant["why_not_slots"] is None
+    assert variant["defects"] == []
+
+
+def test_a_saved_model_and_a_uri(
+    demo: Path, tmp_path: Path, tracking: str, capsys: Captured
+) -> None:
+    assert tracking
+    save_model(demo, tmp_path / "saved", task="llm/v1/completions")
+    found = report(capsys, tmp_path / "saved", "--verify", "hash")
+    assert found["kind"] == "saved model"
+    assert found["task"] == "llm/v1/completions"
+    assert found["source"] == {"kind": "folder"}
+    info = log_model(demo, name="phi3")
+    assert report(capsys, info.model_uri)["parameters"] == found["parameters"]
+
+
+def test_the_text_has_what_matters(demo: Path, tmp_path: Path, capsys: Captured) -> None:
+    save_model(demo, tmp_path / "saved")
+    assert main(["inspect", str(tmp_path / "saved")]) == 0
+    text = capsys.readouterr().out
+    for part in ("phi3", "int4 in blocks of", "4,096 tokens", "KV cache", "genai and slots"):
+        assert part in text
+    assert str(tmp_path) not in text
+
+
+def test_a_defect_and_its_repair(demo: Path, tmp_path: Path, capsys: Captured) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "model"))
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"]["sliding_window"] = {"window_size": 2047}
+    config["model"]["eos_token_id"].append(99999)
+    path.write_text(json.dumps(config))
+    (variant,) = report(capsys, folder)["variants"]
+    names = [defect["name"] for defect in variant["defects"]]
+    assert names == ["sliding window", "end beyond the vocabulary"]
+    assert main(["inspect", str(folder)]) == 0
+    assert "The window is taken out." in capsys.readouterr().out
+
+
+def test_what_is_broken_has_status_1(demo: Path, tmp_path: Path, capsys: Captured) -> None:
+    save_model(demo, tmp_path / "saved")
+    with (tmp_path / "saved" / "model" / "model.onnx.data").open("ab") as file:
+        file.write(b"more")
+    for arguments in (["--json"], []):
+        assert main(["inspect", *arguments, str(tmp_path / "saved")]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "error: model.onnx.data has" in captured.err
+    assert main(["inspect", str(tmp_path / "nothing")]) == 1
+    assert "There is no folder at the path given" in capsys.readouterr().err
+
+
+def test_parameters_and_precision_of_the_demo_model(demo: Path) -> None:
+    graph = read_graph(demo / "model.onnx")
+    config = json.loads((demo / "genai_config.json").read_text())["model"]
+    hidden, layers = config["decoder"]["hidden_size"], config["decoder"]["num_hidden_layers"]
+    vocabulary = config["vocab_size"]
+    # Phi-3: attention 4 h², MLP of some width 3 h w, two norms a layer, embeddings, head, last norm
+    rest = 2 * vocabulary * hidden + hidden + layers * (4 * hidden**2 + 2 * hidden)
+    per_layer, left = divmod(graph.parameters - rest, layers * 3 * hidden)
+    assert left == 0
+    assert per_layer > hidden
+    assert graph.precision == "int4"
