@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.progress import rows_done
+from mlflow_phi3_onnx.scoring import plan_perplexity, plan_token_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
-    from mlflow_phi3_onnx.calls import Call, Calls
+    from mlflow_phi3_onnx.calls import Calls, Question
     from mlflow_phi3_onnx.engine.base import Engine, Stream, Ticket
     from mlflow_phi3_onnx.openai.chunks import Writer
+    from mlflow_phi3_onnx.planning import Planner
+    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["AsyncMethods"]
 
@@ -37,6 +40,8 @@ class AsyncMethods:
 
     _calls: Calls
     _engine: Engine
+    _planner: Planner
+    _tokenizer: PromptTokenizer
 
     async def achat(self, messages: Sequence[Mapping[str, Any]], **params: Any) -> dict[str, Any]:
         """Answer a conversation, as ``chat``."""
@@ -76,6 +81,32 @@ class AsyncMethods:
         """Continue a prompt in pieces of text, as ``stream_generate``."""
         return self.arun_stream(TEXT, {"prompt": prompt, **params})
 
+    @overload
+    async def atoken_logprobs(self, text: str, top_logprobs: int = 0) -> list[dict[str, Any]]: ...
+
+    @overload
+    async def atoken_logprobs(
+        self, text: list[str], top_logprobs: int = 0
+    ) -> list[list[dict[str, Any]]]: ...
+
+    async def atoken_logprobs(self, text: str | list[str], top_logprobs: int = 0) -> list[Any]:
+        """Report how likely each token of a text is, as ``token_logprobs``."""
+        answers = await self._aanswers(
+            lambda: plan_token_logprobs(text, top_logprobs, self._planner, self._tokenizer)
+        )
+        return answers[0] if isinstance(text, str) else answers
+
+    @overload
+    async def aperplexity(self, text: str) -> float: ...
+
+    @overload
+    async def aperplexity(self, text: list[str]) -> list[float]: ...
+
+    async def aperplexity(self, text: str | list[str]) -> float | list[float]:
+        """Measure how surprised the model is by a text, as ``perplexity``."""
+        answers = await self._aanswers(lambda: plan_perplexity(text, self._planner))
+        return answers[0] if isinstance(text, str) else answers
+
     async def arun(
         self,
         task: Task,
@@ -83,23 +114,7 @@ class AsyncMethods:
         params: Mapping[str, Any] | None = None,
     ) -> list[Any]:
         """Answer several requests together, as ``run``."""
-
-        def begin() -> tuple[Sequence[Call], Sequence[Ticket]]:
-            calls = self._calls.plan_each(task, requests, params)
-            return calls, self._engine.submit([job for call in calls for job in call.jobs])
-
-        calls, taken = await _begin(begin, lambda begun: _cancel(begun[1]))
-        tickets = deque(taken)
-        answers: list[Any] = []
-        try:
-            with rows_done(len(calls)) as bar:
-                for call in calls:
-                    done = [await tickets.popleft().aresult() for _ in call.jobs]
-                    answers.append(call.answer(done))
-                    bar.update()
-        finally:
-            _cancel(tickets)
-        return answers
+        return await self._aanswers(lambda: self._calls.plan_each(task, requests, params))
 
     async def arun_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
@@ -122,6 +137,27 @@ class AsyncMethods:
                 yield piece
         finally:
             stream.cancel()
+
+    async def _aanswers(self, plan: Callable[[], Sequence[Question]]) -> list[Any]:
+        """Plan questions, and let the engine answer them together."""
+
+        def begin() -> tuple[Sequence[Question], Sequence[Ticket]]:
+            questions = plan()
+            jobs = [job for question in questions for job in question.jobs]
+            return questions, self._engine.submit(jobs)
+
+        questions, taken = await _begin(begin, lambda begun: _cancel(begun[1]))
+        tickets = deque(taken)
+        answers: list[Any] = []
+        try:
+            with rows_done(len(questions)) as bar:
+                for question in questions:
+                    done = [await tickets.popleft().aresult() for _ in question.jobs]
+                    answers.append(question.answer(done))
+                    bar.update()
+        finally:
+            _cancel(tickets)
+        return answers
 
 
 def _cancel(tickets: Iterable[Ticket]) -> None:

@@ -31,6 +31,23 @@ def test_generate_and_its_stream(model: GenAIModel) -> None:
     asyncio.run(run())
 
 
+def test_scores_of_given_text(model: GenAIModel) -> None:
+    texts = [f"{PROMPT} Madrid.", f"{PROMPT} Paris."]
+
+    async def run() -> None:
+        assert await model.aperplexity(texts) == pytest.approx(model.perplexity(texts), rel=0.05)
+        alone = await model.aperplexity(texts[0])
+        assert alone == pytest.approx(model.perplexity(texts[0]), rel=0.05)
+        scores = await model.atoken_logprobs(texts[0], top_logprobs=2)
+        expected = model.token_logprobs(texts[0], top_logprobs=2)
+        assert [score["token"] for score in scores] == [score["token"] for score in expected]
+        assert len(await model.atoken_logprobs(texts)) == 2
+        with pytest.raises(InvalidRequestError, match="top_logprobs"):
+            await model.atoken_logprobs(texts, top_logprobs=21)
+
+    asyncio.run(run())
+
+
 def test_what_is_asked_at_once_is_answered_at_once(model: GenAIModel) -> None:
     countries = ["Spain", "France", "Italy", "Japan"] * 8
 

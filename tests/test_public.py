@@ -51,7 +51,7 @@ ROOMS = {
     "progress": set[str](),
     "calls": {"artifact", "engine", "openai", "planning", "prompt", "request"},
     "scoring": {"engine", "openai", "planning", "prompt", "request"},
-    "async_model": {"calls", "engine", "openai", "progress"},
+    "async_model": {"calls", "engine", "openai", "planning", "progress", "prompt", "scoring"},
     "model": {
         "artifact",
         "async_model",
