@@ -4,80 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
+from doors import SPAIN
+from forms import SCHEMAS, SUM, closed, schema_format
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
-from mlflow_phi3_onnx.artifact.folder import read_folder
-from mlflow_phi3_onnx.openai.structured import choice, lark, regex, response_format
-from mlflow_phi3_onnx.prompt import grammar as grammar_module
-from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
-    from mlflow_phi3_onnx.request import Grammar
-
-SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
-SHORT = {"type": "string", "maxLength": 12}
-
-
-def closed(**properties: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-# Each of them can be finished within a few hundred tokens, whatever a model babbles.
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "object": closed(city=SHORT, population={"type": "integer", "minimum": 0, "maximum": 10**7}),
-    "nested": closed(place=closed(name=SHORT, country=closed(code={"enum": ["ES", "FR"]}))),
-    "optional": {**closed(a=SHORT, b=SHORT), "required": ["b"]},
-    "array": {"type": "array", "items": {"enum": ["x", "y", 3]}, "minItems": 2, "maxItems": 4},
-    "tuple": {
-        "type": "array",
-        "prefixItems": [{"type": "boolean"}, {"type": "null"}],
-        "items": False,
-        "minItems": 2,
-    },
-    "any of": {"anyOf": [closed(kind={"const": "a"}), closed(kind={"const": "b"}, n=SHORT)]},
-    "all of": {
-        "allOf": [
-            {"type": "object", "properties": {"a": SHORT}, "required": ["a"]},
-            {"properties": {"b": {"type": "boolean"}}, "required": ["b"]},
-            {"properties": {"a": True, "b": True}, "additionalProperties": False},
-        ]
-    },
-    "reference": {
-        "$defs": {"leaf": {"anyOf": [{"type": "null"}, closed(x={"type": "boolean"})]}},
-        **closed(left={"$ref": "#/$defs/leaf"}, right={"$ref": "#/$defs/leaf"}),
-    },
-    "pattern": closed(code={"type": "string", "pattern": "^[A-Z]{2}-[0-9]{3}$"}),
-    "formats": closed(
-        day={"type": "string", "format": "date"}, ip={"type": "string", "format": "ipv4"}
-    ),
-    "number": closed(x={"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 9}),
-    "names of every kind": closed(**{'with "quotes"': SHORT, "ünïcode 😀": SHORT, "a\nb": SHORT}),
-    "any constant": {"enum": ["a b", 1, None, True, {"x": [1, "y"]}]},
-}
-
-
-def schema_format(schema: dict[str, Any], **wrapper: Any) -> dict[str, Any]:
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "answer", "schema": schema, **wrapper},
-    }
 
 
 def check(text: str, schema: dict[str, Any]) -> None:
@@ -160,9 +100,6 @@ def test_an_answer_is_one_of_the_choices(model: GenAIModel, texts: list[str]) ->
 
 def test_the_likeliest_choice_is_taken(model: GenAIModel) -> None:
     assert model.generate("The capital of Spain is", choice=[" Paris", " Madrid"]) == " Madrid"
-
-
-SUM = 'start: NUMBER ("+" NUMBER){1,3}\nNUMBER: /[1-9][0-9]{0,2}/'
 
 
 def test_text_matches_its_grammar(model: GenAIModel) -> None:
@@ -422,122 +359,3 @@ def test_forms_reach_text_generation_through_params(demo: Path, tmp_path: Path) 
     assert loaded.predict(prompts, params={"regex": "ab"}) == ["ab", "ab"]
     assert loaded.predict(prompts, params={"choice": ["cd"]}) == ["cd", "cd"]
     assert loaded.predict(prompts, params={"grammar": 'start: "ef"'}) == ["ef", "ef"]
-
-
-@pytest.fixture
-def compiler(demo: Path) -> GrammarCompiler:
-    tokenizer = PromptTokenizer(demo)
-    folder = read_folder(demo)
-    ends = frozenset(folder.eos_token_ids)
-    made = tokenizer.grammars(folder.vocab_size, ends)
-    assert tokenizer.grammars(folder.vocab_size, ends) is made
-    return made
-
-
-def test_the_cache_is_bounded_by_count(compiler: GrammarCompiler) -> None:
-    for i in range(100):
-        compiler.matcher(regex(f"a{{{i + 1}}}"))
-        compiler.matcher(regex("used all the time"))
-    assert len(compiler.kept) == grammar_module.MAX_CACHED
-    assert "used all the time" in compiler.kept
-    assert "a{1}" not in compiler.kept
-
-
-def test_the_cache_is_bounded_by_size(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grammar_module, "MAX_CACHED_CHARACTERS", 1000)
-    for i in range(20):
-        compiler.matcher(regex(f"{i}" + "a" * 200))
-    assert sum(map(len, compiler.kept)) <= 1000
-    compiler.matcher(regex("b" * 2000))
-    assert len(compiler.kept) == 1
-
-
-def test_a_bad_grammar_is_not_kept(compiler: GrammarCompiler) -> None:
-    with pytest.raises(InvalidRequestError):
-        compiler.matcher(regex("(a"))
-    assert compiler.kept == []
-
-
-def walk(compiler: GrammarCompiler, held: Grammar, seed: int, steps: int = 3000) -> list[int]:
-    """Take random allowed tokens until the grammar is at its end."""
-    matcher = compiler.matcher(held)
-    random = np.random.default_rng(seed)
-    tokens: list[int] = []
-    while not matcher.done and len(tokens) < steps:
-        logits = np.zeros(compiler.mask_size * 32, dtype=np.float32)
-        matcher.mask(logits)
-        tokens.append(int(random.choice(np.flatnonzero(np.isfinite(logits)))))
-        matcher.accept(tokens[-1])
-        if tokens[-1] in compiler.eos:
-            break
-    return tokens
-
-
-def test_no_answer_fails_because_others_used_up_the_shared_states(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import llguidance
-
-    few = llguidance.LLParserLimits(max_lexer_states=300, verbose_errors=False)
-    monkeypatch.setattr(grammar_module, "_LIMITS", few)
-    held = regex("([a-z ]*e.{6}){2}[.]")
-    shared = [walk(compiler, held, seed, 40) for seed in range(30)]
-    assert len(set(map(tuple, shared))) > 20
-    compiled = 0
-    compile_one = compiler.compile
-
-    def count(one: Grammar) -> Any:
-        nonlocal compiled
-        compiled += 1
-        return compile_one(one)
-
-    monkeypatch.setattr(compiler, "compile", count)
-    assert shared == [walk(compiler, held, seed, 40) for seed in range(30)]
-    assert compiled > 0  # the limit was reached, and matchers started over
-    fresh: list[list[int]] = []
-    for seed in range(30):
-        compiler.drop(held)
-        fresh.append(walk(compiler, held, seed, 40))
-    assert shared == fresh
-
-
-def test_a_grammar_that_gets_too_complex_fails_its_row_alone(model: GenAIModel) -> None:
-    bad = "[a-z]{3}(((a{1000}){1000}){1000})"
-    rows: list[dict[str, Any]] = [{"max_tokens": 20}, {"regex": bad, "max_tokens": 20}]
-    results: dict[int, Any] = {}
-
-    def ask(number: int) -> None:
-        try:
-            results[number] = model.chat(SPAIN, **rows[number])
-        except InvalidRequestError as error:
-            results[number] = error
-
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    text = results[0]["choices"][0]["message"]["content"]
-    assert text == " The capital of Spain is Madrid."
-    assert isinstance(results[1], InvalidRequestError)
-    assert results[1].param == "regex"
-    assert results[1].message.startswith("The answer cannot go on within regex: ")
-
-
-def test_threads_share_a_compiler(compiler: GrammarCompiler) -> None:
-    held = [response_format(schema_format(schema)) for schema in SCHEMAS.values()]
-    forms = [*(form for form in held if form), lark(SUM), choice(["a", "b"])]
-    expected = [walk(compiler, form, 1) for form in forms]
-    seen: list[list[list[int]]] = []
-
-    def work() -> None:
-        seen.append([walk(compiler, form, 1) for form in forms])
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == [expected] * 8
