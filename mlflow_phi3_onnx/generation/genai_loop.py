@@ -49,8 +49,8 @@ class GenAITraits:
 class GenAILoop:
     """Runs a model with onnxruntime-genai's generator.
 
-    Rows that wait at the same time share a generator, those of a like length first, so that little
-    is padded. The next ones start beside them, and every generator has its turn, so nobody waits
+    Rows that wait at the same time share a generator, those of like lengths first, so that little
+    is padded and few are computed on when they are over. The next ones start beside them, and every generator has its turn, so nobody waits
     for someone else's whole answer.
 
     Args:
@@ -161,7 +161,7 @@ class GenAILoop:
         if not self._traits.groups or _wants_a_generator(first):
             others = []
         others = [row for row in others if not _wants_a_generator(row)]
-        others.sort(key=lambda row: abs(len(row.prompt) - len(first.prompt)))
+        others.sort(key=lambda row: _difference(row, first))
         rows: list[Row] = []
         for row in [first, *others]:
             joined = [*rows, row]
@@ -175,6 +175,12 @@ class GenAILoop:
     def _short(self, rows: Sequence[Row]) -> bool:
         tokens = len(rows) * max(len(row.prompt) for row in rows)
         return self._chunks.next(tokens, alone=True) == tokens
+
+
+def _difference(one: Row, other: Row) -> int:
+    """Count the tokens that one of two rows is computed in vain beside the other, at most."""
+    prompts = abs(len(one.prompt) - len(other.prompt))
+    return prompts + abs(one.max_tokens - other.max_tokens)
 
 
 def _wants_a_generator(row: Row) -> bool:
