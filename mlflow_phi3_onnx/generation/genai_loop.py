@@ -50,8 +50,8 @@ class GenAILoop:
     """Runs a model with onnxruntime-genai's generator.
 
     Rows that wait at the same time share a generator, those of like lengths first, so that little
-    is padded and few are computed on when they are over. The next ones start beside them, and every generator has its turn, so nobody waits
-    for someone else's whole answer.
+    is padded and few are computed on when they are over. The next ones start beside them, and every
+    generator has its turn, so nobody waits for someone else's whole answer.
 
     Args:
         model: The loaded model.
