@@ -227,7 +227,7 @@ def log_model(
         resources: Databricks resources that the model needs.
         auth_policy: Databricks' authentication policy, instead of ``resources``.
         validate_serving_input: Whether to load the model and run ``input_example`` as a server
-            would. It takes the time and memory that loading takes.
+            would. It takes the time and memory that loading takes, and one more copy on the disk.
 
     Returns:
         What was logged; its ``model_uri`` loads it.
@@ -336,11 +336,17 @@ def _source(model: Any, **options: Any) -> Source:
 class _Staging:
     """The flavor that ``Model.log`` saves with: into a folder that it copies on at once.
 
-    ``Model.log`` acts on ``model_config`` and ``validate_serving_input``, and passes them on.
+    ``Model.log`` acts on ``model_config`` and ``validate_serving_input``, and passes them on. Where
+    it is to load the model from there, links would not do: they lead out of the model.
     """
 
     @staticmethod
     def save_model(
-        path: str, mlflow_model: Model, plan: SavePlan, source: ResolvedSource, **_: Any
+        path: str,
+        mlflow_model: Model,
+        plan: SavePlan,
+        source: ResolvedSource,
+        validate_serving_input: bool = False,
+        **_: Any,
     ) -> None:
-        write_model(plan, source, Path(path), mlflow_model, link=True)
+        write_model(plan, source, Path(path), mlflow_model, link=not validate_serving_input)

@@ -93,8 +93,9 @@ def test_a_variant_is_downloaded_and_nothing_else(
     hub: FakeHub, repository: Repository, demo: Path, tmp_path: Path
 ) -> None:
     save_model(REPO, tmp_path / "saved", subfolder=CPU)
-    assert sorted(hub.downloaded()) == sorted(file.name for file in demo.iterdir())
-    assert all(CPU in r.path for r in hub.requests if "/resolve/" in r.path)
+    needed = {file.name for file in demo.iterdir()}
+    assert sorted(hub.downloaded()) == sorted(needed | {"README.md", "LICENSE"})
+    assert not any("directml" in r.path or "cuda" in r.path for r in hub.requests)
     assert any(r.path.startswith("/cdn/") for r in hub.requests)
     commit = repository.branches["main"]
     assert source_of(tmp_path / "saved") == {
@@ -103,6 +104,7 @@ def test_a_variant_is_downloaded_and_nothing_else(
         "revision": commit,
         "subfolder": CPU,
     }
+    assert (tmp_path / "saved" / "model" / "LICENSE").read_text() == "MIT License\n"
     for file in demo.iterdir():
         assert (tmp_path / "saved" / "model" / file.name).read_bytes() == file.read_bytes()
     with GenAIModel(tmp_path / "saved" / "model") as model:

@@ -17,6 +17,7 @@ from mlflow.types.schema import ColSpec, DataType, Schema
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import InvalidModelError, InvalidRequestError, save_model
+from mlflow_phi3_onnx.artifact.folder import read_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,9 +59,13 @@ def test_flavor_section_tells_the_facts_of_the_model(saved: Path, demo: Path) ->
     files = flavor.pop("files")
     assert set(files) == set(tree(demo))
     assert flavor == {
-        "schema_version": 1,
+        "schema_version": 2,
         "onnxruntime_genai_version": onnxruntime_genai.__version__,
         "model_type": config["type"],
+        "parameters": read_folder(demo).graph.parameters,
+        "precision": "int4",
+        "execution_providers": ["cpu"],
+        "chat_template_sha256": flavor["chat_template_sha256"],
         "context_length": config["context_length"],
         "vocab_size": config["vocab_size"],
         "source": {"kind": "folder"},
