@@ -144,9 +144,9 @@ def page(text: str, report: Mapping[str, Any] | None) -> str:
             "speeds": speeds(report),
             "machine": machine(report),
             "plot": picture,
-            "conversion": conversion(report),
-            "rounding": rounding(report),
         }
+        if "conversion" in report["measures"]:
+            parts |= {"conversion": conversion(report), "rounding": rounding(report)}
     return MARKED.sub(lambda found: found[1] + parts.get(found[2], NOTHING) + found[3], text)
 
 

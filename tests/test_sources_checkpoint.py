@@ -209,7 +209,7 @@ def test_a_checkpoint_beside_models_is_converted_where_a_precision_is_given(
         save_model(checkpoint, tmp_path / "converted", precision="int4")
 
 
-@pytest.mark.parametrize("model", [7, {"model": 1}, object(), b"org/name", None])
+@pytest.mark.parametrize("model", [7, [1], object(), b"org/name", None])
 def test_what_is_no_source_says_what_may_be(tmp_path: Path, model: Any) -> None:
     with pytest.raises(InvalidRequestError, match="model must be the path of a folder") as caught:
         save_model(model, tmp_path / "saved")

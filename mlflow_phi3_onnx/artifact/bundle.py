@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import TOKENIZER_FILES, ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.package import is_package, read_package
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.runtime import PROVIDERS
+from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,8 +115,7 @@ def bundle_of_variants(models: Mapping[str, Bundle]) -> Bundle:
         models: Each with one form, by the name of its provider.
 
     Raises:
-        InvalidRequestError: If a name is no provider's, or not that of the model's provider.
-        InvalidModelError: If they are not forms of one model.
+        InvalidModelError: If one is for another provider, or they are not forms of one model.
     """
     for name, bundle in models.items():
         _check_provider(name, bundle)
@@ -151,12 +149,6 @@ def list_visible(folder: Path) -> list[str]:
 
 
 def _check_provider(name: str, bundle: Bundle) -> None:
-    if name not in PROVIDERS:
-        raise InvalidRequestError(
-            f"model: a variant is named by its execution provider, one of {', '.join(PROVIDERS)};"
-            f" got {name!r}.",
-            param="model",
-        )
     if bundle.has_variants:
         raise InvalidModelError(f"The variant {name} has variants itself; give one of them.")
     if bundle.variants[0].provider != name:

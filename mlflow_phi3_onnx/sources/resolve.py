@@ -13,6 +13,7 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, bundle_of_folder, bundle_of
 from mlflow_phi3_onnx.artifact.folder import ModelFolder
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
+from mlflow_phi3_onnx.runtime import PROVIDERS
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
 from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
@@ -228,9 +229,16 @@ class _Resolver:
     def _from_variants(self, models: Mapping[Any, Any]) -> ResolvedSource:
         for name in ("subfolder", "revision", "tokenizer", "precision", "export_options"):
             self._refuse(name, "a single model")
-        if not models or self._source.by_reference:
+        if self._source.by_reference:
             raise InvalidRequestError(
-                "model must have a variant, and save_pretrained=False is for single models.",
+                "save_pretrained=False is for a single model, and model has variants.",
+                param="save_pretrained",
+            )
+        if not models or not set(models) <= set(PROVIDERS):
+            names = ", ".join(map(repr, models)) or "none"
+            raise InvalidRequestError(
+                "model: variants are named by their execution providers, one or more of"
+                f" {', '.join(PROVIDERS)}; got {names}.",
                 param="model",
             )
         resolved = {
