@@ -167,6 +167,11 @@ def test_a_parent_folder_names_the_models_inside_it(demo: Path, tmp_path: Path) 
         shutil.copytree(demo, tmp_path / name)
     with pytest.raises(InvalidModelError, match="give one of them: cpu/int4, cuda"):
         read_folder(tmp_path)
+    for number in range(20):
+        (tmp_path / f"m{number:02}").mkdir()
+        (tmp_path / f"m{number:02}" / "genai_config.json").touch()
+    with pytest.raises(InvalidModelError, match=r"m09 and 10 more\.$"):
+        read_folder(tmp_path)
 
 
 def test_the_sliding_window_defect_is_repaired(folder: Path) -> None:

@@ -12,12 +12,14 @@ from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime import provider_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["CONFIG_FILE", "ModelFolder", "read_folder"]
+__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelFolder", "read_folder", "some_of"]
 
 CONFIG_FILE = "genai_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+_SHOWN = 12
 
 # Other forms of a tokenizer, which are not read.
 _OTHER_TOKENIZERS = (
@@ -138,10 +140,18 @@ def _check_layout(path: Path) -> None:
     if (path / CONFIG_FILE).is_file():
         return
     message = f"The folder has no {CONFIG_FILE}, so it is not an ONNX Runtime GenAI model."
-    inside = sorted(p.parent.relative_to(path).as_posix() for p in path.rglob(CONFIG_FILE))
+    # Not deeper: the path may be that of a home folder.
+    found = [p for depth in range(1, 5) for p in path.glob("*/" * depth + CONFIG_FILE)]
+    inside = sorted(p.parent.relative_to(path).as_posix() for p in found)
     if inside:
-        message += f" These folders inside it have one; give one of them: {', '.join(inside)}."
+        message += f" These folders inside it have one; give one of them: {some_of(inside)}."
     raise InvalidModelError(message)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """List names for a message, and only count those beyond a dozen."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

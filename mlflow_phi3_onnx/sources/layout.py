@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
+from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE, some_of
 from mlflow_phi3_onnx.artifact.package import MANIFEST_FILE
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
@@ -182,7 +182,7 @@ def _join(subfolder: str, name: str) -> str:
 
 def _list_models(models: list[str], subfolder: str = "") -> str:
     named = [_join(subfolder, model) for model in models if model]
-    return f" These folders inside hold one: {', '.join(named)}." if named else ""
+    return f" These folders inside hold one: {some_of(named)}." if named else ""
 
 
 def _what_else(names: Collection[str]) -> str:
