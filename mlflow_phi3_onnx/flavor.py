@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx.artifact.adapters import fitted
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.saving import SavePlan, check_target, plan_save, write_model
@@ -59,6 +60,7 @@ def save_model(
     tokenizer: Any = None,
     precision: Precision | None = None,
     export_options: Mapping[str, Any] | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -95,6 +97,9 @@ def save_model(
             256; by default 128 on CPU, and 32 elsewhere and with k_quant), ``algorithm``
             (``"default"``, ``"rtn"``, ``"rtn_last"``, ``"k_quant"``, ``"k_quant_last"`` or
             ``"k_quant_mixed"``) and ``execution_provider`` (``"cpu"``, ``"cuda"`` or ``"dml"``).
+        adapters: LoRA adapters that requests may choose, by name (letters, digits, ``.``, ``_`` and
+            ``-``): each the path of an ``.onnx_adapter`` file, or of a PEFT folder, which is
+            converted. The graph must have inputs for them, as Olive makes them.
         task: ``"llm/v1/chat"`` (messages in, OpenAI's chat objects out), ``"llm/v1/completions"``
             (a prompt in, OpenAI's completion objects out) or ``"text-generation"`` (a prompt in,
             text out).
@@ -112,7 +117,7 @@ def save_model(
 
     Raises:
         SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the model is not whole.
+        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
         DependencyError: If it must be converted, and the ``export`` extra is not installed.
         ConversionError: If it cannot be converted.
         InvalidRequestError: If another argument is not what it may be.
@@ -120,6 +125,7 @@ def save_model(
     """
     plan = plan_save(
         task=task,
+        adapters=adapters,
         model_config=model_config,
         conda_env=conda_env,
         code_paths=code_paths,
@@ -139,9 +145,10 @@ def save_model(
         tokenizer=tokenizer,
         precision=precision,
         export_options=export_options,
+        adapted=bool(plan.adapters),
     )
-    with resolve(source) as resolved:
-        write_model(plan, resolved, target, mlflow_model or Model(), link=False)
+    with resolve(source) as resolved, fitted(plan.adapters, resolved.folder) as files:
+        write_model(plan, resolved, target, mlflow_model or Model(), adapters=files, link=False)
 
 
 def log_model(
@@ -154,6 +161,7 @@ def log_model(
     tokenizer: Any = None,
     precision: Precision | None = None,
     export_options: Mapping[str, Any] | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -192,6 +200,7 @@ def log_model(
         tokenizer: See :func:`save_model`.
         precision: See :func:`save_model`.
         export_options: See :func:`save_model`.
+        adapters: See :func:`save_model`.
         task: See :func:`save_model`.
         model_config: See :func:`save_model`. It is also logged as parameters of the run.
         conda_env: See :func:`save_model`.
@@ -222,13 +231,14 @@ def log_model(
 
     Raises:
         SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the model is not whole.
+        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
         DependencyError: If it must be converted, and the ``export`` extra is not installed.
         ConversionError: If it cannot be converted.
         InvalidRequestError: If another argument is not what it may be.
     """
     plan = plan_save(
         task=task,
+        adapters=adapters,
         model_config=model_config,
         conda_env=conda_env,
         code_paths=code_paths,
@@ -246,8 +256,9 @@ def log_model(
         tokenizer=tokenizer,
         precision=precision,
         export_options=export_options,
+        adapted=bool(plan.adapters),
     )
-    with resolve(source) as resolved:
+    with resolve(source) as resolved, fitted(plan.adapters, resolved.folder) as files:
         info = Model.log(
             artifact_path=artifact_path,
             name=name,
@@ -255,6 +266,7 @@ def log_model(
             flavor_name=FLAVOR_NAME,
             plan=plan,
             source=resolved,
+            adapters=files,
             model_config=plan.config,
             validate_serving_input=validate_serving_input,
             registered_model_name=registered_model_name,
@@ -307,6 +319,11 @@ class _Staging:
 
     @staticmethod
     def save_model(
-        path: str, mlflow_model: Model, plan: SavePlan, source: ResolvedSource, **_: Any
+        path: str,
+        mlflow_model: Model,
+        plan: SavePlan,
+        source: ResolvedSource,
+        adapters: Mapping[str, Path],
+        **_: Any,
     ) -> None:
-        write_model(plan, source, Path(path), mlflow_model, link=True)
+        write_model(plan, source, Path(path), mlflow_model, adapters=adapters, link=True)

@@ -30,7 +30,8 @@ def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[G
     """
     saved = read_saved(path)
     task: Task = saved.flavor["task"]
-    return GenAIModel(saved.folder, model_config=model_config, task=task), task
+    model = GenAIModel(saved.folder, adapters=saved.adapters, model_config=model_config, task=task)
+    return model, task
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFuncWrapper:

@@ -68,6 +68,7 @@ ROOMS = {
         "sources",
     },
     "flavor": {
+        "artifact",
         "mlflow_compat",
         "model",
         "openai",

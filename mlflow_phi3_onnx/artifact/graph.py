@@ -23,9 +23,10 @@ _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
 _NODE_OP_TYPE, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 1, 3, 5, 6
-_TENSOR_EXTERNAL_DATA = 13
+_TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 8, 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
+_TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION, _DIMENSION_VALUE = 1, 2, 1, 1
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -52,13 +53,19 @@ class GraphFacts:
 
     Attributes:
         inputs: The element type (``TensorProto.DataType``) of each input, by name.
-        outputs: The same for the outputs.
+        shapes: The length of each input's axes, by name; None where the graph leaves it open.
+        optional: The inputs that the graph has a default for. Adapters replace those.
+        outputs: As ``inputs``, for the outputs.
         operators: How often each operator occurs, subgraphs included.
         attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
         external: The weights files, by location.
     """
 
     inputs: dict[str, int] = field(default_factory=dict[str, int])
+    shapes: dict[str, tuple[int | None, ...]] = field(
+        default_factory=dict[str, tuple[int | None, ...]]
+    )
+    optional: set[str] = field(default_factory=set[str])
     outputs: dict[str, int] = field(default_factory=dict[str, int])
     operators: dict[str, int] = field(default_factory=dict[str, int])
     attention_windows: set[int] = field(default_factory=set[int])
@@ -137,17 +144,22 @@ def _text(data: memoryview) -> str:
 
 
 def _read_graph(data: memoryview, facts: GraphFacts, *, top: bool = True) -> None:
+    defaults: set[str] = set()
     for number, value in _fields(data):
         if not isinstance(value, memoryview):
             continue
         if number == _GRAPH_NODE:
             _read_node(value, facts)
         elif number == _GRAPH_INITIALIZER:
-            _read_tensor(value, facts)
+            defaults.add(_read_tensor(value, facts))
         elif number == _GRAPH_INPUT and top:
-            _read_value_info(value, facts.inputs)
+            name, element, shape = _read_value_info(value)
+            facts.inputs[name], facts.shapes[name] = element, shape
         elif number == _GRAPH_OUTPUT and top:
-            _read_value_info(value, facts.outputs)
+            name, element, _ = _read_value_info(value)
+            facts.outputs[name] = element
+    if top:
+        facts.optional = defaults & facts.inputs.keys()
 
 
 def _read_node(data: memoryview, facts: GraphFacts) -> None:
@@ -175,21 +187,29 @@ def _read_node(data: memoryview, facts: GraphFacts) -> None:
         facts.attention_windows.add(window)
 
 
-def _read_tensor(data: memoryview, facts: GraphFacts) -> None:
+def _read_tensor(data: memoryview, facts: GraphFacts) -> str:
+    """Note the weights file that a tensor lies in, if it is in one, and return its name."""
+    name = ""
     entries: dict[str, str] = {}
-    for entry in _views(data, _TENSOR_EXTERNAL_DATA):
-        pair = dict(_fields(entry))
-        key, value = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
-        if isinstance(key, memoryview) and isinstance(value, memoryview):
-            entries[_text(key)] = _text(value)
+    for number, content in _fields(data):
+        if number == _TENSOR_NAME and isinstance(content, memoryview):
+            name = _text(content)
+        elif number == _TENSOR_EXTERNAL_DATA and isinstance(content, memoryview):
+            pair = dict(_fields(content))
+            key, value = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
+            if isinstance(key, memoryview) and isinstance(value, memoryview):
+                entries[_text(key)] = _text(value)
     if location := entries.get("location"):
         file = facts.external.setdefault(location, ExternalFile(location))
         end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
         file.size = max(file.size, end)
+    return name
 
 
-def _read_value_info(data: memoryview, into: dict[str, int]) -> None:
+def _read_value_info(data: memoryview) -> tuple[str, int, tuple[int | None, ...]]:
+    """Return the name, element type and shape of an input or output."""
     name, element = "", 0
+    shape: tuple[int | None, ...] = ()
     for number, value in _fields(data):
         if not isinstance(value, memoryview):
             continue
@@ -199,4 +219,14 @@ def _read_value_info(data: memoryview, into: dict[str, int]) -> None:
             for tensor in _views(value, _TYPE_TENSOR):
                 types = [v for n, v in _fields(tensor) if n == _TENSOR_ELEMENT]
                 element = types[0] if types and isinstance(types[0], int) else 0
-    into[name] = element
+                shape = tuple(
+                    _length(axis)
+                    for axes in _views(tensor, _TENSOR_SHAPE)
+                    for axis in _views(axes, _SHAPE_DIMENSION)
+                )
+    return name, element, shape
+
+
+def _length(axis: memoryview) -> int | None:
+    values = [value for number, value in _fields(axis) if number == _DIMENSION_VALUE]
+    return values[0] if values and isinstance(values[0], int) else None

@@ -28,10 +28,12 @@ class SavedModel:
     Attributes:
         folder: The model folder inside the artifact.
         flavor: The flavor's section of the MLmodel file.
+        adapters: The files of its adapters, by name.
     """
 
     folder: Path
     flavor: Mapping[str, Any]
+    adapters: Mapping[str, Path]
 
 
 def read_saved(path: Path) -> SavedModel:
@@ -54,4 +56,7 @@ def read_saved(path: Path) -> SavedModel:
     if path.resolve() not in folder.resolve().parents:
         raise InvalidModelError("The MLmodel file names a data folder outside the model.")
     check_sizes(folder, flavor["files"])
-    return SavedModel(folder, flavor)
+    adapters: Mapping[str, Any] = flavor.get("adapters", {})
+    check_sizes(path, {facts["path"]: facts for facts in adapters.values()})
+    files = {name: path / facts["path"] for name, facts in adapters.items()}
+    return SavedModel(folder, flavor, files)

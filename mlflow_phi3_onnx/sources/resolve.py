@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.artifact.adapters import NO_ADAPTER_INPUTS
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
 __all__ = ["ResolvedSource", "Source", "resolve"]
+
+_logger = logging.getLogger(__name__)
 
 _EXPECTED = (
     "model must be the path of a folder with a model, the id of a repository on the Hugging Face"
@@ -43,6 +47,7 @@ class Source:
         tokenizer: The tokenizer of a model that is in memory.
         precision: The form of the weights, where they are converted.
         export_options: How else they are converted; see :class:`Conversion`.
+        adapted: Whether adapters are to be saved beside it.
     """
 
     model: Any
@@ -51,6 +56,7 @@ class Source:
     tokenizer: Any = None
     precision: str | None = None
     export_options: Mapping[str, Any] | None = None
+    adapted: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,12 @@ class _Resolver:
                     param="precision",
                 )
             saved = read_saved(held.path)
+            if saved.adapters:
+                _logger.warning(
+                    "The MLflow model was saved with adapters (%s), which are not carried over:"
+                    " give those that you need.",
+                    ", ".join(saved.adapters),
+                )
             hashes = {name: facts["sha256"] for name, facts in saved.flavor["files"].items()}
             origin = {**held.origin, "flavor": FLAVOR_NAME}
             if "source" in saved.flavor:
@@ -210,6 +222,8 @@ class _Resolver:
         return ResolvedSource(read_folder(path), origin, hashes)
 
     def _convert(self, path: Path, origin: Mapping[str, Any]) -> ResolvedSource:
+        if self._source.adapted:
+            raise InvalidModelError(NO_ADAPTER_INPUTS)
         checkpoint = read_checkpoint(path.absolute())
         folder = self._temporary_folder() / "model"
         facts = convert(checkpoint, folder, self._conversion)
