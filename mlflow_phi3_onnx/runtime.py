@@ -38,6 +38,7 @@ __all__ = [
     "NativeModel",
     "available_threads",
     "installed_distribution",
+    "read_adapter",
     "write_adapter",
 ]
 
@@ -162,6 +163,20 @@ class _RunErrors:
 _run_errors = _RunErrors()
 
 
+def read_adapter(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the parameters of an ``.onnx_adapter`` file, by name.
+
+    Args:
+        path: The file, which has been found whole.
+
+    Raises:
+        DependencyError: If ONNX Runtime, which onnxruntime-genai brings along, is missing.
+    """
+    adapter = _import_onnxruntime().AdapterFormat.read_adapter(str(path))
+    # What numpy() returns lies in the file's mapping, which ends with the adapter.
+    return {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
+
+
 def write_adapter(path: Path, parameters: Mapping[str, NDArray[Any]]) -> None:
     """Write an ``.onnx_adapter`` file.
 
@@ -172,21 +187,21 @@ def write_adapter(path: Path, parameters: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         DependencyError: If ONNX Runtime, which onnxruntime-genai brings along, is missing.
     """
+    onnxruntime = _import_onnxruntime()
+    adapter = onnxruntime.AdapterFormat()
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+    adapter.set_parameters({name: value(array) for name, array in parameters.items()})
+    adapter.export_adapter(str(path))
+
+
+def _import_onnxruntime() -> Any:
     try:
-        onnxruntime = importlib.import_module("onnxruntime")
+        return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise DependencyError(
-            "onnxruntime cannot be imported, and converting an adapter needs it. Install"
-            " onnxruntime-genai."
+            "onnxruntime cannot be imported, and making an adapter's file needs it. Install"
+            " onnxruntime-genai, which brings it along."
         ) from error
-    adapter = onnxruntime.AdapterFormat()
-    adapter.set_parameters(
-        {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(values)
-            for name, values in parameters.items()
-        }
-    )
-    adapter.export_adapter(str(path))
 
 
 class NativeModel:

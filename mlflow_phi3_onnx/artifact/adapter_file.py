@@ -1,8 +1,8 @@
 """Read what an ``.onnx_adapter`` file holds without loading it: names, types and shapes.
 
 The file is a FlatBuffer (https://flatbuffers.dev/internals), of ONNX Runtime's schema
-``onnxruntime/lora/adapter_format/adapter_schema.fbs``. ONNX Runtime does not compare the size of a
-parameter with its shape, and reads beyond the end of one that is too short: so that is done here.
+``onnxruntime/lora/adapter_format/adapter_schema.fbs``. Numbers are skipped, but there must be as
+many as the shapes say.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlflow_phi3_onnx.errors import InvalidModelError
 
@@ -31,8 +30,7 @@ _PARAMETER_NAME, _PARAMETER_SHAPE, _PARAMETER_ELEMENT, _PARAMETER_DATA = 0, 1, 2
 _ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 10: 2, 11: 8, 16: 2}
 
 
-@dataclass(frozen=True)
-class AdapterParameter:
+class AdapterParameter(NamedTuple):
     """One tensor of an adapter.
 
     Attributes:
@@ -107,6 +105,8 @@ class _Buffer:
 
     def text(self, table: int, index: int) -> str:
         start, size = self.vector(table, index, 1)
+        if self.data[start + size : start + size + 1] != b"\0":
+            raise _DamagedError
         return self.data[start : start + size].decode("utf-8")
 
 

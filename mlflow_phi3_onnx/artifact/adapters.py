@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.adapter_file import ADAPTER_SUFFIX, read_adapter_file
 from mlflow_phi3_onnx.artifact.peft import PEFT_CONFIG, PEFT_WEIGHTS, convert_peft
+from mlflow_phi3_onnx.artifact.ranks import filled, is_even, unmatched
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
-from mlflow_phi3_onnx.runtime import write_adapter
+from mlflow_phi3_onnx.runtime import read_adapter, write_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator
+    from collections.abc import Collection, Generator, Iterable
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.artifact.graph import GraphFacts
@@ -109,11 +110,7 @@ def fitted(adapters: Mapping[str, Path], folder: ModelFolder) -> Generator[dict[
                 )
             if not folder.graph.optional:
                 raise InvalidModelError(NO_ADAPTER_INPUTS)
-            files[name] = path
-            if path.is_dir():
-                files[name] = Path(work) / f"{name}{ADAPTER_SUFFIX}"
-                write_adapter(files[name], convert_peft(path, folder.graph, name))
-            _check_fit(name, files[name], folder.graph)
+            files[name] = _fitted_file(name, path, folder.graph, Path(work))
         yield files
 
 
@@ -162,34 +159,57 @@ def _check_path(name: str, given: Any) -> Path:
     return path
 
 
-def _check_fit(name: str, file: Path, graph: GraphFacts) -> None:
+def _fitted_file(name: str, path: Path, graph: GraphFacts, work: Path) -> Path:
+    """Return an adapter's file; in the folder ``work``, where one has to be made."""
+    made = work / f"{name}{ADAPTER_SUFFIX}"
+    if path.is_dir():
+        parameters = convert_peft(path, graph, name)
+        facts = {key: (graph.inputs[key], array.shape) for key, array in parameters.items()}
+    else:
+        parameters = None
+        try:
+            facts = read_adapter_file(path)
+        except InvalidModelError as error:
+            message = f"adapters: {name!r} cannot be read. {error.message}"
+            raise InvalidModelError(message) from error
+    _check_fit(name, facts, graph)
+    shapes = {key: shape for key, (_, shape) in facts.items()}
+    if parameters is None and is_even(shapes, graph):
+        return path
+    write_adapter(made, filled(parameters or read_adapter(path), graph))
+    return made
+
+
+def _check_fit(
+    name: str, parameters: Mapping[str, tuple[int, tuple[int, ...]]], graph: GraphFacts
+) -> None:
     """Check that each parameter is an optional input of the graph, of its type and shape."""
-    try:
-        parameters = read_adapter_file(file)
-    except InvalidModelError as error:
-        raise InvalidModelError(f"adapters: {name!r} cannot be read. {error.message}") from error
     if unknown := parameters.keys() - graph.optional:
         raise InvalidModelError(
             f"adapters: {name!r} is not made for this model: it has {_some(unknown)}, and the"
             f" graph has {_some(graph.optional)}."
         )
-    for parameter, facts in parameters.items():
-        shape = graph.shapes[parameter]
-        if facts.element != graph.inputs[parameter]:
+    for parameter, (element, shape) in parameters.items():
+        axes = graph.shapes[parameter]
+        if element != graph.inputs[parameter]:
             raise InvalidModelError(
                 f"adapters: {name!r} has {parameter} in another type of numbers than the graph."
             )
-        if len(shape) != len(facts.shape) or any(
-            wanted not in (None, length) for wanted, length in zip(shape, facts.shape, strict=True)
+        if len(axes) != len(shape) or any(
+            isinstance(axis, int) and axis != length
+            for axis, length in zip(axes, shape, strict=True)
         ):
-            wanted = ["any" if length is None else length for length in shape]
             raise InvalidModelError(
                 f"adapters: {name!r} is not made for this model: {parameter} has the shape"
-                f" {_axes(facts.shape)}, and the graph has {_axes(wanted)}."
+                f" {_listed(shape)}, and the graph has {_listed(axis or 'any' for axis in axes)}."
             )
+    if layer := unmatched({key: shape for key, (_, shape) in parameters.items()}):
+        raise InvalidModelError(
+            f"adapters: lora_A and lora_B of {layer}, in {name!r}, do not belong together."
+        )
 
 
-def _axes(shape: Collection[object]) -> str:
+def _listed(shape: Iterable[object]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 

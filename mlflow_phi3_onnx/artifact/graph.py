@@ -26,7 +26,8 @@ _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 1, 3, 5, 
 _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 8, 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
-_TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION, _DIMENSION_VALUE = 1, 2, 1, 1
+_TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION = 1, 2, 1
+_DIMENSION_VALUE, _DIMENSION_NAME = 1, 2
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -53,7 +54,8 @@ class GraphFacts:
 
     Attributes:
         inputs: The element type (``TensorProto.DataType``) of each input, by name.
-        shapes: The length of each input's axes, by name; None where the graph leaves it open.
+        shapes: The length of each input's axes, by name. Where the graph leaves it open, it is the
+            name that the graph gives the length, maybe empty.
         optional: The inputs that the graph has a default for. Adapters replace those.
         outputs: As ``inputs``, for the outputs.
         operators: How often each operator occurs, subgraphs included.
@@ -62,8 +64,8 @@ class GraphFacts:
     """
 
     inputs: dict[str, int] = field(default_factory=dict[str, int])
-    shapes: dict[str, tuple[int | None, ...]] = field(
-        default_factory=dict[str, tuple[int | None, ...]]
+    shapes: dict[str, tuple[int | str, ...]] = field(
+        default_factory=dict[str, tuple[int | str, ...]]
     )
     optional: set[str] = field(default_factory=set[str])
     outputs: dict[str, int] = field(default_factory=dict[str, int])
@@ -206,10 +208,10 @@ def _read_tensor(data: memoryview, facts: GraphFacts) -> str:
     return name
 
 
-def _read_value_info(data: memoryview) -> tuple[str, int, tuple[int | None, ...]]:
+def _read_value_info(data: memoryview) -> tuple[str, int, tuple[int | str, ...]]:
     """Return the name, element type and shape of an input or output."""
     name, element = "", 0
-    shape: tuple[int | None, ...] = ()
+    shape: tuple[int | str, ...] = ()
     for number, value in _fields(data):
         if not isinstance(value, memoryview):
             continue
@@ -227,6 +229,11 @@ def _read_value_info(data: memoryview) -> tuple[str, int, tuple[int | None, ...]
     return name, element, shape
 
 
-def _length(axis: memoryview) -> int | None:
-    values = [value for number, value in _fields(axis) if number == _DIMENSION_VALUE]
-    return values[0] if values and isinstance(values[0], int) else None
+def _length(axis: memoryview) -> int | str:
+    length: int | str = ""
+    for number, value in _fields(axis):
+        if number == _DIMENSION_VALUE and isinstance(value, int):
+            length = value
+        elif number == _DIMENSION_NAME and isinstance(value, memoryview):
+            length = _text(value)
+    return length

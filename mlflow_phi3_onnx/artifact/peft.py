@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_phi3_onnx.artifact.ranks import FLOATS, halves, plain_layer
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_INPUT = re.compile(r"(.+)\.lora_([AB])(?:\.default|\.MatMul)*\.weight")
 _DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
-_ELEMENTS = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
 
 # Layers that a checkpoint has as one and the builder's graph, where it has adapters, as several.
 _PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -57,7 +56,7 @@ def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArra
     scale, rooted = _read_config(folder, name)
     weights = _read_weights(folder / PEFT_WEIGHTS, name)
     layers = _layers(weights, name)
-    inputs = _inputs(graph)
+    inputs = halves(graph.optional)
     parameters: dict[str, NDArray[Any]] = {}
     for layer, (a, b) in layers.items():
         rank = a.shape[0]
@@ -65,7 +64,7 @@ def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArra
         for part, share in _parts(layer, scaled, inputs, graph, name).items():
             for half, values in (("A", a), ("B", share)):
                 target = inputs[part, half]
-                dtype = _ELEMENTS.get(graph.inputs[target])
+                dtype = FLOATS.get(graph.inputs[target])
                 if dtype is None:
                     raise InvalidModelError(
                         f"adapters: {name!r} cannot be converted, because the graph's input"
@@ -143,16 +142,6 @@ def _layers(
     return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}
 
 
-def _inputs(graph: GraphFacts) -> dict[tuple[str, str], str]:
-    """Find the graph's inputs for adapters, by layer and half."""
-    matches = [_INPUT.fullmatch(name) for name in graph.optional]
-    return {(_plain(match[1]), match[2]): match[0] for match in matches if match}
-
-
-def _plain(layer: str) -> str:
-    return layer.replace(".self_attn.", ".attn.")
-
-
 def _parts(
     layer: str,
     b: NDArray[np.float32],
@@ -161,7 +150,7 @@ def _parts(
     name: str,
 ) -> dict[str, NDArray[np.float32]]:
     """Share a lora_B out among the layers that the graph has for its layer: mostly one."""
-    before, _, last = _plain(layer).rpartition(".")
+    before, _, last = plain_layer(layer).rpartition(".")
     for parts in ((last,), _PACKED.get(last, ())):
         names = [f"{before}.{part}" for part in parts]
         if not names or not all((part, half) in inputs for part in names for half in "AB"):
@@ -169,10 +158,10 @@ def _parts(
         if len(names) == 1:
             return {names[0]: b}
         widths = [graph.shapes[inputs[part, "B"]][-1] for part in names]
-        if None in widths or sum(width or 0 for width in widths) != len(b):
-            continue
-        ends = np.cumsum([width or 0 for width in widths])[:-1].tolist()
-        return dict(zip(names, np.split(b, ends), strict=True))
+        known = [width for width in widths if isinstance(width, int)]
+        if len(known) == len(parts) and sum(known) == len(b):
+            ends = np.cumsum(known)[:-1].tolist()
+            return dict(zip(names, np.split(b, ends), strict=True))
     raise InvalidModelError(
         f"adapters: {name!r} changes {layer}, and the graph has no inputs for that. Build the graph"
         " for an adapter of the same layers."

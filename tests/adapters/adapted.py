@@ -43,6 +43,9 @@ __all__ = [
 Delta = tuple["NDArray[np.float32]", "NDArray[np.float32]"]
 """What an adapter adds to a layer's weights: two factors, ``(in, rank)`` and ``(rank, out)``."""
 
+FORM = "{layer}.lora_{half}.weight"
+"""How inputs for adapters are called, by Olive."""
+
 LAYERS = ("model.layers.0.attn.qkv_proj", "model.layers.1.mlp.down_proj")
 
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
@@ -72,7 +75,7 @@ def widths(folder: Path, layer: str) -> tuple[int, int]:
     return _widths(model.graph, _node(model.graph, layer))
 
 
-def random_deltas(folder: Path, seed: int, *, rank: int = 4, size: float = 0.5) -> dict[str, Delta]:
+def random_deltas(folder: Path, seed: int, *, rank: int = 4, size: float = 1.5) -> dict[str, Delta]:
     """Invent factors for each of LAYERS, in proportion to what they are added to."""
     random = np.random.default_rng(seed)
     deltas: dict[str, Delta] = {}
@@ -84,7 +87,12 @@ def random_deltas(folder: Path, seed: int, *, rank: int = 4, size: float = 0.5) 
 
 
 def open_for_adapters(
-    source: Path, target: Path, layers: Sequence[str] = LAYERS, *, rank: int | None = None
+    source: Path,
+    target: Path,
+    layers: Sequence[str] = LAYERS,
+    *,
+    rank: int | None = None,
+    form: str = FORM,
 ) -> Path:
     """Copy a model whose graph then has inputs for adapters, with defaults that change nothing.
 
@@ -93,16 +101,17 @@ def open_for_adapters(
         target: Where the copy goes.
         layers: The layers that can be adapted.
         rank: The rank that every adapter must have; None leaves it open.
+        form: How the inputs are called.
     """
     model = _copy(source, target)
     for layer in layers:
         inside, outside = _widths(model.graph, _node(model.graph, layer))
         a = np.zeros((inside, rank or 0), dtype=np.float32)
         b = np.zeros((rank or 0, outside), dtype=np.float32)
-        _add(model.graph, layer, (a, b))
+        _add(model.graph, layer, (a, b), form)
         axis = "lora_r" if rank is None else rank
         for half, shape in (("A", [inside, axis]), ("B", [axis, outside])):
-            name = f"{layer}.lora_{half}.weight"
+            name = form.format(layer=layer, half=half)
             model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     return _finish(model, target)
 
@@ -126,13 +135,13 @@ def merged(source: Path, target: Path, deltas: Mapping[str, Delta]) -> Path:
     return _finish(model, target)
 
 
-def parameters(deltas: Mapping[str, Delta]) -> dict[str, NDArray[Any]]:
+def parameters(deltas: Mapping[str, Delta], form: str = FORM) -> dict[str, NDArray[Any]]:
     """An adapter's parameters, by the graph's names."""
-    named: dict[str, NDArray[Any]] = {}
-    for layer, (a, b) in deltas.items():
-        named[f"{layer}.lora_A.weight"] = a
-        named[f"{layer}.lora_B.weight"] = b
-    return named
+    return {
+        form.format(layer=layer, half=half): array
+        for layer, delta in deltas.items()
+        for half, array in zip("AB", delta, strict=True)
+    }
 
 
 def write_adapter(path: Path, named: Mapping[str, NDArray[Any]]) -> Path:
@@ -210,12 +219,12 @@ def _widths(graph: onnx.GraphProto, node: onnx.NodeProto) -> tuple[int, int]:
     return inside, outside
 
 
-def _add(graph: onnx.GraphProto, layer: str, delta: Delta) -> None:
+def _add(graph: onnx.GraphProto, layer: str, delta: Delta, form: str = FORM) -> None:
     """Add to what a layer gives: its input, multiplied by both factors."""
     node = _node(graph, layer)
     output = node.output[0]
     node.output[0] = f"{output}/base"
-    names = [f"{layer}.lora_{half}.weight" for half in "AB"]
+    names = [form.format(layer=layer, half=half) for half in "AB"]
     graph.initializer.extend(map(numpy_helper.from_array, delta, names))
     more = [
         helper.make_node("MatMul", [node.input[0], names[0]], [f"{output}/A"]),

@@ -16,6 +16,7 @@ from adapted import (
     LAYERS,
     SPAIN,
     Delta,
+    open_for_adapters,
     parameters,
     peft_tensors,
     refused,
@@ -59,8 +60,8 @@ def test_the_graph_tells_its_inputs_for_adapters(demo: Path, folder: Path) -> No
     graph = read_folder(folder).graph
     assert graph.optional == {f"{layer}.lora_{half}.weight" for layer in LAYERS for half in "AB"}
     inside, outside = widths(demo, LAYERS[0])
-    assert graph.shapes[f"{LAYERS[0]}.lora_A.weight"] == (inside, None)
-    assert graph.shapes[f"{LAYERS[0]}.lora_B.weight"] == (None, outside)
+    assert graph.shapes[f"{LAYERS[0]}.lora_A.weight"] == (inside, "lora_r")
+    assert graph.shapes[f"{LAYERS[0]}.lora_B.weight"] == ("lora_r", outside)
 
 
 def test_what_is_read_of_an_adapter(file: Path, warm: dict[str, Delta]) -> None:
@@ -74,7 +75,7 @@ def test_an_adapter_that_is_cut_anywhere_is_refused(tmp_path: Path, warm: dict[s
     whole = write_adapter(tmp_path / "whole", small).read_bytes()
     assert read_adapter_file(tmp_path / "whole")
     cut = tmp_path / "cut"
-    for size in range(len(whole)):
+    for size in range(len(whole.rstrip(b"\0")) + 1):
         cut.write_bytes(whole[:size])
         with pytest.raises(InvalidModelError, match="cut is not a whole"):
             read_adapter_file(cut)
@@ -121,7 +122,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any
     "type": (_other_type, "'x' has .* in another type of numbers"),
     "width": (
         _other_width,
-        r"lora_A.weight has the shape \(\d+, 4\), and the graph has \(\d+, any",
+        r"lora_A.weight has the shape \(\d+, 4\), and the graph has \(\d+, lora_r",
     ),
     "axes": (_other_axes, r"has the shape \(\d+\), and the graph has"),
 }
@@ -139,15 +140,32 @@ def test_an_adapter_of_another_model_is_neither_saved_nor_loaded(
     refused(folder, tmp_path, {"x": wrong}, InvalidModelError, says)
 
 
-def test_parameters_that_do_not_fit_each_other_are_found_at_load(
+def test_halves_that_do_not_fit_each_other(
     folder: Path, tmp_path: Path, warm: dict[str, Delta]
 ) -> None:
-    named = {
-        name: array[:2] if "lora_B" in name else array for name, array in parameters(warm).items()
-    }
+    named = parameters(warm)
+    half = f"{LAYERS[0]}.lora_B.weight"
+    says = f"lora_A and lora_B of {LAYERS[0]}, in 'x', do not belong together"
+    shorter = write_adapter(tmp_path / "shorter", {**named, half: named[half][:2]})
+    refused(folder, tmp_path, {"x": shorter}, InvalidModelError, says)
+    del named[half]
+    missing = write_adapter(tmp_path / "missing", named)
+    refused(folder, tmp_path, {"x": missing}, InvalidModelError, says)
+
+
+def test_parameters_of_unknown_meaning_that_do_not_fit_each_other_are_found_at_load(
+    demo: Path, tmp_path: Path, warm: dict[str, Delta]
+) -> None:
+    form = "{layer}/{half}"
+    folder = open_for_adapters(demo, tmp_path / "model", form=form)
+    named = parameters(warm, form)
+    right = write_adapter(tmp_path / "right", named)
+    named[f"{LAYERS[0]}/B"] = named[f"{LAYERS[0]}/B"][:2]
     wrong = write_adapter(tmp_path / "wrong", named)
-    with pytest.raises(InvalidModelError, match="cannot run with 'x': the shapes of its param"):
-        GenAIModel(folder, adapters={"x": wrong})
+    with GenAIModel(folder, adapters={"x": right}) as model:
+        assert model.adapters == ("x",)
+    with pytest.raises(InvalidModelError, match="cannot run with 'z': the shapes of its param"):
+        GenAIModel(folder, adapters={"x": right, "y": right, "z": wrong})
 
 
 def test_a_file_that_is_no_adapter(folder: Path, tmp_path: Path) -> None:
@@ -228,7 +246,7 @@ def test_a_pyfunc_takes_an_adapter_for_each_row(
     assert [answer["model"] for answer in given] == ["warm", "phi3", "y.2_z-"]
     (named,) = pyfunc.predict({**FIELDS, "model": "warm"})
     assert told(named) == answers["warm"]
-    (beside,) = pyfunc.predict(FIELDS, params={"adapter": "warm"})
+    (beside,) = pyfunc.predict(dict(FIELDS), params={"adapter": "warm"})
     assert (told(beside), beside["model"]) == (answers["warm"], "warm")
     chunks = list(pyfunc.predict_stream({**FIELDS, "adapter": "y.2_z-"}))
     assert {chunk["model"] for chunk in chunks} == {"y.2_z-"}
@@ -264,7 +282,7 @@ def test_a_logged_model_and_what_is_made_of_it(
         for name in ("x", "peft"):
             assert told(model.chat(**FIELDS, adapter=name)) == answers["warm"]
     mlflow_phi3_onnx.save_model(info.model_uri, tmp_path / "again", adapters={"z": file})
-    assert "adapters (x, peft), which are not carried over" in caplog.text
+    assert "adapters (peft, x), which are not carried over" in caplog.text
     assert list(flavor(tmp_path / "again")["adapters"]) == ["z"]
 
 

@@ -100,8 +100,8 @@ def test_a_layer_that_the_graph_has_in_parts(demo: Path, tmp_path: Path) -> None
     folder = open_for_adapters(demo, tmp_path / "model", parts)
     random = np.random.default_rng(1)
     inside, outside = widths(demo, parts[0])
-    a = random.normal(0, 0.1, (inside, 3)).astype(np.float32)
-    b = random.normal(0, 0.5, (3, 2 * outside)).astype(np.float32)
+    a = random.normal(0, 0.5, (inside, 3)).astype(np.float32)
+    b = random.normal(0, 1, (3, 2 * outside)).astype(np.float32)
     whole = {"model.layers.0.mlp.gate_up_proj": (a, b)}
     shared = {parts[0]: (a, b[:, :outside]), parts[1]: (a, b[:, outside:])}
     adapters = {

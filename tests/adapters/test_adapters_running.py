@@ -54,6 +54,13 @@ def cached(answer: dict[str, Any]) -> int:
     return answer["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0)
 
 
+def likelihoods(model: GenAIModel, adapter: str | None = None) -> list[float]:
+    """The log-probabilities of a text's tokens, but for the first."""
+    scored: dict[str, Any] = {"prompt": QUESTIONS[-1], "echo": True, "logprobs": 0, "max_tokens": 0}
+    (choice,) = model.complete(**scored, adapter=adapter)["choices"]
+    return choice["logprobs"]["token_logprobs"][1:]
+
+
 ROWS = [
     asked(question, adapter=NAMES[(place + turn) % 3], **options)
     for turn, options in enumerate(OPTIONS)
@@ -207,14 +214,9 @@ def test_completions_and_plain_text_take_an_adapter(adapted: GenAIModel) -> None
 
 
 def test_an_adapter_changes_what_is_likely(adapted: GenAIModel) -> None:
-    scored: dict[str, Any] = {"prompt": QUESTIONS[-1], "echo": True, "logprobs": 0, "max_tokens": 0}
-    scores = {
-        name: adapted.complete(**scored, adapter=name)["choices"][0]["logprobs"]["token_logprobs"]
-        for name in NAMES
-    }
-    assert np.isfinite(scores["warm"][1:]).all()
-    assert scores["warm"] != scores[None]
-    assert scores["warm"] != scores["cold"]
+    plain, warm, cold = (likelihoods(adapted, name) for name in NAMES)
+    assert np.isfinite([plain, warm, cold]).all()
+    assert plain != warm != cold != plain
 
 
 def test_a_name_that_no_adapter_has(adapted: GenAIModel, demo: Path) -> None:
@@ -257,14 +259,23 @@ def test_the_rank_may_be_fixed(demo: Path, tmp_path: Path, deltas: Any) -> None:
         assert answered(model.chat(**row, adapter="x"))[1] != answered(plain.chat(**row))[1]
 
 
-def test_an_adapter_of_some_of_the_layers(
-    folder: Path, demo: Path, tmp_path: Path, deltas: dict[str, dict[str, Delta]]
+@pytest.mark.parametrize(
+    ("ranks", "fixed"),
+    [((0, 4), None), ((4, 0), None), ((2, 5), None), ((0, 4), 4), ((4, 0), 4)],
+)
+def test_an_adapter_of_some_of_the_layers_or_of_several_ranks(
+    demo: Path, tmp_path: Path, ranks: tuple[int, int], fixed: int | None
 ) -> None:
-    some = {LAYERS[1]: deltas["warm"][LAYERS[1]]}
+    """Where the graph has one name for all ranks, ONNX Runtime takes them for one number."""
+    some = {
+        layer: random_deltas(demo, 0, rank=rank)[layer]
+        for layer, rank in zip(LAYERS, ranks, strict=True)
+        if rank
+    }
+    folder = open_for_adapters(demo, tmp_path / "open", rank=fixed)
     file = write_adapter(tmp_path / "x.onnx_adapter", parameters(some))
-    rows = [asked(text) for text in QUESTIONS]
-    with GenAIModel(baked(demo, tmp_path / "model", some)) as reference:
-        wanted = [answered(answer)[1] for answer in reference.run("llm/v1/chat", rows)]
+    with GenAIModel(baked(demo, tmp_path / "baked", some)) as reference:
+        wanted = likelihoods(reference)
     with GenAIModel(folder, adapters={"x": file}) as model:
-        answers = model.run("llm/v1/chat", rows, {"adapter": "x"})
-    assert [answered(answer)[1] for answer in answers] == wanted
+        assert likelihoods(model, "x") == pytest.approx(wanted, abs=0.1)
+        assert likelihoods(model) != pytest.approx(wanted, abs=1)
