@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.openai.parse import Asked, parse_request
 from mlflow_phi3_onnx.request import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Collection, Container, Mapping, Sequence
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.base import Job
@@ -91,6 +91,7 @@ class Calls:
         tokenizer: Its tokenizer.
         planner: Its planner.
         config: Checked generation parameters of the saved ``model_config``.
+        adapters: The names of the model's adapters.
     """
 
     def __init__(
@@ -99,11 +100,13 @@ class Calls:
         tokenizer: PromptTokenizer,
         planner: Planner,
         config: Mapping[str, Any],
+        adapters: Collection[str],
     ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
         self._planner = planner
         self._config = config
+        self._adapters = adapters
 
     def plan_each(
         self,
@@ -152,6 +155,7 @@ class Calls:
             params=params,
             config=self._config,
             model_defaults=self._folder.search,
+            adapters=self._adapters,
         )
         if asked.stream is not None and asked.stream != stream:
             raise InvalidRequestError(
@@ -163,4 +167,5 @@ class Calls:
                 param="stream",
             )
         plan = self._planner.plan(asked)
-        return Call(task, asked, plan, self._folder.model_type, self._tokenizer.control_ids)
+        name = asked.request.options.adapter or self._folder.model_type
+        return Call(task, asked, plan, name, self._tokenizer.control_ids)

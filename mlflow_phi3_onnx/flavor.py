@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx.artifact.adapters import fitted
 from mlflow_phi3_onnx.facts import describe, facts_of
 from mlflow_phi3_onnx.model import GenAIModel
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
@@ -36,6 +38,8 @@ __all__ = [
     "save_model",
 ]
 
+_logger = logging.getLogger(__name__)
+
 
 def get_default_pip_requirements() -> list[str]:
     """List the pip requirements that a model of this flavor is saved with by default.
@@ -62,6 +66,7 @@ def save_model(
     precision: Precision | None = None,
     export_options: Mapping[str, Any] | None = None,
     save_pretrained: bool = True,
+    adapters: Mapping[str, str | Path] | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -103,6 +108,9 @@ def save_model(
         save_pretrained: Whether to save the model's files. False is for a repository that holds a
             model in ONNX form: its id, commit and the files' hashes are saved, and loading fetches
             and compares them; see :func:`persist_pretrained_model`.
+        adapters: LoRA adapters that requests may choose, by name (letters, digits, ``.``, ``_`` and
+            ``-``): each the path of an ``.onnx_adapter`` file, or of a PEFT folder, which is
+            converted. The graph must have inputs for them, as Olive makes them.
         task: ``"llm/v1/chat"`` (messages in, OpenAI's chat objects out), ``"llm/v1/completions"``
             (a prompt in, OpenAI's completion objects out) or ``"text-generation"`` (a prompt in,
             text out).
@@ -120,7 +128,7 @@ def save_model(
 
     Raises:
         SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the model is not whole.
+        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
         DependencyError: If it must be converted, and the ``export`` extra is not installed.
         ConversionError: If it cannot be converted.
         InvalidRequestError: If another argument is not what it may be.
@@ -128,6 +136,7 @@ def save_model(
     """
     plan = plan_save(
         task=task,
+        adapters=adapters,
         model_config=model_config,
         conda_env=conda_env,
         code_paths=code_paths,
@@ -149,9 +158,10 @@ def save_model(
         precision=precision,
         export_options=export_options,
         by_reference=not save_pretrained,
+        adapted=bool(plan.adapters),
     )
-    with resolve(source) as resolved:
-        write_model(plan, resolved, target, mlflow_model or Model(), link=False)
+    with resolve(source) as resolved, fitted(plan.adapters, resolved.bundle.model) as files:
+        write_model(plan, resolved, target, mlflow_model or Model(), adapters=files, link=False)
 
 
 def log_model(
@@ -165,6 +175,7 @@ def log_model(
     precision: Precision | None = None,
     export_options: Mapping[str, Any] | None = None,
     save_pretrained: bool = True,
+    adapters: Mapping[str, str | Path] | None = None,
     task: Task = CHAT,
     model_config: Mapping[str, Any] | str | Path | None = None,
     conda_env: Mapping[str, Any] | str | None = None,
@@ -204,6 +215,7 @@ def log_model(
         precision: See :func:`save_model`.
         export_options: See :func:`save_model`.
         save_pretrained: See :func:`save_model`.
+        adapters: See :func:`save_model`.
         task: See :func:`save_model`.
         model_config: See :func:`save_model`. It is also logged as parameters of the run.
         conda_env: See :func:`save_model`.
@@ -234,13 +246,14 @@ def log_model(
 
     Raises:
         SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the model is not whole.
+        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
         DependencyError: If it must be converted, and the ``export`` extra is not installed.
         ConversionError: If it cannot be converted.
         InvalidRequestError: If another argument is not what it may be.
     """
     plan = plan_save(
         task=task,
+        adapters=adapters,
         model_config=model_config,
         conda_env=conda_env,
         code_paths=code_paths,
@@ -260,8 +273,9 @@ def log_model(
         precision=precision,
         export_options=export_options,
         by_reference=not save_pretrained,
+        adapted=bool(plan.adapters),
     )
-    with resolve(source) as resolved:
+    with resolve(source) as resolved, fitted(plan.adapters, resolved.bundle.model) as files:
         description = describe(facts_of(resolved.bundle), resolved.origin)
         info = Model.log(
             artifact_path=artifact_path,
@@ -270,6 +284,7 @@ def log_model(
             flavor_name=FLAVOR_NAME,
             plan=plan,
             source=resolved,
+            adapters=files,
             model_config=plan.config,
             validate_serving_input=validate_serving_input,
             registered_model_name=registered_model_name,
@@ -329,6 +344,12 @@ def load_model(
 
 def _source(model: Any, **options: Any) -> Source:
     if isinstance(model, GenAIModel):
+        if model.adapters:
+            _logger.warning(
+                "The model was loaded with adapters (%s), which are not carried over: give those"
+                " that you need.",
+                ", ".join(model.adapters),
+            )
         return Source(model=model.folder, origin=model.origin, **options)
     return Source(model=model, **options)
 
@@ -346,7 +367,9 @@ class _Staging:
         mlflow_model: Model,
         plan: SavePlan,
         source: ResolvedSource,
+        adapters: Mapping[str, Path],
         validate_serving_input: bool = False,
         **_: Any,
     ) -> None:
-        write_model(plan, source, Path(path), mlflow_model, link=not validate_serving_input)
+        link = not validate_serving_input
+        write_model(plan, source, Path(path), mlflow_model, adapters=adapters, link=link)

@@ -22,6 +22,9 @@ from mlflow_phi3_onnx.runtime import PAD, NativeModel, available_threads
 from mlflow_phi3_onnx.slot_runtime import CACHE_TYPES, SlotSession
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.base import Engine
     from mlflow_phi3_onnx.generation.loop import Loop
@@ -38,13 +41,19 @@ _SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
 _SERVER_TIMEOUT_VARIABLE = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 
 
-def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Settings) -> Engine:
+def start_engine(
+    folder: ModelFolder,
+    tokenizer: PromptTokenizer,
+    settings: Settings,
+    adapters: Mapping[str, Path],
+) -> Engine:
     """Load a model and start the engine that runs it.
 
     Args:
         folder: The model folder, read and found whole.
         tokenizer: Its tokenizer.
         settings: The checked configuration.
+        adapters: The files of the adapters that fit it, by name.
 
     Raises:
         InvalidModelError: If the model cannot be loaded, or does not fit its configuration.
@@ -62,7 +71,7 @@ def start_engine(folder: ModelFolder, tokenizer: PromptTokenizer, settings: Sett
         memory = int(psutil.virtual_memory().available * KV_SHARE_OF_AVAILABLE_MEMORY)
     kv_tokens = max(1, memory // folder.kv_bytes_per_token)
     return InProcessEngine(
-        _start_loop(folder, settings, kv_tokens),
+        _start_loop(folder, settings, kv_tokens, adapters),
         tokenizer=tokenizer,
         eos=frozenset(folder.eos_token_ids),
         vocab_size=folder.vocab_size,
@@ -88,6 +97,8 @@ def why_not_slots(folder: ModelFolder, settings: Settings | None = None) -> str 
     past = {f"past_key_values.{i}.{kind}" for i in layers for kind in ("key", "value")}
     present = {f"present.{i}.{kind}" for i in layers for kind in ("key", "value")}
     graph = folder.graph
+    if graph.optional:
+        return "its graph has inputs for adapters, which only the genai loop uses"
     if set(graph.inputs) != past | {"input_ids", "attention_mask"}:
         return "its graph has other inputs than ids, mask, keys and values"
     if set(graph.outputs) != present | {"logits"}:
@@ -116,11 +127,13 @@ def _server_timeout() -> float | None:
     return None if timeout is None else float(timeout)
 
 
-def _start_loop(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Loop:
+def _start_loop(
+    folder: ModelFolder, settings: Settings, kv_tokens: int, adapters: Mapping[str, Path]
+) -> Loop:
     default = "auto" if _served() else "genai"
     wanted = settings.runtime.get("loop", default)
     if wanted == "genai":
-        return _start_genai(folder, settings, kv_tokens)
+        return _start_genai(folder, settings, kv_tokens, adapters)
     reason = why_not_slots(folder, settings)
     if reason is None:
         try:
@@ -133,18 +146,19 @@ def _start_loop(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Loop
             f"loop='slots' cannot run this model: {reason}. Use loop='genai' or 'auto'.",
             param="loop",
         )
-    return _start_genai(folder, settings, kv_tokens)
+    return _start_genai(folder, settings, kv_tokens, adapters)
 
 
-def _start_genai(folder: ModelFolder, settings: Settings, kv_tokens: int) -> GenAILoop:
+def _start_genai(
+    folder: ModelFolder, settings: Settings, kv_tokens: int, adapters: Mapping[str, Path]
+) -> GenAILoop:
     provider = settings.runtime.get("execution_provider", folder.providers[0])
-    options = settings.runtime.get("provider_options", {})
     native = NativeModel(
         folder.path,
         _overlay(folder, settings),
         provider=provider,
         switch=provider != folder.providers[0],
-        provider_options=options,
+        provider_options=settings.runtime.get("provider_options", {}),
     )
     traits = GenAITraits(
         context_length=folder.context_length,
@@ -153,6 +167,9 @@ def _start_genai(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Gen
         goes_back=_goes_back(folder),
         all_logits=_smoke(native, folder),
     )
+    for name, file in adapters.items():
+        native.load_adapter(name, file)
+        _smoke_adapter(native, name)
     return GenAILoop(
         native,
         traits,
@@ -170,7 +187,7 @@ def _goes_back(folder: ModelFolder) -> bool:
     """
     graph = folder.graph
     others = {name for name in graph.inputs if not name.startswith("past_key_values.")}
-    plain = others <= {"input_ids", "attention_mask", "position_ids"}
+    plain = others - graph.optional <= {"input_ids", "attention_mask", "position_ids"}
     return plain and graph.attention_windows == {-1} and not folder.two_ranges
 
 
@@ -225,6 +242,19 @@ def _smoke(native: NativeModel, folder: ModelFolder) -> bool:
         raise InvalidModelError(_MISFIT) from error
     _check_width(width, folder)
     return positions == 2
+
+
+def _smoke_adapter(native: NativeModel, name: str) -> None:
+    """Run the graph once with an adapter: its parameters may not fit each other."""
+    try:
+        generator = native.generator(1, 3, name)
+        generator.append([np.zeros(2, dtype=np.int32)])
+        generator.logits()
+    except GenerationError as error:
+        raise InvalidModelError(
+            f"adapters: the model cannot run with {name!r}: the shapes of its parameters do not"
+            " belong together."
+        ) from error
 
 
 def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:

@@ -6,6 +6,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from mlflow_phi3_onnx.artifact.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.async_model import AsyncMethods
 from mlflow_phi3_onnx.calls import Call, Calls, Question
@@ -40,31 +41,46 @@ class GenAIModel(AsyncMethods):
 
     Args:
         path: A model folder, with ``genai_config.json``; or one that has been read.
+        adapters: LoRA adapters that requests may choose, by name: each the path of an
+            ``.onnx_adapter`` file or a PEFT folder. The model's graph must have inputs for them.
         model_config: Defaults of generation parameters and runtime settings; see the
             documentation's tables.
         task: The task whose parameters ``model_config`` may have.
         origin: Where the model came from, as its MLmodel file tells.
 
     Raises:
-        InvalidModelError: If the folder is not a whole model, or cannot be loaded.
-        InvalidRequestError: If ``model_config`` is not what it may be.
+        InvalidModelError: If the folder is not a whole model, or cannot be loaded, or an adapter
+            does not fit it.
+        InvalidRequestError: If ``model_config`` or ``adapters`` is not what it may be.
     """
 
     def __init__(
         self,
         path: str | Path | ModelFolder,
         *,
+        adapters: Mapping[str, str | Path] | None = None,
         model_config: Mapping[str, Any] | None = None,
         task: Task = CHAT,
         origin: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings = Settings.check(model_config, task)
+        checked = check_adapters(adapters)
         self._folder = path if isinstance(path, ModelFolder) else read_folder(path)
         self._origin = origin or {}
         self._tokenizer = PromptTokenizer(self._folder.tokenizer_path)
-        self._engine: Engine = start_engine(self._folder, self._tokenizer, self._settings)
+        with fitted(checked, self._folder) as files:
+            self._adapters = tuple(files)
+            self._engine: Engine = start_engine(
+                self._folder, self._tokenizer, self._settings, files
+            )
         self._planner = Planner(self._folder, self._tokenizer, self._engine.kv_tokens)
-        self._calls = Calls(self._folder, self._tokenizer, self._planner, self._settings.generation)
+        self._calls = Calls(
+            self._folder,
+            self._tokenizer,
+            self._planner,
+            self._settings.generation,
+            self._adapters,
+        )
         # The engine's thread keeps the engine alive, but must not outlive its model.
         self._finalizer = weakref.finalize(self, self._engine.close)
 
@@ -87,7 +103,7 @@ class GenAIModel(AsyncMethods):
 
     @property
     def name(self) -> str:
-        """The name that answers carry: the architecture's."""
+        """The name that answers carry: the architecture's, where no adapter is chosen."""
         return self._folder.model_type
 
     @property
@@ -104,6 +120,11 @@ class GenAIModel(AsyncMethods):
     def origin(self) -> Mapping[str, Any]:
         """Where the model came from, where it was loaded from an artifact; else empty."""
         return self._origin
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that requests may choose."""
+        return self._adapters
 
     @property
     def limits(self) -> Limits:

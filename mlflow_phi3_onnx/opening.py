@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.saved import read_saved
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.openai.parameters import Task
 
-__all__ = ["PROVIDER_VARIABLE", "open_saved"]
+__all__ = ["PROVIDER_VARIABLE", "Opened", "open_saved"]
 
 _logger = logging.getLogger(__name__)
 
@@ -28,17 +29,29 @@ PROVIDER_VARIABLE = "MLFLOW_PHI3_ONNX_EXECUTION_PROVIDER"
 """Chooses among the variants of a model, where no setting does."""
 
 
-def open_saved(
-    path: Path, model_config: Mapping[str, Any] | None
-) -> tuple[ModelFolder, Task, Mapping[str, Any]]:
-    """Check a saved model's files and find the model folder that is to be loaded.
+@dataclass(frozen=True)
+class Opened:
+    """What is to be loaded of a saved model, its files checked.
+
+    Attributes:
+        folder: The model folder; of a model with variants, the one that was chosen.
+        task: What the model was saved for.
+        origin: Where it came from.
+        adapters: The files of its adapters, by name.
+    """
+
+    folder: ModelFolder
+    task: Task
+    origin: Mapping[str, Any]
+    adapters: Mapping[str, Path]
+
+
+def open_saved(path: Path, model_config: Mapping[str, Any] | None) -> Opened:
+    """Check a saved model's files and find what is to be loaded.
 
     Args:
         path: The folder with the MLmodel file.
         model_config: Generation defaults and runtime settings.
-
-    Returns:
-        The folder, the model's task, and where the model came from.
 
     Raises:
         InvalidModelError: If a file is not as it was saved, or no variant can run here.
@@ -52,7 +65,7 @@ def open_saved(
     folder = locate_files(saved)
     saved.check(folder, settings.get("verify", "hash" if saved.by_reference else "size"))
     variant = _choose(saved.bundle(folder), settings.get("execution_provider"))
-    return variant.model, task, saved.flavor.get("source", {})
+    return Opened(variant.model, task, saved.flavor.get("source", {}), saved.adapters)
 
 
 def _choose(bundle: Bundle, wanted: str | None) -> Variant:

@@ -31,8 +31,15 @@ def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[G
         InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
         SourceError: If its files are in a repository and cannot be fetched.
     """
-    folder, task, origin = open_saved(path, model_config)
-    return GenAIModel(folder, model_config=model_config, task=task, origin=origin), task
+    opened = open_saved(path, model_config)
+    model = GenAIModel(
+        opened.folder,
+        adapters=opened.adapters,
+        model_config=model_config,
+        task=opened.task,
+        origin=opened.origin,
+    )
+    return model, opened.task
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFuncWrapper:

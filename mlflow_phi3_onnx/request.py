@@ -158,6 +158,7 @@ class Options:
         draft_tokens: The most tokens that are guessed ahead and checked in one step; 0 guesses
             none. Guesses are looked up in the prompt and the answer (prompt lookup decoding).
         prediction: A text that the answer is likely to repeat, where guesses are looked up too.
+        adapter: The adapter that the model is to answer with; None for none.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -174,6 +175,7 @@ class Options:
     timeout: float | None = None
     draft_tokens: int = 0
     prediction: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

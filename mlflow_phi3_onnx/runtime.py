@@ -1,4 +1,4 @@
-"""The only door to ``onnxruntime_genai``: loading, one generator, and its errors made ours.
+"""The only door to ``onnxruntime_genai``: models, generators, adapters, and its errors made ours.
 
 Importing this module switches ONNX Runtime's telemetry off, unless ``ORT_DISABLE_TELEMETRY`` is
 already set. ``onnxruntime_genai`` itself is imported when the first model is loaded.
@@ -41,6 +41,8 @@ __all__ = [
     "can_run_on",
     "installed_distribution",
     "provider_name",
+    "read_adapter",
+    "write_adapter",
 ]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -187,6 +189,47 @@ class _RunErrors:
 _run_errors = _RunErrors()
 
 
+def read_adapter(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the parameters of an ``.onnx_adapter`` file, by name.
+
+    Args:
+        path: The file, which has been found whole.
+
+    Raises:
+        DependencyError: If ONNX Runtime, which onnxruntime-genai brings along, is missing.
+    """
+    adapter = _import_onnxruntime().AdapterFormat.read_adapter(str(path))
+    # What numpy() returns lies in the file's mapping, which ends with the adapter.
+    return {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
+
+
+def write_adapter(path: Path, parameters: Mapping[str, NDArray[Any]]) -> None:
+    """Write an ``.onnx_adapter`` file.
+
+    Args:
+        path: The file.
+        parameters: Values of the graph's inputs, by name.
+
+    Raises:
+        DependencyError: If ONNX Runtime, which onnxruntime-genai brings along, is missing.
+    """
+    onnxruntime = _import_onnxruntime()
+    adapter = onnxruntime.AdapterFormat()
+    value = onnxruntime.OrtValue.ortvalue_from_numpy
+    adapter.set_parameters({name: value(array) for name, array in parameters.items()})
+    adapter.export_adapter(str(path))
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise DependencyError(
+            "onnxruntime cannot be imported, and making an adapter's file needs it. Install"
+            " onnxruntime-genai, which brings it along."
+        ) from error
+
+
 class NativeModel:
     """A model that onnxruntime-genai has loaded.
 
@@ -222,20 +265,45 @@ class NativeModel:
                 config.set_provider_option(provider, name, value)
             config.overlay(json.dumps(overlay))
             self._model = self._genai.Model(config)
+        self._adapters: Any = None
 
-    def generator(self, rows: int, max_length: int) -> NativeGenerator:
+    def load_adapter(self, name: str, file: Path) -> None:
+        """Load an adapter, for generators to use.
+
+        Args:
+            name: What it is called from now on.
+            file: An ``.onnx_adapter`` file, which has been read and found whole.
+
+        Raises:
+            InvalidModelError: If it cannot be loaded.
+        """
+        try:
+            if self._adapters is None:
+                self._adapters = self._genai.Adapters(self._model)
+            self._adapters.load(str(file), name)
+        except Exception as error:
+            raise InvalidModelError(
+                f"adapters: {name!r} cannot be loaded: onnxruntime-genai refused it"
+                f" ({type(error).__name__})."
+            ) from error
+
+    def generator(self, rows: int, max_length: int, adapter: str | None = None) -> NativeGenerator:
         """Make a generator for a number of rows, with a KV cache of exactly max_length tokens.
 
         Args:
             rows: How many sequences, at most :data:`MAX_BATCH_SIZE`.
             max_length: Prompt and answer together, in tokens; the longest prompt's width counts
                 for every row.
+            adapter: The adapter that it uses for as long as it is there; None uses none.
         """
         with _run_errors:
             # A GeneratorParams stays shared with its generator: a fresh one each time.
             params = self._genai.GeneratorParams(self._model)
             params.set_search_options(batch_size=rows, max_length=max_length, **_NEUTRAL_SEARCH)
-            return NativeGenerator(self._genai.Generator(self._model, params), rows, max_length)
+            generator = self._genai.Generator(self._model, params)
+            if adapter is not None:
+                generator.set_active_adapter(self._adapters, adapter)
+            return NativeGenerator(generator, rows, max_length, adapter)
 
 
 class NativeGenerator:
@@ -244,11 +312,15 @@ class NativeGenerator:
     Attributes:
         rows: How many sequences.
         max_length: How many tokens each may hold.
+        adapter: The adapter that it uses; None for the model as it is.
     """
 
-    def __init__(self, generator: Any, rows: int, max_length: int) -> None:
+    def __init__(
+        self, generator: Any, rows: int, max_length: int, adapter: str | None = None
+    ) -> None:
         self.rows = rows
         self.max_length = max_length
+        self.adapter = adapter
         self._generator = generator
         self._choice: NDArray[np.float32] | None = None
 

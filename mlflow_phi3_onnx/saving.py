@@ -16,6 +16,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx.artifact.adapters import check_adapters, stage_adapters
 from mlflow_phi3_onnx.artifact.files import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
@@ -42,6 +43,7 @@ class SavePlan:
     Attributes:
         task: What the model is for.
         config: The saved configuration, as it was given.
+        adapters: The files or PEFT folders of its adapters, by name.
         signature: The signature, or None for none.
         metadata: For the MLmodel file, the task included.
         input_example: An input to save along.
@@ -55,6 +57,7 @@ class SavePlan:
 
     task: Task
     config: Mapping[str, Any]
+    adapters: Mapping[str, Path]
     signature: ModelSignature | None
     metadata: Mapping[str, Any]
     input_example: Any
@@ -69,6 +72,7 @@ class SavePlan:
 def plan_save(
     *,
     task: Task,
+    adapters: Mapping[str, str | Path] | None,
     model_config: Mapping[str, Any] | str | Path | None,
     signature: ModelSignature | bool | None,
     metadata: Mapping[str, Any] | None,
@@ -84,6 +88,8 @@ def plan_save(
 
     Raises:
         InvalidRequestError: If an argument is not what it may be.
+        SourceNotFoundError: If there is nothing at the path of an adapter.
+        InvalidModelError: If an adapter's folder is none of PEFT's.
     """
     mlflow_compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     mlflow_compat.validate_code_paths(code_paths)
@@ -101,6 +107,7 @@ def plan_save(
     return SavePlan(
         task=task,
         config=config,
+        adapters=check_adapters(adapters),
         signature=_signature(signature, task),
         metadata={**(metadata or {}), "task": task},
         input_example=input_example,
@@ -130,7 +137,13 @@ def check_target(path: Path) -> None:
 
 
 def write_model(
-    plan: SavePlan, source: ResolvedSource, path: Path, mlflow_model: Model, *, link: bool
+    plan: SavePlan,
+    source: ResolvedSource,
+    path: Path,
+    mlflow_model: Model,
+    *,
+    adapters: Mapping[str, Path],
+    link: bool,
 ) -> None:
     """Write a model to a folder that is empty or does not exist.
 
@@ -139,6 +152,7 @@ def write_model(
         source: The model.
         path: The folder.
         mlflow_model: The MLflow model that the flavor is added to.
+        adapters: The files of its adapters, which fit it, by name.
         link: Whether to link the model's files, where the folder is copied again at once.
     """
     files = source.bundle.files
@@ -149,6 +163,7 @@ def write_model(
             staging = worker.submit(stage, files, path / DATA, link=link, outside=path)
         else:
             staging = worker.submit(write_manifest, files)
+        staged_adapters = stage_adapters(adapters, path, link=link)
         code = _copy_code(plan.code_paths, path)
         environment = _environment(plan)
         mlflow_compat.save_example(mlflow_model, plan.input_example, str(path))
@@ -178,6 +193,7 @@ def write_model(
             **data,
             code=code,
             files=manifest,
+            **({"adapters": staged_adapters} if staged_adapters else {}),
             **mlflow_compat.copy_extra_files(plan.extra_files, str(path)),
         )
         mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(path))

@@ -108,6 +108,7 @@ def _params(task: Task) -> ParamSchema:
         for name, row in PARAMETERS[task].items()
         if row.numeric
     ]
+    specs.append(ParamSpec("adapter", DataType.string, None))
     if task == TEXT:
         specs.append(ParamSpec("do_sample", DataType.boolean, None))
         specs += [ParamSpec(name, DataType.string, None) for name in ("regex", "grammar")]

@@ -25,7 +25,9 @@ _NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 1, 3, 5, 6
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 1, 2, 8, 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
+_TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION = 1, 2, 1
+_DIMENSION_VALUE, _DIMENSION_NAME = 1, 2
 
 ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 10: 2, 16: 2, 17: 1, 18: 1}
 """Bytes of one element, by ``TensorProto.DataType``, for the types that KV caches have."""
@@ -56,7 +58,10 @@ class GraphFacts:
 
     Attributes:
         inputs: The element type (``TensorProto.DataType``) of each input, by name.
-        outputs: The same for the outputs.
+        shapes: The length of each input's axes, by name. Where the graph leaves it open, it is the
+            name that the graph gives the length, maybe empty.
+        optional: The inputs that the graph has a default for. Adapters replace those.
+        outputs: As ``inputs``, for the outputs.
         operators: How often each operator occurs, subgraphs included.
         attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
         external: The weights files, by location.
@@ -71,6 +76,10 @@ class GraphFacts:
     """
 
     inputs: dict[str, int] = field(default_factory=dict[str, int])
+    shapes: dict[str, tuple[int | str, ...]] = field(
+        default_factory=dict[str, tuple[int | str, ...]]
+    )
+    optional: set[str] = field(default_factory=set[str])
     outputs: dict[str, int] = field(default_factory=dict[str, int])
     operators: dict[str, int] = field(default_factory=dict[str, int])
     attention_windows: set[int] = field(default_factory=set[int])
@@ -107,7 +116,7 @@ class GraphFacts:
     def _floats(self) -> dict[int, int]:
         counts: dict[int, int] = {}
         for name, (element, count) in self.tensors.items():
-            if element in _FLOATS and name not in self.not_weights:
+            if element in _FLOATS and name not in self.not_weights | self.optional:
                 counts[element] = counts.get(element, 0) + count
         return counts
 
@@ -135,17 +144,22 @@ def read_graph(path: Path) -> GraphFacts:
 
 
 def _read_graph(data: memoryview, facts: GraphFacts, *, top: bool = True) -> None:
+    defaults: set[str] = set()
     for number, value in fields(data):
         if not isinstance(value, memoryview):
             continue
         if number == _GRAPH_NODE:
             _read_node(value, facts)
         elif number == _GRAPH_INITIALIZER:
-            _read_tensor(value, facts)
+            defaults.add(_read_tensor(value, facts))
         elif number == _GRAPH_INPUT and top:
-            _read_value_info(value, facts.inputs)
+            name, element, shape = _read_value_info(value)
+            facts.inputs[name], facts.shapes[name] = element, shape
         elif number == _GRAPH_OUTPUT and top:
-            _read_value_info(value, facts.outputs)
+            name, element, _ = _read_value_info(value)
+            facts.outputs[name] = element
+    if top:
+        facts.optional = defaults & facts.inputs.keys()
 
 
 def _read_node(data: memoryview, facts: GraphFacts) -> None:
@@ -189,7 +203,9 @@ def _read_attribute(data: memoryview, facts: GraphFacts, numbers: dict[str, int]
             _read_tensor(value, facts)
 
 
-def _read_tensor(data: memoryview, facts: GraphFacts) -> None:
+def _read_tensor(data: memoryview, facts: GraphFacts) -> str:
+    """Note the weights file that a tensor lies in, if it is in one, and return its name."""
+    name = ""
     entries: dict[str, str] = {}
     name, element = "", 0
     for number, value in fields(data):
@@ -207,10 +223,13 @@ def _read_tensor(data: memoryview, facts: GraphFacts) -> None:
         file = facts.external.setdefault(location, ExternalFile(location))
         end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
         file.size = max(file.size, end)
+    return name
 
 
-def _read_value_info(data: memoryview, into: dict[str, int]) -> None:
+def _read_value_info(data: memoryview) -> tuple[str, int, tuple[int | str, ...]]:
+    """Return the name, element type and shape of an input or output."""
     name, element = "", 0
+    shape: tuple[int | str, ...] = ()
     for number, value in fields(data):
         if not isinstance(value, memoryview):
             continue
@@ -220,4 +239,19 @@ def _read_value_info(data: memoryview, into: dict[str, int]) -> None:
             for tensor in views(value, _TYPE_TENSOR):
                 types = [v for n, v in fields(tensor) if n == _TENSOR_ELEMENT]
                 element = types[0] if types and isinstance(types[0], int) else 0
-    into[name] = element
+                shape = tuple(
+                    _length(axis)
+                    for axes in views(tensor, _TENSOR_SHAPE)
+                    for axis in views(axes, _SHAPE_DIMENSION)
+                )
+    return name, element, shape
+
+
+def _length(axis: memoryview) -> int | str:
+    length: int | str = ""
+    for number, value in fields(axis):
+        if number == _DIMENSION_VALUE and isinstance(value, int):
+            length = value
+        elif number == _DIMENSION_NAME and isinstance(value, memoryview):
+            length = text(value)
+    return length

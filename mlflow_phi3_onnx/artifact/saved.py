@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.artifact.adapters import ADAPTERS
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.files import Verify, check_files
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
@@ -43,6 +44,15 @@ class SavedModel:
     flavor: Mapping[str, Any]
 
     @property
+    def adapters(self) -> dict[str, Path]:
+        """The files of its adapters, by name."""
+        return {name: self.path / facts["path"] for name, facts in self._adapters.items()}
+
+    @property
+    def _adapters(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.flavor.get("adapters", {})
+
+    @property
     def by_reference(self) -> bool:
         """Whether its files are in a repository, and not here."""
         return "data" not in self.flavor
@@ -60,12 +70,17 @@ class SavedModel:
         return folder
 
     def check(self, folder: Path, level: Verify) -> None:
-        """Check its files, in its own folder or in that of a cache.
+        """Check its files, in its own folder or in that of a cache, and its adapters.
 
         Raises:
             InvalidModelError: If one is not as it was saved.
         """
         check_files(folder, self.flavor["files"], level, own=not self.by_reference)
+        adapters = {
+            facts["path"].removeprefix(f"{ADAPTERS}/"): dict(facts)
+            for facts in self._adapters.values()
+        }
+        check_files(self.path / ADAPTERS, adapters, level)
 
     def bundle(self, folder: Path) -> Bundle:
         """Read its model folders.

@@ -63,7 +63,7 @@ class Group(_Holder):
 
     Args:
         pool: Where generators come from.
-        rows: The rows, two or more.
+        rows: The rows, two or more, of one adapter.
         eos: An id that ends an answer, for the rows that are over.
         chunks: What keeps the speed of prompts.
         budget: How many tokens of KV memory there are for the rows and for what the pool keeps.
@@ -136,7 +136,9 @@ class Group(_Holder):
         self._room = _first_room(self._inside)
         sequences = [row.sequence for row in self._inside]
         width = max(map(len, sequences))
-        generator, _ = self._pool.take(len(sequences), width + self._room, self._budget)
+        generator, _ = self._pool.take(
+            len(sequences), width + self._room, self._budget, adapter=self.rows[0].adapter
+        )
         start = time.perf_counter()
         generator.append(sequences)
         self._chunks.measured(width * len(sequences), time.perf_counter() - start)
@@ -227,6 +229,7 @@ class Single(_Holder):
             self._budget,
             roomy=self._roomy,
             least=len(sequence) + min(row.remaining, ENOUGH),
+            adapter=row.adapter,
             prompt=sequence[:0] if scored else sequence,
         )
         if not row.tokens:

@@ -49,9 +49,9 @@ class GenAITraits:
 class GenAILoop:
     """Runs a model with onnxruntime-genai's generator.
 
-    Rows that wait at the same time share a generator, those of like lengths first, so that little
-    is padded and few are computed on when they are over. The next ones start beside them, and every
-    generator has its turn, so nobody waits for someone else's whole answer.
+    Rows of one adapter that wait at the same time share a generator, those of like lengths first,
+    so that little is padded and few are computed on when they are over. The next ones start beside
+    them, and every generator has its turn, so nobody waits for someone else's whole answer.
 
     Args:
         model: The loaded model.
@@ -160,7 +160,9 @@ class GenAILoop:
         first, *others = waiting
         if not self._traits.groups or _wants_a_generator(first):
             others = []
-        others = [row for row in others if not _wants_a_generator(row)]
+        others = [
+            row for row in others if row.adapter == first.adapter and not _wants_a_generator(row)
+        ]
         others.sort(key=lambda row: _difference(row, first))
         rows: list[Row] = []
         for row in [first, *others]:

@@ -15,6 +15,8 @@ from mlflow_phi3_onnx.generation.chunks import MIN_COMPUTED
 from mlflow_phi3_onnx.generation.prefix import MIN_PREFIX, common_prefix
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.runtime import NativeGenerator, NativeModel
@@ -65,6 +67,7 @@ class GeneratorPool:
         *,
         roomy: int = 0,
         least: int = 0,
+        adapter: str | None = None,
         prompt: NDArray[np.int32] = _NOTHING,
     ) -> tuple[NativeGenerator, int]:
         """Provide a generator with nothing in it, or with the beginning of a prompt.
@@ -75,21 +78,24 @@ class GeneratorPool:
             budget: How many tokens of KV memory there are for it and for all that are kept.
             roomy: How many tokens each is to have room for where a generator is made.
             least: How many are enough where the beginning of the prompt is found.
+            adapter: The adapter that it uses, None for none. What was computed with one is never
+                found again for another, nor for none.
             prompt: The prompt, where there is one row and a beginning may be found again.
 
         Returns:
             The generator, and how many tokens of the prompt are computed in it.
         """
-        kept, prefix = self._longest_prefix(prompt, least)
+        usable = [kept for kept in self._kept if kept.generator.adapter == adapter]
+        kept, prefix = _longest_prefix(usable, prompt, least)
         if kept is None:
-            kept = self._large_enough(rows, needed)
+            kept = _large_enough(usable, rows, needed)
         if kept is not None:
             self._kept.remove(kept)
             kept.generator.rewind(prefix)
             return kept.generator, prefix
         size = max(needed, roomy)
         self.shrink(budget - rows * size)
-        return self._model.generator(rows, size), 0
+        return self._model.generator(rows, size, adapter), 0
 
     def give(self, generator: NativeGenerator, tokens: NDArray[np.int32] = _NOTHING) -> None:
         """Take a generator back.
@@ -107,20 +113,24 @@ class GeneratorPool:
         while self._kept and sum(kept.kv_tokens for kept in self._kept) > kv_tokens:
             del self._kept[0]
 
-    def _longest_prefix(self, prompt: NDArray[np.int32], least: int) -> tuple[_Kept | None, int]:
-        """Find the generator that holds the most of a prompt, less what is always computed."""
-        best, longest = None, MIN_PREFIX - 1
-        for kept in self._kept:
-            prefix = common_prefix(kept.tokens, prompt[:-MIN_COMPUTED])
-            if prefix > longest and kept.generator.max_length >= least:
-                best, longest = kept, prefix
-        return best, 0 if best is None else longest
 
-    def _large_enough(self, rows: int, needed: int) -> _Kept | None:
-        """Find a generator for so many rows; rather one that holds little, for that is lost."""
-        found = [
-            kept
-            for kept in self._kept
-            if kept.generator.rows == rows and kept.generator.max_length >= needed
-        ]
-        return min(found, key=lambda kept: len(kept.tokens), default=None)
+def _longest_prefix(
+    usable: Sequence[_Kept], prompt: NDArray[np.int32], least: int
+) -> tuple[_Kept | None, int]:
+    """Find the generator that holds the most of a prompt, less what is always computed."""
+    best, longest = None, MIN_PREFIX - 1
+    for kept in usable:
+        prefix = common_prefix(kept.tokens, prompt[:-MIN_COMPUTED])
+        if prefix > longest and kept.generator.max_length >= least:
+            best, longest = kept, prefix
+    return best, 0 if best is None else longest
+
+
+def _large_enough(usable: Sequence[_Kept], rows: int, needed: int) -> _Kept | None:
+    """Find a generator for so many rows; rather one that holds little, for that is lost."""
+    found = [
+        kept
+        for kept in usable
+        if kept.generator.rows == rows and kept.generator.max_length >= needed
+    ]
+    return min(found, key=lambda kept: len(kept.tokens), default=None)

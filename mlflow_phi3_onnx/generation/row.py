@@ -59,6 +59,7 @@ class Row:
         self.finished = False
         self.cancelled = False
         self.cached_tokens = 0
+        self.adapter = options.adapter
         self.scores_prompt = options.prompt_logprobs
         self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self._options = options

@@ -62,6 +62,13 @@ def boolean(value: Any) -> bool:
     return value
 
 
+def string(value: Any) -> str:
+    """Check a string."""
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
 def stop(value: Any) -> tuple[str, ...]:
     """Check stop sequences: a string or a list of them."""
     stops = [value] if isinstance(value, str) else value

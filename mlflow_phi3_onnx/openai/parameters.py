@@ -330,6 +330,20 @@ _ROWS = (
         tasks=(CHAT,),
     ),
     Parameter(
+        "adapter",
+        "honoured",
+        "The adapter that the model answers with. Without one, the model answers as it is.",
+        "the name of one of the model's adapters",
+        checks.string,
+    ),
+    Parameter(
+        "model",
+        "honoured",
+        "The name of an adapter chooses it, as adapter does; any other name is the model's own. The"
+        " answer names which of them it is from.",
+        tasks=OPENAI_TASKS,
+    ),
+    Parameter(
         "stream",
         "honoured",
         "True is for predict_stream and stream_chat; a plain prediction answers as a whole.",
@@ -345,7 +359,6 @@ _ROWS = (
         checks.stream_options,
         tasks=OPENAI_TASKS,
     ),
-    _unused("model", "One model is loaded; the answer names it."),
     _unused("user", "Not stored."),
     _unused("metadata", "Not stored."),
     _unused("store", "Nothing is stored."),

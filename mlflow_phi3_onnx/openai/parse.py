@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.openai.tool_grammar import CallRule
 from mlflow_phi3_onnx.request import ChatPrompt, Options, Prompt, Request, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 __all__ = ["INPUT_FIELDS", "Asked", "check_parameters", "parse_request"]
 
@@ -101,6 +101,7 @@ def parse_request(
     params: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     model_defaults: Mapping[str, Any] | None = None,
+    adapters: Collection[str] = (),
 ) -> Asked:
     """Check a request and settle every option.
 
@@ -113,6 +114,7 @@ def parse_request(
         params: Parameters beside the request, which hold for several requests.
         config: Checked parameters of the saved ``model_config``.
         model_defaults: The ``search`` section of the model's ``genai_config.json``.
+        adapters: The names of the model's adapters.
 
     Raises:
         InvalidRequestError: If a field is not what it may be.
@@ -123,7 +125,8 @@ def parse_request(
     asked = _over(beside, check_parameters(fields, task, known=(field,)))
     merged = _over(config or {}, asked)
     _check_together(merged, asked)
-    options = _options(merged, asked, model_defaults or {}, task)
+    adapter = _adapter(merged, adapters)
+    options = _options(merged, asked, model_defaults or {}, task, adapter)
     prompts = _prompts(fields.get(field), merged, task)
     if len(prompts) * options.n > MAX_ANSWERS:
         raise InvalidRequestError(
@@ -233,8 +236,31 @@ def _prompts(value: Any, merged: Mapping[str, Any], task: Task) -> tuple[Prompt,
     return check_text(value, advice=advice)
 
 
+def _adapter(merged: Mapping[str, Any], adapters: Collection[str]) -> str | None:
+    """Settle which adapter answers: ``adapter`` says so, or ``model`` if it is the name of one."""
+    chosen = merged.get("adapter")
+    if chosen is not None and chosen not in adapters:
+        allowed = f"must be one of {', '.join(adapters)}; got another name"
+        message = allowed if adapters else "cannot be chosen: this model has none. Leave it out"
+        raise InvalidRequestError(f"adapter {message}.", param="adapter")
+    named = merged.get("model")
+    if not isinstance(named, str) or named not in adapters:
+        return chosen
+    if chosen not in (None, named):
+        raise InvalidRequestError(
+            f"model is {named} and adapter is {chosen}: both are adapters, and one answers. Give"
+            " one of them.",
+            param="model",
+        )
+    return named
+
+
 def _options(
-    merged: Mapping[str, Any], asked: Mapping[str, Any], search: Mapping[str, Any], task: Task
+    merged: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    search: Mapping[str, Any],
+    task: Task,
+    adapter: str | None,
 ) -> Options:
     logprobs = merged.get("logprobs")
     if task != COMPLETIONS:
@@ -257,6 +283,7 @@ def _options(
         draft_tokens=merged.get("prompt_lookup_num_tokens")
         or (0 if prediction is None else PREDICTION_DRAFT),
         prediction=prediction,
+        adapter=adapter,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.artifact.adapters import NO_ADAPTER_INPUTS
 from mlflow_phi3_onnx.artifact.bundle import Bundle, bundle_of_folder, bundle_of_variants
 from mlflow_phi3_onnx.artifact.folder import ModelFolder
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 __all__ = ["ResolvedSource", "Source", "resolve"]
+
+_logger = logging.getLogger(__name__)
 
 _EXPECTED = (
     "model must be the path of a folder with a model, the id of a repository on the Hugging Face"
@@ -50,6 +54,7 @@ class Source:
         precision: The form of the weights, where they are converted.
         export_options: How else they are converted; see :class:`Conversion`.
         by_reference: Whether the weights are to stay in the repository.
+        adapted: Whether adapters are to be saved beside it.
         origin: Where a folder that has been read came from, as its MLmodel file tells.
     """
 
@@ -60,6 +65,7 @@ class Source:
     precision: str | None = None
     export_options: Mapping[str, Any] | None = None
     by_reference: bool = False
+    adapted: bool = False
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -185,6 +191,12 @@ class _Resolver:
             saved = read_saved(held.path)
             folder = locate_files(saved)
             saved.check(folder, "size")
+            if saved.adapters:
+                _logger.warning(
+                    "The MLflow model was saved with adapters (%s), which are not carried over:"
+                    " give those that you need.",
+                    ", ".join(saved.adapters),
+                )
             hashes = {name: facts["sha256"] for name, facts in saved.flavor["files"].items()}
             origin = {**held.origin, "flavor": FLAVOR_NAME}
             if "source" in saved.flavor:
@@ -281,6 +293,8 @@ class _Resolver:
     def _convert(
         self, path: Path, origin: Mapping[str, Any], cards: Mapping[str, Path] | None = None
     ) -> ResolvedSource:
+        if self._source.adapted:
+            raise InvalidModelError(NO_ADAPTER_INPUTS)
         checkpoint = read_checkpoint(path.absolute())
         folder = self._temporary_folder() / "model"
         facts = convert(checkpoint, folder, self._conversion)

@@ -1,0 +1,168 @@
+"""Adapters as PEFT saves them, turned into parameters for a graph's inputs.
+
+PEFT keeps ``lora_A`` as ``(rank, in)`` and ``lora_B`` as ``(out, rank)``, and scales their product;
+a graph multiplies by ``(in, rank)`` and ``(rank, out)``, with the scale inside of ``lora_B``, as
+Olive and onnxruntime-genai's builder write it. Both leave PEFT's names as they are, but for
+``self_attn``, which the builder calls ``attn``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_phi3_onnx.artifact.ranks import FLOATS, halves, plain_layer
+from mlflow_phi3_onnx.errors import InvalidModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mlflow_phi3_onnx.artifact.graph import GraphFacts
+
+__all__ = ["PEFT_CONFIG", "PEFT_WEIGHTS", "convert_peft"]
+
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+
+_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
+
+# Layers that a checkpoint has as one and the builder's graph, where it has adapters, as several.
+_PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArray[Any]]:
+    """Turn a PEFT folder into an adapter's parameters.
+
+    Args:
+        folder: The folder, with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        graph: The graph that it is for.
+        name: The adapter's name, for messages.
+
+    Returns:
+        An array for an input of the graph, by the input's name.
+
+    Raises:
+        InvalidModelError: If it is no whole LoRA adapter, has more than LoRA weights, or has a
+            layer that the graph has no inputs for.
+    """
+    scale, rooted = _read_config(folder, name)
+    weights = _read_weights(folder / PEFT_WEIGHTS, name)
+    layers = _layers(weights, name)
+    inputs = halves(graph.optional)
+    parameters: dict[str, NDArray[Any]] = {}
+    for layer, (a, b) in layers.items():
+        rank = a.shape[0]
+        scaled = b * np.float32(scale / (math.sqrt(rank) if rooted else rank))
+        for part, share in _parts(layer, scaled, inputs, graph, name).items():
+            for half, values in (("A", a), ("B", share)):
+                target = inputs[part, half]
+                dtype = FLOATS.get(graph.inputs[target])
+                if dtype is None:
+                    raise InvalidModelError(
+                        f"adapters: {name!r} cannot be converted, because the graph's input"
+                        f" {target} is quantized. Convert it with Olive: olive convert-adapters"
+                        " --quantize_int4."
+                    )
+                parameters[target] = np.ascontiguousarray(values.T, dtype=dtype)
+    return parameters
+
+
+def _read_config(folder: Path, name: str) -> tuple[float, bool]:
+    """Return alpha, and whether it is divided by the rank's root, not by the rank."""
+    try:
+        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        kind, alpha = config["peft_type"], float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidModelError(
+            f"adapters: {PEFT_CONFIG} of {name!r} is not what PEFT writes for a LoRA adapter."
+        ) from error
+    more = [key for key in ("use_dora", "modules_to_save", "alpha_pattern") if config.get(key)]
+    if config.get("bias", "none") != "none" or config.get("lora_bias"):
+        more.append("bias")
+    if kind != "LORA" or more:
+        what = f"it has {', '.join(more)}" if kind == "LORA" else "its peft_type is another"
+        raise InvalidModelError(
+            f"adapters: {name!r} is not a plain LoRA adapter ({what}), so it cannot be converted."
+            " Merge it into its base model, and save that."
+        )
+    return alpha, bool(config.get("use_rslora"))
+
+
+def _read_weights(path: Path, name: str) -> dict[str, NDArray[np.float32]]:
+    """Read a safetensors file (https://huggingface.co/docs/safetensors) as float32."""
+    try:
+        data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        return {
+            tensor: _tensor(memoryview(data)[8 + size :], facts)
+            for tensor, facts in header.items()
+            if tensor != "__metadata__"
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InvalidModelError(
+            f"adapters: {name!r} has no whole {PEFT_WEIGHTS} of float numbers."
+        ) from error
+
+
+def _tensor(data: memoryview, facts: Mapping[str, Any]) -> NDArray[np.float32]:
+    start, end = facts["data_offsets"]
+    values = np.frombuffer(data[start:end], _DTYPES[facts["dtype"]])
+    if facts["dtype"] == "BF16":  # the upper half of a float32
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32).reshape(facts["shape"])
+
+
+def _layers(
+    weights: Mapping[str, NDArray[np.float32]], name: str
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Put the two halves of each layer together."""
+    halves: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for tensor, values in weights.items():
+        match = _NAME.fullmatch(tensor)
+        if match is None or values.ndim != 2:
+            raise InvalidModelError(
+                f"adapters: {name!r} holds {tensor}, which is no weight of a LoRA adapter. Only"
+                " lora_A and lora_B of linear layers can be converted."
+            )
+        halves.setdefault(match[1], {})[match[2]] = values
+    for layer, pair in halves.items():
+        if len(pair) != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+            raise InvalidModelError(
+                f"adapters: lora_A and lora_B of {layer}, in {name!r}, do not belong together."
+            )
+    return {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}
+
+
+def _parts(
+    layer: str,
+    b: NDArray[np.float32],
+    inputs: Mapping[tuple[str, str], str],
+    graph: GraphFacts,
+    name: str,
+) -> dict[str, NDArray[np.float32]]:
+    """Share a lora_B out among the layers that the graph has for its layer: mostly one."""
+    before, _, last = plain_layer(layer).rpartition(".")
+    for parts in ((last,), _PACKED.get(last, ())):
+        names = [f"{before}.{part}" for part in parts]
+        if not names or not all((part, half) in inputs for part in names for half in "AB"):
+            continue
+        if len(names) == 1:
+            return {names[0]: b}
+        widths = [graph.shapes[inputs[part, "B"]][-1] for part in names]
+        known = [width for width in widths if isinstance(width, int)]
+        if len(known) == len(parts) and sum(known) == len(b):
+            ends = np.cumsum(known)[:-1].tolist()
+            return dict(zip(names, np.split(b, ends), strict=True))
+    raise InvalidModelError(
+        f"adapters: {name!r} changes {layer}, and the graph has no inputs for that. Build the graph"
+        " for an adapter of the same layers."
+    )
