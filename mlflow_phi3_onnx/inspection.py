@@ -72,6 +72,7 @@ def _of_saved(saved: SavedModel) -> dict[str, Any]:
         "source": flavor.get("source", {}),
         "onnxruntime_genai_version": flavor.get("onnxruntime_genai_version"),
         "by_reference": saved.by_reference,
+        "adapters": sorted(saved.adapters),
     }
 
 
@@ -147,6 +148,7 @@ def _lines_of_saved(report: Mapping[str, Any]) -> list[str]:
         f"source           {place}{revision}{where}",
         f"saved with       onnxruntime-genai {report['onnxruntime_genai_version']},"
         f" layout {report['schema_version']}",
+        *([f"adapters         {', '.join(report['adapters'])}"] if report["adapters"] else []),
     ]
 
 
