@@ -226,6 +226,7 @@ BAD = [
         "prediction",
         "of no use",
     ),
+    parameter("adapter", CANARY, "adapter cannot be chosen: this model has none"),
     parameter("audio", {}, "Only text can be generated"),
     parameter("functions", [], "use tools"),
     parameter("best_of", 2, "Use n"),

@@ -35,12 +35,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHOWN = 3
 
 NO_ADAPTER_INPUTS = (
-    "adapters: the model's graph has no inputs for adapters, which onnxruntime-genai's builder does"
-    " not make. Olive does, from the checkpoint and a PEFT adapter of the layers that are meant:"
-    " olive auto-opt --model_name_or_path CHECKPOINT --adapter_path PEFT_FOLDER --use_ort_genai"
-    " --output_path FOLDER. Or merge the adapter into the checkpoint, with"
-    " model.merge_and_unload(), and give the merged model."
+    "adapters: the model's graph has no inputs for adapters. Build one that has: convert the"
+    " checkpoint together with a PEFT adapter of the layers that are meant, python -m"
+    " onnxruntime_genai.models.builder with --extra_options adapter_path=PEFT_FOLDER, and make"
+    " inputs of what it adds, olive generate-adapter -m BUILT -o FOLDER. Or merge the adapter into"
+    " the checkpoint, with model.merge_and_unload(), and give the merged model."
 )
+"""What is wrong with a graph that no adapter can be used with, and what to do."""
 
 
 def check_adapters(given: Any) -> dict[str, Path]:

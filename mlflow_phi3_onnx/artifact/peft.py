@@ -53,24 +53,23 @@ def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArra
         InvalidModelError: If it is no whole LoRA adapter, has more than LoRA weights, or has a
             layer that the graph has no inputs for.
     """
+    named = halves(graph.optional).items()
+    inputs = {key: target for key, target in named if graph.inputs[target] in FLOATS}
+    if not inputs:
+        raise InvalidModelError(
+            f"adapters: the folder of {name!r} cannot be converted, because the graph's inputs for"
+            f" adapters, such as {min(graph.optional)}, are not lora_A and lora_B in float. Give an"
+            " .onnx_adapter file that was made as the graph was."
+        )
     scale, rooted = _read_config(folder, name)
-    weights = _read_weights(folder / PEFT_WEIGHTS, name)
-    layers = _layers(weights, name)
-    inputs = halves(graph.optional)
     parameters: dict[str, NDArray[Any]] = {}
-    for layer, (a, b) in layers.items():
+    for layer, (a, b) in _layers(_read_weights(folder / PEFT_WEIGHTS, name), name).items():
         rank = a.shape[0]
         scaled = b * np.float32(scale / (math.sqrt(rank) if rooted else rank))
         for part, share in _parts(layer, scaled, inputs, graph, name).items():
             for half, values in (("A", a), ("B", share)):
                 target = inputs[part, half]
-                dtype = FLOATS.get(graph.inputs[target])
-                if dtype is None:
-                    raise InvalidModelError(
-                        f"adapters: {name!r} cannot be converted, because the graph's input"
-                        f" {target} is quantized. Convert it with Olive: olive convert-adapters"
-                        " --quantize_int4."
-                    )
+                dtype = FLOATS[graph.inputs[target]]
                 parameters[target] = np.ascontiguousarray(values.T, dtype=dtype)
     return parameters
 

@@ -178,10 +178,20 @@ def test_a_file_that_is_no_adapter(folder: Path, tmp_path: Path) -> None:
 def test_a_graph_without_inputs_for_adapters(
     demo: Path, file: Path, warm: dict[str, Delta], tmp_path: Path
 ) -> None:
-    says = "graph has no inputs for adapters.* olive auto-opt .*merge_and_unload"
+    says = "graph has no inputs for adapters.* olive generate-adapter .*merge_and_unload"
     refused(demo, tmp_path, {"x": file}, InvalidModelError, says)
     peft = write_peft(tmp_path / "peft", peft_tensors(warm))
     refused(demo, tmp_path, {"x": peft}, InvalidModelError, says)
+
+
+def test_a_checkpoint_is_not_converted_where_there_are_adapters(file: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (checkpoint / name).touch()
+    with pytest.raises(InvalidModelError, match="graph has no inputs for adapters"):
+        mlflow_phi3_onnx.save_model(checkpoint, tmp_path / "saved", adapters={"x": file})
+    assert not (tmp_path / "saved").exists()
 
 
 ARGUMENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -239,7 +249,7 @@ def test_a_saved_model_answers_with_its_adapters(
 def test_a_pyfunc_takes_an_adapter_for_each_row(
     saved: Path, answers: dict[str | None, str]
 ) -> None:
-    pyfunc = mlflow.pyfunc.load_model(str(saved))
+    pyfunc: Any = mlflow.pyfunc.load_model(str(saved))
     rows = pd.DataFrame({"messages": [SPAIN] * 3, "adapter": ["warm", None, "y.2_z-"]})
     given = pyfunc.predict(rows.assign(max_tokens=12))
     assert [told(answer) for answer in given] == [answers[name] for name in ("warm", None, "cold")]

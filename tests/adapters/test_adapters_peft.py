@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +23,11 @@ from adapted import (
 )
 
 import mlflow_phi3_onnx
+from benchmarks.models import TINY, can_build, checkpoint_folder, model_folder
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError
 from mlflow_phi3_onnx.artifact.adapter_file import AdapterParameter, read_adapter_file
+from mlflow_phi3_onnx.artifact.graph import GraphFacts
+from mlflow_phi3_onnx.artifact.peft import convert_peft
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,3 +162,76 @@ def test_tensors_of_peft_that_cannot_be_converted(
         )
     weights.rename(weights.with_name("adapter_model.bin"))
     refused(folder, tmp_path, {"x": tmp_path / "cut"}, InvalidModelError, "Pickled weights are not")
+
+
+def test_a_graph_whose_inputs_are_no_halves_in_float(
+    demo: Path, tmp_path: Path, warm: dict[str, Delta]
+) -> None:
+    """As those are that the builder and Olive make of a model in int4."""
+    folder = open_for_adapters(demo, tmp_path / "model", form="{layer}.lora_{half}.weight_Q4")
+    peft = write_peft(tmp_path / "peft", peft_tensors(warm))
+    says = "cannot be converted, because the graph's inputs for adapters, such as .*_Q4, are not"
+    refused(folder, tmp_path, {"x": peft}, InvalidModelError, says)
+
+
+def test_queries_keys_and_values_of_different_widths(tmp_path: Path) -> None:
+    """Phi-3's checkpoints have them as one layer; the graph with adapters as three."""
+    widths = {"q_proj": 8, "k_proj": 4, "v_proj": 4}
+    graph = GraphFacts()
+    for part, outside in widths.items():
+        for half, shape in (("A", (6, "lora_r")), ("B", ("lora_r", outside))):
+            name = f"model.layers.3.attn.{part}.lora_{half}.MatMul.weight"
+            graph.inputs[name], graph.shapes[name] = 10, shape
+            graph.optional.add(name)
+    random = np.random.default_rng(0)
+    a = random.normal(size=(2, 6)).astype(np.float32)
+    b = random.normal(size=(16, 2)).astype(np.float32)
+    layer = "model.layers.3.attn.qkv_proj"
+    tensors = {peft_name(layer, "A"): a, peft_name(layer, "B"): b}
+    peft = write_peft(tmp_path / "peft", tensors, lora_alpha=6)
+    converted = convert_peft(peft, graph, "x")
+    assert converted.keys() == graph.optional
+    for part, rows in (("q_proj", b[:8]), ("k_proj", b[8:12]), ("v_proj", b[12:])):
+        halves = [converted[f"model.layers.3.attn.{part}.lora_{x}.MatMul.weight"] for x in "AB"]
+        assert {half.dtype for half in halves} == {np.dtype(np.float16)}
+        np.testing.assert_array_equal(halves[0], a.T.astype(np.float16))
+        np.testing.assert_array_equal(halves[1], (rows.T * 3).astype(np.float16))
+
+
+@pytest.mark.export
+@pytest.mark.skipif(not can_build(), reason="building a model needs the export extra")
+def test_an_adapter_of_peft_answers_as_a_checkpoint_that_it_is_merged_into(tmp_path: Path) -> None:
+    torch = importlib.import_module("torch")
+    transformers = importlib.import_module("transformers")
+    source = checkpoint_folder(TINY)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    weights = model.state_dict()
+    random = np.random.default_rng(0)
+    deltas: dict[str, Delta] = {}
+    for layer in ("model.layers.0.mlp.gate_up_proj", "model.layers.1.attn.qkv_proj"):
+        weight = weights[f"{layer.replace('.attn.', '.self_attn.')}.weight"]
+        outside, inside = weight.shape
+        a = random.normal(0, 0.1, (inside, 4)).astype(np.float32)
+        b = random.normal(0, 0.1, (4, outside)).astype(np.float32)
+        deltas[layer] = (a, b)
+        weight += 2 * torch.from_numpy((a @ b).T)
+    model.save_pretrained(tmp_path / "checkpoint")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(source / name, tmp_path / "checkpoint")
+    merged = tmp_path / "merged"
+    mlflow_phi3_onnx.save_model(tmp_path / "checkpoint", merged, precision="fp32")
+    layers = [f"model.layers.0.mlp.{x}_proj" for x in ("gate", "up")]
+    folder = open_for_adapters(
+        model_folder("tiny-fp32"), tmp_path / "open", [*layers, "model.layers.1.attn.qkv_proj"]
+    )
+    peft = write_peft(tmp_path / "peft", peft_tensors(deltas), lora_alpha=8)
+    fields: dict[str, Any] = {"prompt": "The sea is", "max_tokens": 24, "logprobs": 0}
+    with GenAIModel(merged / "model") as reference:
+        (wanted,) = reference.complete(**fields)["choices"]
+    with GenAIModel(folder, adapters={"x": peft}) as adapted:
+        (base,) = adapted.complete(**fields)["choices"]
+        (answer,) = adapted.complete(**fields, adapter="x")["choices"]
+    assert answer["text"] == wanted["text"] != base["text"]
+    assert answer["logprobs"]["token_logprobs"] == pytest.approx(
+        wanted["logprobs"]["token_logprobs"], abs=1e-3
+    )
