@@ -76,6 +76,7 @@ ROOMS = {
         "saving",
         "sources",
     },
+    "comparison": {"artifact", "flavor", "model", "openai", "progress", "sources"},
     "deployments": set[str](),
     "cli": {"_version", "flavor", "openai"},
 }

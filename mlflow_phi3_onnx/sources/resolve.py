@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
 from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import REPO_ID, Part, check_subfolder, choose
-from mlflow_phi3_onnx.sources.local import list_files
+from mlflow_phi3_onnx.sources.local import existing, list_files
 from mlflow_phi3_onnx.sources.options import Conversion
 from mlflow_phi3_onnx.sources.transformers_objects import is_of_transformers, write_checkpoint
 
@@ -106,7 +106,7 @@ class _Resolver:
         model = self._source.model
         if isinstance(model, str | Path):
             self._refuse("tokenizer", "a model of transformers that is in memory")
-            path = _existing(model)
+            path = existing(model)
             text = model if isinstance(model, str) and path is None else ""
             if REPO_ID.fullmatch(text):
                 return self._from_hub(text, self._source.revision, self._must_convert)
@@ -218,11 +218,3 @@ class _Resolver:
     def _temporary_folder(self) -> Path:
         folder = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
         return Path(self._stack.enter_context(folder))
-
-
-def _existing(path: str | Path) -> Path | None:
-    """Return a path where there is something, else None; some texts can be no path at all."""
-    try:
-        return Path(path) if path and Path(path).exists() else None
-    except (OSError, ValueError):
-        return None
