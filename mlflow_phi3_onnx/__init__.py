@@ -1,6 +1,7 @@
 """The MLflow flavor for Phi-3 and every other model that ONNX Runtime GenAI runs."""
 
 from mlflow_phi3_onnx._version import __version__
+from mlflow_phi3_onnx.comparison.compare import Comparison, compare
 from mlflow_phi3_onnx.demo import demo_model_path
 from mlflow_phi3_onnx.errors import (
     CancelledError,
@@ -34,6 +35,7 @@ from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, _load_pyfunc, _PyFuncWrapper
 __all__ = [
     "FLAVOR_NAME",
     "CancelledError",
+    "Comparison",
     "ContextLengthError",
     "ConversionError",
     "DependencyError",
@@ -53,6 +55,7 @@ __all__ = [
     "_PyFuncWrapper",
     "__version__",
     "_load_pyfunc",
+    "compare",
     "demo_model_path",
     "get_default_conda_env",
     "get_default_pip_requirements",

@@ -19,7 +19,12 @@ from mlflow_phi3_onnx.planning import Planner
 from mlflow_phi3_onnx.progress import rows_done
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.request import ChatPrompt, Limits, TokenPrompt
-from mlflow_phi3_onnx.scoring import plan_perplexity, plan_token_logprobs
+from mlflow_phi3_onnx.scoring import (
+    is_one,
+    plan_greedy,
+    plan_perplexity,
+    plan_token_logprobs,
+)
 from mlflow_phi3_onnx.settings import Settings
 
 if TYPE_CHECKING:
@@ -287,19 +292,43 @@ class GenAIModel(AsyncMethods):
             return ids.tolist()
         return self._tokenizer.render_chat(chat, add_generation_prompt=add_generation_prompt)
 
-    @overload
-    def token_logprobs(self, text: str, top_logprobs: int = 0) -> list[dict[str, Any]]: ...
+    def greedy_tokens(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Continue a prompt of token ids with the likeliest token, again and again.
+
+        The raw logits alone decide: no sampling, penalty or stop sequence of the saved
+        configuration or of the model's own defaults counts. That is how models are compared.
+
+        Args:
+            ids: The prompt.
+            max_tokens: The most tokens to generate.
+
+        Returns:
+            The ids of the answer, the one that ended it included.
+
+        Raises:
+            InvalidRequestError: If an argument is not what it may be.
+            ContextLengthError: If the prompt, or what is asked for, is too long.
+        """
+        return self._answers([plan_greedy(ids, max_tokens, self._planner)])[0]
 
     @overload
     def token_logprobs(
-        self, text: list[str], top_logprobs: int = 0
+        self, text: str | list[int], top_logprobs: int = 0
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def token_logprobs(
+        self, text: list[str] | list[list[int]], top_logprobs: int = 0
     ) -> list[list[dict[str, Any]]]: ...
 
-    def token_logprobs(self, text: str | list[str], top_logprobs: int = 0) -> list[Any]:
+    def token_logprobs(
+        self, text: str | list[int] | list[str] | list[list[int]], top_logprobs: int = 0
+    ) -> list[Any]:
         """Report how likely each token of a text is after those before it.
 
         Args:
-            text: A text, or several to compute together; tokenized as by :meth:`tokenize`.
+            text: A text, tokenized as by :meth:`tokenize`, or its token ids; or several, to compute
+                together.
             top_logprobs: How many of the likeliest tokens to report at each position, from 0 to 20.
 
         Returns:
@@ -313,15 +342,17 @@ class GenAIModel(AsyncMethods):
         """
         scores = plan_token_logprobs(text, top_logprobs, self._planner, self._tokenizer)
         answers = self._answers(scores)
-        return answers[0] if isinstance(text, str) else answers
+        return answers[0] if is_one(text) else answers
 
     @overload
-    def perplexity(self, text: str) -> float: ...
+    def perplexity(self, text: str | list[int]) -> float: ...
 
     @overload
-    def perplexity(self, text: list[str]) -> list[float]: ...
+    def perplexity(self, text: list[str] | list[list[int]]) -> list[float]: ...
 
-    def perplexity(self, text: str | list[str]) -> float | list[float]:
+    def perplexity(
+        self, text: str | list[int] | list[str] | list[list[int]]
+    ) -> float | list[float]:
         """Measure how surprised the model is by a text; 1 means not at all.
 
         It is ``exp(-(log p(t2 | t1) + ... + log p(tN | t1 ... tN-1)) / (N - 1))`` for the tokens
@@ -329,14 +360,15 @@ class GenAIModel(AsyncMethods):
         log-likelihood, in nats, of all tokens but the first.
 
         Args:
-            text: A text, or several to compute together; tokenized as by :meth:`tokenize`.
+            text: A text, tokenized as by :meth:`tokenize`, or its token ids; or several, to compute
+                together.
 
         Raises:
             InvalidRequestError: If a text has fewer than two tokens.
             ContextLengthError: If a text has more tokens than the model's context.
         """
         answers = self._answers(plan_perplexity(text, self._planner))
-        return answers[0] if isinstance(text, str) else answers
+        return answers[0] if is_one(text) else answers
 
     def run(
         self,

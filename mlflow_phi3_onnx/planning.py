@@ -76,14 +76,25 @@ class Planner:
             prompts.append(self._encoded(prompt, ids, options, reads=reads))
         return Plan(tuple(jobs), tuple(prompts))
 
-    def plan_scoring(self, prompt: TextPrompt, top_logprobs: int) -> Job:
+    def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> Job:
         """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
 
         Raises:
-            InvalidRequestError: If the text is empty.
+            InvalidRequestError: If the text is empty, or has ids that the model has not.
             ContextLengthError: If it is too long.
         """
         options = Options(max_tokens=0, top_logprobs=top_logprobs, prompt_logprobs=True)
+        ids = self.encode(prompt)
+        return Job(ids, self._max_tokens(len(ids), options, prompt.param), options)
+
+    def plan_greedy(self, prompt: TokenPrompt, max_tokens: int) -> Job:
+        """Make a job that always takes the likeliest token, whatever the model's defaults are.
+
+        Raises:
+            InvalidRequestError: If the prompt has ids that the model has not.
+            ContextLengthError: If the prompt, or what is asked for, is too long.
+        """
+        options = Options(max_tokens=max_tokens)
         ids = self.encode(prompt)
         return Job(ids, self._max_tokens(len(ids), options, prompt.param), options)
 

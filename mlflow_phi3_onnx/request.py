@@ -219,6 +219,7 @@ class Delta:
         cached_tokens: How many of the prompt's tokens were found in a cache.
         drafted_tokens: How many tokens were guessed ahead so far.
         accepted_tokens: How many of those are part of the answer.
+        token_ids: All of the answer's tokens, the one that ended it included, on the last piece.
     """
 
     text: str
@@ -229,6 +230,7 @@ class Delta:
     cached_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ class Completion:
         cached_tokens: How many of the prompt's tokens were found in a cache.
         drafted_tokens: How many tokens were guessed ahead.
         accepted_tokens: How many of those are part of the answer.
+        token_ids: The answer's tokens, the one that ended it included.
     """
 
     text: str
@@ -255,6 +258,7 @@ class Completion:
     cached_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How likely a model finds given text: each token's log-probability, and perplexity."""
+"""What is asked in token ids: how likely a model finds given ones, and which it would write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.checks import describe_kind, integer
 from mlflow_phi3_onnx.openai.logprobs import entry
 from mlflow_phi3_onnx.openai.parameters import MAX_LOGPROBS
-from mlflow_phi3_onnx.request import TextPrompt
+from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids
+from mlflow_phi3_onnx.request import TextPrompt, TokenPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
     from mlflow_phi3_onnx.request import Completion, TokenLogprob
 
-__all__ = ["Score", "plan_perplexity", "plan_token_logprobs"]
+__all__ = ["Greedy", "Score", "is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
 
 _alternatives = integer(0, MAX_LOGPROBS)
+_count = integer(1, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,51 @@ class Score:
         (completion,) = completions
         assert completion.prompt_logprobs is not None
         return self.read(completion.prompt_logprobs)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A prompt that is to be continued with the likeliest tokens.
+
+    Attributes:
+        job: The job that generates them.
+    """
+
+    job: Job
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """What the engine is to run."""
+        return (self.job,)
+
+    def answer(self, completions: Sequence[Completion]) -> list[int]:
+        """Return the ids of the answer's tokens, the one that ended it included."""
+        (completion,) = completions
+        return list(completion.token_ids)
+
+
+def is_one(text: Any) -> bool:
+    """Whether a text is one, as a string or as token ids, and not several."""
+    if isinstance(text, str):
+        return True
+    return bool(text) and not isinstance(text[0], str | list | tuple)
+
+
+def plan_greedy(ids: Any, max_tokens: Any, planner: Planner) -> Greedy:
+    """Plan the likeliest continuation of a prompt of token ids.
+
+    Raises:
+        InvalidRequestError: If an argument is not what it may be.
+        ContextLengthError: If the prompt, or what is asked for, is too long.
+    """
+    try:
+        limit = _count(max_tokens)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"max_tokens must be an integer from 1; got {describe_kind(max_tokens)}.",
+            param="max_tokens",
+        ) from error
+    return Greedy(planner.plan_greedy(TokenPrompt(check_ids(ids, "ids"), "ids"), limit))
 
 
 def plan_token_logprobs(
@@ -94,14 +141,18 @@ def plan_perplexity(text: Any, planner: Planner) -> list[Score]:
     return scores
 
 
-def _check_texts(value: Any) -> list[TextPrompt]:
+def _check_texts(value: Any) -> list[TextPrompt] | list[TokenPrompt]:
     if isinstance(value, str):
         return [TextPrompt(value, "text")]
     if not isinstance(value, list | tuple):
         raise InvalidRequestError(
-            f"text must be a string or a list of strings; got {describe_kind(value)}.",
-            param="text",
+            f"text must be {FORMS}; got {describe_kind(value)}.", param="text"
         )
+    if value and isinstance(value[0], list | tuple):
+        named = [(f"text[{place}]", item) for place, item in enumerate(value)]
+        return [TokenPrompt(check_ids(item, name), name) for name, item in named]
+    if value and not isinstance(value[0], str):
+        return [TokenPrompt(check_ids(value, "text"), "text")]
     for place, item in enumerate(value):
         if not isinstance(item, str):
             where = f"text[{place}]"

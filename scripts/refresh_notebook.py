@@ -2,10 +2,12 @@
 
     python scripts/refresh_notebook.py examples/custom_python_wrapper.ipynb
 
-Nothing of the machine is kept: no times, no paths, no version of the kernel.
+It runs in a temporary folder, but may import what lies beside it. Nothing of the machine is kept:
+no paths, no version of the kernel, no times of cells.
 """
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,6 +15,12 @@ import nbformat
 from nbclient import NotebookClient
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def environment(beside: Path) -> dict[str, str]:
+    """Return what the kernel gets: this process's environment, and the notebook's folder."""
+    path = [str(beside.absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def main() -> None:
@@ -32,7 +40,7 @@ def main() -> None:
             coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         )
-        client.execute()
+        client.execute(env=environment(options.notebook.parent))
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     nbformat.write(notebook, options.output or options.notebook)
 

@@ -17,6 +17,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+COMPARISON = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -58,6 +59,22 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "The capital of Spain is Madrid."
+
+
+def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
+    program = tmp_path / "comparison.py"
+    program.write_text("\n".join(blocks("python", COMPARISON)), encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_REGISTRY_URI"}
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"identical answers +100\.0%", done.stdout)
 
 
 def test_the_guide_has_every_parameter() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "custom_python_wrapper.ipynb"
+PIPELINE_NOTEBOOK = EXAMPLES / "transformer_pipeline.ipynb"
 ATOM_JOKE = (
     "Why do protons never win at hide and seek? "
     "They sit still in the middle, while the electrons are everywhere at once."
@@ -26,6 +29,11 @@ ATOM_JOKE = (
 
 # What comes before "python" in the shell that runs the examples, as in an activated environment.
 SHELL = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+
+needs_export = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("torch", "transformers", "onnx_ir")),
+    reason="converting a model needs the export extra",
+)
 
 
 def files() -> set[Path]:
@@ -46,7 +54,13 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
     done = subprocess.run(
         [sys.executable, *command],
         cwd=cwd,
-        env={**os.environ, **SHELL, "PYTHONIOENCODING": "utf-8", **environment},
+        env={
+            **os.environ,
+            **SHELL,
+            "PYTHONIOENCODING": "utf-8",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **environment,
+        },
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -82,21 +96,71 @@ def test_quickstart_prints_answers_and_leaves_the_users_mlflow_alone(tmp_path: P
 
 
 def test_notebook_runs_and_its_stored_outputs_are_what_it_prints(tmp_path: Path) -> None:
-    output = tmp_path / "run.ipynb"
-    run(
-        ROOT / "scripts" / "refresh_notebook.py",
-        NOTEBOOK,
-        "--output",
-        output,
-        cwd=tmp_path,
-        JUPYTER_PREFER_ENV_PATH="1",  # the kernel of this interpreter, not another one of the user
-        TMPDIR=str(tmp_path),
-        TEMP=str(tmp_path),
-    )
-    fresh, stored = printed(output), printed(NOTEBOOK)
+    fresh, stored = refreshed(NOTEBOOK, tmp_path), printed(NOTEBOOK)
     assert fresh == stored, "run scripts/refresh_notebook.py examples/custom_python_wrapper.ipynb"
     assert "no attribute 'input_ids'" in fresh["run-old-code"]
     assert fresh["stream-code"] == f" {ATOM_JOKE}"
+
+
+@pytest.mark.export
+@needs_export
+def test_pipeline_notebook_runs_and_its_stored_outputs_are_what_it_prints(tmp_path: Path) -> None:
+    fresh, stored = refreshed(PIPELINE_NOTEBOOK, tmp_path), printed(PIPELINE_NOTEBOOK)
+    # Times are another machine's, and so are the last digits of what is computed in 4 bits.
+    measured = {name for name in stored if name.endswith("-measured")}
+    assert {k: v for k, v in fresh.items() if k not in measured} == {
+        k: v for k, v in stored.items() if k not in measured
+    }, "run scripts/refresh_notebook.py examples/transformer_pipeline.ipynb"
+    for cells in (fresh, stored):
+        assert cells["ask-code"].count(": The capital of Spain is Madrid.\n") == 2
+        pytorch, onnx = map(float, re.findall(r": ([\d.]+) MB", cells["size-measured"]))
+        assert onnx < pytorch / 2
+        assert len(re.findall(r": \d+ ms\n", cells["speed-measured"])) == 2
+        assert "model_a: transformers, Phi3ForCausalLM, float32\n" in cells["compare-measured"]
+        assert "comparison.png" in cells["run-code"]
+    assert str(Path.home()) not in PIPELINE_NOTEBOOK.read_text(encoding="utf-8")
+
+
+@pytest.mark.export
+@needs_export
+def test_a_registered_model_is_converted_and_linked(tracking: str, tmp_path: Path) -> None:
+    script = EXAMPLES / "convert_registered_model.py"
+    done = run(script, cwd=tmp_path, MLFLOW_TRACKING_URI=tracking)
+    assert done.stdout.splitlines()[:3] == [
+        "",
+        "models:/phi3-pytorch/1",
+        "   mlflow_phi3_onnx.int4 = models:/phi3-onnx/1",
+    ]
+    assert "models:/phi3-onnx/1\n   mlflow_phi3_onnx.builder = onnxruntime-genai" in done.stdout
+    assert "   mlflow_phi3_onnx.source_uri = models:/phi3-pytorch/1\n" in done.stdout
+    for kind in ("PyTorch: ", "ONNX:    "):
+        assert f"{kind} The capital of Spain is Madrid.\n" in done.stdout
+
+    client = mlflow.MlflowClient(tracking)
+    client.set_registered_model_alias("phi3-pytorch", "champion", "1")
+    arguments = ("--model", "models:/phi3-pytorch@champion", "--precision", "int8")
+    again = run(script, *arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=tracking)
+    assert "   mlflow_phi3_onnx.int8 = models:/phi3-onnx/2\n" in again.stdout
+    assert client.get_model_version("phi3-onnx", "2").status == "READY"
+    assert [
+        len(client.search_model_versions(f"name='{n}'")) for n in ("phi3-pytorch", "phi3-onnx")
+    ] == [1, 2]
+
+
+def refreshed(notebook: Path, folder: Path) -> dict[str, str]:
+    """Run a notebook, and read what it prints."""
+    output = folder / "run.ipynb"
+    run(
+        ROOT / "scripts" / "refresh_notebook.py",
+        notebook,
+        "--output",
+        output,
+        cwd=folder,
+        JUPYTER_PREFER_ENV_PATH="1",  # the kernel of this interpreter, not another one of the user
+        TMPDIR=str(folder),
+        TEMP=str(folder),
+    )
+    return printed(output)
 
 
 def printed(path: Path) -> dict[str, str]:

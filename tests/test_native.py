@@ -179,14 +179,60 @@ def test_perplexity_is_the_exponential_of_the_mean_surprise(model: GenAIModel) -
     assert model.perplexity([]) == []
 
 
+def test_token_ids_are_scored_as_the_text_that_they_are_of(model: GenAIModel) -> None:
+    texts = [TEXT, "The capital of Italy is Rome."]
+    ids = [model.tokenize(text) for text in texts]
+    assert model.perplexity(ids) == pytest.approx(model.perplexity(texts), rel=1e-4)
+    assert model.perplexity(ids[0]) == pytest.approx(model.perplexity(TEXT), rel=1e-4)
+    entries = model.token_logprobs(ids[0], top_logprobs=1)
+    assert [entry["token_id"] for entry in entries] == ids[0]
+    assert [len(entries) for entries in model.token_logprobs(ids)] == [len(one) for one in ids]
+
+
+def test_greedy_tokens_are_those_of_a_greedy_answer_to_its_end(model: GenAIModel) -> None:
+    ids = model.tokenize("<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n")
+    answer = model.complete(ids, max_tokens=20, temperature=0)
+    tokens = model.greedy_tokens(ids, 20)
+    assert len(tokens) == answer["usage"]["completion_tokens"] < 20
+    assert model.detokenize(tokens) == answer["choices"][0]["text"].lstrip() + "<|end|>"
+    assert model.greedy_tokens(ids, 3) == tokens[:3]
+
+
+@pytest.mark.parametrize(
+    ("ids", "max_tokens", "says"),
+    [
+        ("a", 5, "ids must be a list of token ids, at least one; got a string"),
+        ([], 5, "ids must be a list of token ids, at least one; got an empty list"),
+        ([1, -1], 5, r"ids\[1\] must be a token id, an integer from 0; got -1"),
+        ([1, 2560], 5, r"ids\[1\] must be a token id below 2,560; got 2,560"),
+        ([1], 0, "max_tokens must be an integer from 1; got 0"),
+        ([1], None, "max_tokens must be an integer from 1; got null"),
+        ([1] * 4090, 7, "ids has 4,090 tokens and max_tokens is 7, together 4,097"),
+    ],
+)
+def test_what_cannot_be_continued_is_named(
+    model: GenAIModel, ids: Any, max_tokens: Any, says: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=says):
+        model.greedy_tokens(ids, max_tokens)
+
+
 LONG = "a " * 5000
 
 
 @pytest.mark.parametrize(
     ("text", "param", "says"),
     [
-        (5, "text", "a string or a list of strings; got 5"),
+        (5, "text", "token ids or a list of lists of token ids; got 5"),
         (["a b", 5], "text[1]", "must be a string; got 5"),
+        ([1, "a"], "text[1]", "text[1] must be a token id, an integer from 0; got a"),
+        ([[1, 2], [2560]], "text[1][0]", "text[1][0] must be a token id below 2,560; got 2,560"),
+        (
+            [[1, 2], []],
+            "text[1]",
+            "text[1] must be a list of token ids, at least one; got an empty",
+        ),
+        ([[1, 2], [3]], "text[1]", "text[1] has one token"),
         ("", "text", "text is empty"),
         ([TEXT, ""], "text[1]", "text[1] is empty"),
         ([TEXT, "Madrid"], "text[1]", "text[1] has one token"),

@@ -91,6 +91,7 @@ ROOMS = {
         "saving",
         "sources",
     },
+    "comparison": {"artifact", "flavor", "model", "openai", "progress", "sources"},
     "deployments": set[str](),
     "cli": {"_version", "artifact", "flavor", "inspection", "openai", "settings"},
 }

@@ -97,6 +97,7 @@ class Answer(JobTicket):
                 cached_tokens=piece.cached_tokens,
                 drafted_tokens=piece.drafted_tokens,
                 accepted_tokens=piece.accepted_tokens,
+                token_ids=piece.token_ids,
             )
         )
 

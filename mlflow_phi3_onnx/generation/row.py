@@ -229,5 +229,6 @@ class Row:
                 self.cached_tokens,
                 self._drafter.drafted if self._drafter else 0,
                 self._drafter.accepted if self._drafter else 0,
+                () if reason is None else tuple(self.tokens),
             )
         )

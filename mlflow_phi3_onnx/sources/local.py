@@ -7,10 +7,18 @@ from pathlib import Path
 
 from mlflow_phi3_onnx.sources.layout import CARD
 
-__all__ = ["list_cards", "list_files"]
+__all__ = ["existing", "list_cards", "list_files"]
 
 _DEPTH = 4
 """How many folders deep a model is looked for: a path such as a home folder holds very many."""
+
+
+def existing(path: str | Path) -> Path | None:
+    """Return a path where there is something, else None; some texts can be no path at all."""
+    try:
+        return Path(path) if path and Path(path).exists() else None
+    except (OSError, ValueError):
+        return None
 
 
 def list_cards(folder: Path) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
 from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import REPO_ID, Part, check_subfolder, choose
-from mlflow_phi3_onnx.sources.local import list_cards, list_files
+from mlflow_phi3_onnx.sources.local import existing, list_cards, list_files
 from mlflow_phi3_onnx.sources.options import Conversion
 from mlflow_phi3_onnx.sources.reference import locate_files
 from mlflow_phi3_onnx.sources.transformers_objects import is_of_transformers, write_checkpoint
@@ -123,7 +123,7 @@ class _Resolver:
         if isinstance(model, Mapping):
             return self._from_variants(model)
         if self._source.by_reference and not (
-            isinstance(model, str) and REPO_ID.fullmatch(model) and _existing(model) is None
+            isinstance(model, str) and REPO_ID.fullmatch(model) and existing(model) is None
         ):
             raise InvalidRequestError(
                 "save_pretrained=False is for repositories on the hub, and model is none of them.",
@@ -131,7 +131,7 @@ class _Resolver:
             )
         if isinstance(model, str | Path):
             self._refuse("tokenizer", "a model of transformers that is in memory")
-            path = _existing(model)
+            path = existing(model)
             text = model if isinstance(model, str) and path is None else ""
             if REPO_ID.fullmatch(text):
                 return self._from_hub(text, self._source.revision, self._must_convert)
@@ -308,11 +308,3 @@ class _Resolver:
 
 def _with_cards(bundle: Bundle, cards: Mapping[str, Path]) -> Bundle:
     return Bundle({**cards, **bundle.files}, bundle.variants)
-
-
-def _existing(path: str | Path) -> Path | None:
-    """Return a path where there is something, else None; some texts can be no path at all."""
-    try:
-        return Path(path) if path and Path(path).exists() else None
-    except (OSError, ValueError):
-        return None

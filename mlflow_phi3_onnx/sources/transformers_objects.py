@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.sources.layout import REPO_ID
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["is_of_transformers", "write_checkpoint"]
+__all__ = ["generator_parts", "is_of_transformers", "is_pipeline", "write_checkpoint"]
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +24,41 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 def is_of_transformers(model: Any) -> bool:
     """Whether an object is a pipeline or a model of transformers."""
-    return _is_a(model, "Pipeline") or _is_a(model, "PreTrainedModel")
+    return is_pipeline(model) or _is_a(model, "PreTrainedModel")
+
+
+def is_pipeline(model: Any) -> bool:
+    """Whether an object is a pipeline of transformers."""
+    return _is_a(model, "Pipeline")
+
+
+def generator_parts(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """Return a model that generates text, and its tokenizer.
+
+    Args:
+        model: A text-generation pipeline, or a model.
+        tokenizer: A model's tokenizer, or a processor that has one; None for a pipeline's own.
+
+    Raises:
+        InvalidRequestError: If the objects are not for text generation, or the tokenizer is
+            missing or one too many.
+    """
+    if is_pipeline(model):
+        model, tokenizer = _parts_of(model, tokenizer)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not _is_a(tokenizer, "PreTrainedTokenizerBase"):
+        got = "none" if tokenizer is None else f"a {type(tokenizer).__name__}"
+        raise InvalidRequestError(
+            f"A model needs tokenizer=, a tokenizer of transformers or a processor; got {got}.",
+            param="tokenizer",
+        )
+    if not (_is_a(model, "PreTrainedModel") and model.can_generate()):
+        raise InvalidRequestError(
+            "model must be one that generates text, such as AutoModelForCausalLM gives; got a"
+            f" {type(model).__name__}.",
+            param="model",
+        )
+    return model, tokenizer
 
 
 def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
@@ -44,22 +78,11 @@ def write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]
         ConversionError: If transformers cannot write them.
     """
     kind = "transformers_model"
-    if _is_a(model, "Pipeline"):
+    given = model
+    model, tokenizer = generator_parts(given, tokenizer)
+    if is_pipeline(given):
         kind = "transformers_pipeline"
-        model, tokenizer = _parts_of(model, tokenizer)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    if not _is_a(tokenizer, "PreTrainedTokenizerBase"):
-        got = "none" if tokenizer is None else f"a {type(tokenizer).__name__}"
-        raise InvalidRequestError(
-            f"A model needs tokenizer=, a tokenizer of transformers or a processor; got {got}.",
-            param="tokenizer",
-        )
-    if not (_is_a(model, "PreTrainedModel") and model.can_generate()):
-        raise InvalidRequestError(
-            "model must be one that generates text, such as AutoModelForCausalLM gives; got a"
-            f" {type(model).__name__}.",
-            param="model",
-        )
+        _warn_of_arguments(given)
     if getattr(model.config, "quantization_config", None):
         raise InvalidRequestError(
             "The model is quantized already. Load it without quantization, and choose a precision.",
@@ -93,6 +116,10 @@ def _parts_of(pipeline: Any, tokenizer: Any) -> tuple[Any, Any]:
         raise InvalidRequestError(
             "tokenizer is for a model alone; a pipeline has its own.", param="tokenizer"
         )
+    return pipeline.model, pipeline.tokenizer
+
+
+def _warn_of_arguments(pipeline: Any) -> None:
     own: dict[str, Any] = getattr(pipeline, "_generate_kwargs", None) or {}
     if given := sorted(name for name in own if own[name] is not None):
         _logger.warning(
@@ -100,7 +127,6 @@ def _parts_of(pipeline: Any, tokenizer: Any) -> tuple[Any, Any]:
             " Give the others in model_config.",
             ", ".join(given),
         )
-    return pipeline.model, pipeline.tokenizer
 
 
 def _loaded_from(model: Any) -> dict[str, Any]:

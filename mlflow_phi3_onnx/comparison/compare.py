@@ -1,0 +1,213 @@
+"""The one door of this room: :func:`compare`."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+
+from mlflow_phi3_onnx.comparison.result import Comparison, Run, compare_runs
+from mlflow_phi3_onnx.comparison.sides import Prompt, Side, Text, open_side, takes_tokenizer
+from mlflow_phi3_onnx.comparison.tracking import log_comparison
+from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.openai.checks import describe_kind, integer
+from mlflow_phi3_onnx.openai.messages import check_messages
+from mlflow_phi3_onnx.openai.prompts import check_ids
+from mlflow_phi3_onnx.progress import rows_done
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tqdm import tqdm
+
+__all__ = ["Comparison", "compare"]
+
+_NAMES = ("model_a", "model_b")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_WARM_UP_TOKENS = 2
+
+_count = integer(1, 2**31 - 1)
+
+
+def compare(
+    model_a: Any,
+    model_b: Any,
+    prompts: Sequence[str | Sequence[Mapping[str, Any]] | Sequence[int]],
+    *,
+    tokenizer: Any = None,
+    max_tokens: int = 64,
+    log: bool = True,
+    name: str = "comparison",
+) -> Comparison:
+    """Compare two models on the same token ids: what they answer, how sure they are, how fast.
+
+    Each model continues every prompt greedily, one prompt after the other, and scores the prompt's
+    own tokens. The raw logits alone decide: sampling and penalties of either model's configuration
+    do not count. Both models are in memory together; first one computes, then the other.
+
+    Logits are compared as log-probabilities, which is what they mean: two models whose logits
+    differ by a constant are the same model.
+
+    Args:
+        model_a: The first model: a :class:`GenAIModel`, a pyfunc of this flavor or of
+            ``mlflow.transformers``, the path or the ``models:/`` or ``runs:/`` URI of such a model,
+            a folder with ``genai_config.json``, a text-generation pipeline of transformers, or a
+            model of transformers, with ``tokenizer``.
+        model_b: The second model.
+        prompts: Whole prompts, in which control tokens are control tokens and to which nothing is
+            added; conversations, lists of messages with ``role`` and ``content``, rendered by each
+            model's own chat template; or lists of token ids. At least one, each of at least two
+            tokens.
+        tokenizer: The tokenizer of models of transformers that are no pipelines.
+        max_tokens: The most tokens of an answer.
+        log: Whether to log the result to the active run, if there is one: the table
+            ``<name>.json``, with prompts and answers; ``<name>.txt``, a summary; ``<name>.png``, a
+            plot, where matplotlib is installed; and metrics that begin with ``<name>/``.
+        name: What the result is called in the run.
+
+    Returns:
+        The comparison. Printed, it is a summary; ``to_pandas()`` is a table, one row a prompt.
+
+    Raises:
+        InvalidRequestError: If an argument is not what it may be, or the two models' tokenizers
+            turn a prompt into different ids, so that nothing can be compared token by token.
+        ContextLengthError: If a prompt and its answer do not fit into a model's context.
+        SourceError: If there is no model at a path or URI.
+        InvalidModelError: If a model cannot be loaded.
+        DependencyError: If a model needs PyTorch and transformers, and they are not installed.
+    """
+    checked = _check_prompts(prompts)
+    limit = _check_options(max_tokens, name)
+    models = (model_a, model_b)
+    if tokenizer is not None and not any(map(takes_tokenizer, models)):
+        raise InvalidRequestError(
+            "tokenizer is for a model of transformers that is no pipeline, and neither of the two"
+            " is one.",
+            param="tokenizer",
+        )
+    with ExitStack() as stack:
+        sides = [
+            stack.enter_context(open_side(model, side, tokenizer))
+            for model, side in zip(models, _NAMES, strict=True)
+        ]
+        ids = [_encode(sides, prompt, f"prompts[{i}]") for i, prompt in enumerate(checked)]
+        _check_lengths(sides, ids, limit)
+        with rows_done(2 * len(ids)) as bar:
+            runs = [_run(side, ids, limit, bar) for side in sides]
+        result = compare_runs(sides, checked, ids, runs, limit)
+    if log and mlflow.active_run() is not None:
+        log_comparison(result, name)
+    return result
+
+
+def _run(side: Side, prompts: Sequence[Sequence[int]], limit: int, bar: tqdm[Any]) -> list[Run]:
+    """Let a model answer and score each prompt. What it does once, at first, is not timed."""
+    side.greedy(prompts[0][:2], min(limit, _WARM_UP_TOKENS))
+    runs: list[Run] = []
+    for ids in prompts:
+        started = time.perf_counter()
+        answer = side.greedy(ids, limit)
+        seconds = time.perf_counter() - started
+        # Scored afterwards, for a prompt that was computed before is answered sooner.
+        runs.append(Run(answer, seconds, side.score(ids)))
+        bar.update()
+    return runs
+
+
+def _check_prompts(prompts: Any) -> list[Prompt]:
+    if not isinstance(prompts, list | tuple) or not prompts:
+        kind = "an empty list" if prompts in ([], ()) else describe_kind(prompts)
+        raise InvalidRequestError(
+            "prompts must be a list of strings, of conversations (lists of messages) or of lists of"
+            f" token ids; got {kind}.",
+            param="prompts",
+        )
+    return [_check_prompt(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompts)]
+
+
+def _check_prompt(prompt: Any, where: str) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list | tuple):
+        hint = " Put a single conversation into a list." if isinstance(prompt, dict) else ""
+        raise InvalidRequestError(
+            f"{where} must be a string, a list of messages or a list of token ids; got"
+            f" {describe_kind(prompt)}.{hint}",
+            param=where,
+        )
+    if prompt and not isinstance(prompt[0], dict):
+        return list(check_ids(prompt, where, " A conversation is a list of messages."))
+    try:
+        return check_messages(prompt)
+    except InvalidRequestError as error:
+        raise type(error)(f"{where}: {error.message}", param=where) from error
+
+
+def _check_options(max_tokens: Any, name: Any) -> int:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            "name must be of letters, digits, '_', '.' and '-', and begin with a letter or digit.",
+            param="name",
+        )
+    try:
+        return _count(max_tokens)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"max_tokens must be an integer from 1; got {describe_kind(max_tokens)}.",
+            param="max_tokens",
+        ) from error
+
+
+def _encode(sides: Sequence[Side], prompt: Prompt, where: str) -> list[int]:
+    """Turn a prompt into the ids that both models make of it."""
+    ids = prompt if isinstance(prompt, list) else _encode_text(sides, prompt, where)
+    if len(ids) < 2:
+        raise InvalidRequestError(
+            f"{where} has {len(ids)} token{'s' * (len(ids) != 1)}; it needs at least two, for the"
+            " first is never scored.",
+            param=where,
+        )
+    for side, name in zip(sides, _NAMES, strict=True):
+        if max(ids) >= side.vocab_size:
+            raise InvalidRequestError(
+                f"{where} has the token id {max(ids):,}; those of {name} are below"
+                f" {side.vocab_size:,}.",
+                param=where,
+            )
+    return ids
+
+
+def _encode_text(sides: Sequence[Side], prompt: Text, where: str) -> list[int]:
+    both: list[list[int]] = []
+    for side, name in zip(sides, _NAMES, strict=True):
+        try:
+            both.append(side.encode(prompt))
+        except GenAIError as error:
+            raise type(error)(f"{where}, {name}: {error.message}", param=where) from error
+    a, b = both
+    if a != b:
+        place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        place = min(len(a), len(b)) if place is None else place
+        raise InvalidRequestError(
+            f"{where} is {len(a):,} tokens for model_a and {len(b):,} for model_b, and the ids"
+            f" differ from position {place:,} on. Only models with the same tokenizer and chat"
+            " template can be compared token by token. Where you know the right ids, give them.",
+            param=where,
+        )
+    return a
+
+
+def _check_lengths(sides: Sequence[Side], prompts: Sequence[Sequence[int]], limit: int) -> None:
+    for side, name in zip(sides, _NAMES, strict=True):
+        context = side.context_length
+        for i, ids in enumerate(prompts):
+            if context is not None and len(ids) + limit > context:
+                raise ContextLengthError(
+                    f"prompts[{i}] has {len(ids):,} tokens and max_tokens is {limit:,}, together"
+                    f" {len(ids) + limit:,}; the maximum context length of {name} is"
+                    f" {context:,} tokens.",
+                    param=f"prompts[{i}]",
+                )

@@ -1,0 +1,228 @@
+"""What can be compared: a model of this flavor or one of transformers, behind one interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
+from mlflow_phi3_onnx.errors import (
+    DependencyError,
+    InvalidModelError,
+    InvalidRequestError,
+    SourceNotFoundError,
+)
+from mlflow_phi3_onnx.flavor import load_model
+from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.sources.local import existing
+from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, fetch, is_uri, read_held
+from mlflow_phi3_onnx.sources.transformers_objects import (
+    generator_parts,
+    is_of_transformers,
+    is_pipeline,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping, Sequence
+
+__all__ = ["Prompt", "Scores", "Side", "Text", "open_side", "takes_tokenizer"]
+
+Text: TypeAlias = "str | tuple[Mapping[str, Any], ...]"
+"""A whole prompt, or the checked messages of a conversation."""
+
+Prompt: TypeAlias = "Text | list[int]"
+"""A text, or token ids."""
+
+_EXPECTED = (
+    "a GenAIModel, a pyfunc of this flavor or of mlflow.transformers, the path or the models:/ or"
+    " runs:/ URI of such a model, a text-generation pipeline of transformers, or a model of"
+    " transformers with tokenizer="
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model expects at each token of a prompt but the first.
+
+    Attributes:
+        logprobs: The natural logarithm of the token's probability after those before it.
+        likeliest: The id of the likeliest token there.
+    """
+
+    logprobs: Sequence[float]
+    likeliest: Sequence[int]
+
+
+class Side(Protocol):
+    """One of the two models."""
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens of prompt and answer together; None where the model does not say."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids it knows."""
+        ...
+
+    def encode(self, prompt: Text) -> list[int]:
+        """Turn a prompt into token ids, with the control tokens that are written in it only.
+
+        Raises:
+            InvalidRequestError: If the tokenizer or the chat template refuses it.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, control tokens included."""
+        ...
+
+    def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Continue a prompt with the likeliest tokens, the one that ends the answer included."""
+        ...
+
+    def score(self, ids: Sequence[int]) -> Scores:
+        """Tell how likely each token of a prompt of at least two is."""
+        ...
+
+
+class _OnnxSide:
+    """A model of this flavor."""
+
+    def __init__(self, model: GenAIModel) -> None:
+        self._model = model
+
+    @property
+    def label(self) -> str:
+        return f"{FLAVOR_NAME}, {self._model.name}"
+
+    @property
+    def context_length(self) -> int | None:
+        return self._model.limits.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.limits.vocab_size
+
+    def encode(self, prompt: Text) -> list[int]:
+        if isinstance(prompt, str):
+            return self._model.tokenize(prompt)
+        return self._model.apply_chat_template(prompt, tokenize=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._model.detokenize(ids)
+
+    def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        return self._model.greedy_tokens(ids, max_tokens)
+
+    def score(self, ids: Sequence[int]) -> Scores:
+        _, *entries = self._model.token_logprobs(list(ids), top_logprobs=1)
+        return Scores(
+            [entry["logprob"] for entry in entries],
+            [entry["top_logprobs"][0]["token_id"] for entry in entries],
+        )
+
+
+@contextmanager
+def open_side(model: Any, name: str, tokenizer: Any = None) -> Generator[Side]:
+    """Make a side of what a user gave. What had to be loaded for it lasts as long as the context.
+
+    Args:
+        model: A model, or where there is one.
+        name: The argument that it came in, for messages.
+        tokenizer: The tokenizer of a model of transformers that is no pipeline.
+
+    Raises:
+        InvalidRequestError: If it is no model that can be compared.
+        SourceError: If there is nothing at the path or URI.
+        InvalidModelError: If there is no such model, or it cannot be loaded.
+        DependencyError: If it needs PyTorch and transformers, and they are not installed.
+    """
+    with ExitStack() as stack:
+        yield _open(model, name, tokenizer, stack)
+
+
+def takes_tokenizer(model: Any) -> bool:
+    """Whether a tokenizer has to be given along with a model."""
+    return is_of_transformers(model) and not is_pipeline(model)
+
+
+def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
+    if isinstance(model, str | Path):
+        model = _load(model, name, stack)
+    elif callable(getattr(model, "get_raw_model", None)):
+        model = _unwrap(model)
+    if isinstance(model, GenAIModel):
+        return _OnnxSide(model)
+    if not is_of_transformers(model):
+        raise InvalidRequestError(
+            f"{name} must be {_EXPECTED}; got a {type(model).__name__}.", param=name
+        )
+    try:
+        parts = generator_parts(model, tokenizer if takes_tokenizer(model) else None)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{name}: {error.message}", param=name) from error
+    if parts[0].config.is_encoder_decoder:
+        raise InvalidRequestError(
+            f"{name} must go on with its prompt; a {type(parts[0]).__name__} reads it with an"
+            " encoder.",
+            param=name,
+        )
+    from mlflow_phi3_onnx.comparison.transformers_side import TransformersSide
+
+    return TransformersSide(*parts)
+
+
+def _unwrap(pyfunc: Any) -> Any:
+    try:
+        return pyfunc.get_raw_model()
+    except NotImplementedError:
+        return pyfunc
+
+
+def _load(model: str | Path, name: str, stack: ExitStack) -> Any:
+    """Load what is at a path or URI: a native model or a pipeline."""
+    folder, uri = existing(model), None
+    if folder is None and isinstance(model, str) and is_uri(model):
+        made = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
+        temporary = Path(stack.enter_context(made))
+        uri, folder = fetch(model, lambda: temporary)
+    if folder is None or not folder.is_dir():
+        place = "the path given" if uri is None else uri
+        kind = "nothing" if folder is None else "a file"
+        raise SourceNotFoundError(
+            f"{name} must be {_EXPECTED}; there is {kind} at {place}.", param=name
+        )
+    held = read_held(folder, uri)
+    if held is None:
+        return stack.enter_context(GenAIModel(folder))
+    if FLAVOR_NAME in held.flavors:
+        return stack.enter_context(load_model(folder))
+    if TRANSFORMERS not in held.flavors:
+        raise InvalidModelError(
+            f"{name} has the flavors {', '.join(sorted(held.flavors))}; expected {FLAVOR_NAME}, or"
+            f" {TRANSFORMERS} with a text-generation pipeline."
+        )
+    return _load_pipeline(folder, name)
+
+
+def _load_pipeline(folder: Path, name: str) -> Any:
+    missing = [part for part in ("torch", "transformers") if importlib.util.find_spec(part) is None]
+    if missing:
+        raise DependencyError(
+            f"{name} is a model of mlflow.transformers, which needs {' and '.join(missing)}:"
+            " pip install 'mlflow-phi3-onnx[export]'."
+        )
+    from mlflow.transformers import load_model as load_pipeline
+
+    return load_pipeline(str(folder))

@@ -1,0 +1,122 @@
+"""A model of transformers, run as it is: the only module that computes with PyTorch."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from mlflow_phi3_onnx.comparison.sides import Scores, Text
+from mlflow_phi3_onnx.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+__all__ = ["TransformersSide"]
+
+_POSITIONS = 256
+"""How many positions' logits are widened to 32 bits at a time."""
+
+
+class TransformersSide:
+    """A model of transformers.
+
+    Args:
+        model: A model that generates text; it is used on its device and in its type.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+
+    @property
+    def label(self) -> str:
+        """The model's class and type."""
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return f"transformers, {type(self._model).__name__}, {dtype}"
+
+    @property
+    def context_length(self) -> int | None:
+        """What the configuration says, where it does."""
+        return getattr(self._model.config, "max_position_embeddings", None)
+
+    @property
+    def vocab_size(self) -> int:
+        """The rows of its embeddings."""
+        return self._model.get_input_embeddings().num_embeddings
+
+    def encode(self, prompt: Text) -> list[int]:
+        """Turn a prompt into token ids, as ``GenAIModel`` does: no token is added to a text.
+
+        Raises:
+            InvalidRequestError: If the tokenizer or the chat template refuses it.
+        """
+        try:
+            if isinstance(prompt, str):
+                return self._tokenizer.encode(prompt, add_special_tokens=False)
+            messages = [dict(message) for message in prompt]
+            return self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:
+            what = "tokenizer" if isinstance(prompt, str) else "chat template"
+            raise InvalidRequestError(
+                f"its {what} refuses the prompt ({type(error).__name__})."
+            ) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, control tokens included."""
+        return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Continue a prompt with the likeliest tokens, the one that ends the answer included."""
+        prompt = self._tensor(ids)
+        with _plainly(self._model), torch.inference_mode():
+            whole = self._model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens
+            )
+        return whole[0, len(ids) :].tolist()
+
+    def score(self, ids: Sequence[int]) -> Scores:
+        """Tell how likely each token of a prompt of at least two is."""
+        prompt = self._tensor(ids)
+        logprobs: list[float] = []
+        likeliest: list[int] = []
+        with _plainly(self._model), torch.inference_mode():
+            logits = self._model(input_ids=prompt, use_cache=False).logits[0, :-1]
+            pieces = zip(logits.split(_POSITIONS), prompt[0, 1:].split(_POSITIONS), strict=True)
+            for piece, following in pieces:
+                wide = piece.float().log_softmax(-1)
+                logprobs += wide.gather(-1, following[:, None])[:, 0].tolist()
+                likeliest += wide.argmax(-1).tolist()
+        return Scores(logprobs, likeliest)
+
+    def _tensor(self, ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([list(ids)], device=self._model.device)
+
+
+@contextmanager
+def _plainly(model: Any) -> Generator[None]:
+    """Let the raw logits alone decide: no dropout, and no sampling or penalty of the model's own.
+
+    transformers takes the model's own settings wherever a call does not say otherwise, so they have
+    to be away for the time being.
+    """
+    own, training = model.generation_config, model.training
+    ends = own.eos_token_id
+    first = ends[0] if isinstance(ends, list) and ends else ends
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=first if own.pad_token_id is None else own.pad_token_id,
+    )
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(training)
