@@ -197,8 +197,15 @@ def read_adapter(path: Path) -> dict[str, NDArray[Any]]:
 
     Raises:
         DependencyError: If ONNX Runtime, which onnxruntime-genai brings along, is missing.
+        InvalidModelError: If it cannot read the file.
     """
-    adapter = _import_onnxruntime().AdapterFormat.read_adapter(str(path))
+    onnxruntime = _import_onnxruntime()
+    try:
+        adapter = onnxruntime.AdapterFormat.read_adapter(str(path))
+    except Exception as error:
+        raise InvalidModelError(
+            f"adapters: ONNX Runtime cannot read {path.name} ({type(error).__name__})."
+        ) from error
     # What numpy() returns lies in the file's mapping, which ends with the adapter.
     return {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
 

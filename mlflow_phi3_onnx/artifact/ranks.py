@@ -43,14 +43,10 @@ def plain_layer(layer: str) -> str:
 
 def unmatched(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """Name a layer whose halves are not both there, or have different ranks, if there is one."""
-    found = halves(shapes)
+    found = halves(name for name, shape in shapes.items() if len(shape) == 2)
     for layer, _ in found:
-        ranks = [
-            shapes[found[layer, half]][axis]
-            for half, axis in (("A", 1), ("B", 0))
-            if (layer, half) in found
-        ]
-        if len(ranks) != 2 or ranks[0] != ranks[1]:
+        pair = [shapes[found[layer, half]] for half in "AB" if (layer, half) in found]
+        if len(pair) != 2 or pair[0][1] != pair[1][0]:
             return layer
     return None
 
