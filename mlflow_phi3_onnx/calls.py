@@ -156,6 +156,7 @@ class Calls:
             config=self._config,
             model_defaults=self._folder.search,
             adapters=self._adapters,
+            own_name=self._folder.model_type,
         )
         if asked.stream is not None and asked.stream != stream:
             raise InvalidRequestError(

@@ -71,6 +71,8 @@ def check(folder: Path, names: Sequence[str]) -> None:
         assert row["ours"]["median"] != row["reference"]["median"]
 
 
+@pytest.mark.export
+@needs_builder
 def test_every_measure_in_one_process_runs(tmp_path: Path) -> None:
     names = [name for name in MEASURES if name not in SLOW]
     assert main(["--quick", "--results", str(tmp_path), "--only", *names]) == 0
@@ -89,6 +91,8 @@ def test_what_is_measured_is_not_measured_again(
     assert json.loads((tmp_path / "report.json").read_text())["measures"]["processor"]
 
 
+@pytest.mark.export
+@needs_builder
 def test_a_server_is_measured_from_another_process(tmp_path: Path) -> None:
     assert main(["--quick", "--results", str(tmp_path), "--only", "clients", "ping"]) == 0
     check(tmp_path, ["clients", "ping"])

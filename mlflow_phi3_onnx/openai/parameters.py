@@ -339,8 +339,8 @@ _ROWS = (
     Parameter(
         "model",
         "honoured",
-        "The name of an adapter chooses it, as adapter does; any other name is the model's own. The"
-        " answer names which of them it is from.",
+        "The name of an adapter chooses it, as adapter does. A model with adapters refuses names of"
+        " none, other than its own; one without takes any. The answer names who it is from.",
         tasks=OPENAI_TASKS,
     ),
     Parameter(

@@ -102,6 +102,7 @@ def parse_request(
     config: Mapping[str, Any] | None = None,
     model_defaults: Mapping[str, Any] | None = None,
     adapters: Collection[str] = (),
+    own_name: str = "",
 ) -> Asked:
     """Check a request and settle every option.
 
@@ -115,6 +116,7 @@ def parse_request(
         config: Checked parameters of the saved ``model_config``.
         model_defaults: The ``search`` section of the model's ``genai_config.json``.
         adapters: The names of the model's adapters.
+        own_name: The name that answers of the model itself carry.
 
     Raises:
         InvalidRequestError: If a field is not what it may be.
@@ -125,7 +127,7 @@ def parse_request(
     asked = _over(beside, check_parameters(fields, task, known=(field,)))
     merged = _over(config or {}, asked)
     _check_together(merged, asked)
-    adapter = _adapter(merged, adapters)
+    adapter = _adapter(merged, adapters, own_name)
     options = _options(merged, asked, model_defaults or {}, task, adapter)
     prompts = _prompts(fields.get(field), merged, task)
     if len(prompts) * options.n > MAX_ANSWERS:
@@ -236,7 +238,7 @@ def _prompts(value: Any, merged: Mapping[str, Any], task: Task) -> tuple[Prompt,
     return check_text(value, advice=advice)
 
 
-def _adapter(merged: Mapping[str, Any], adapters: Collection[str]) -> str | None:
+def _adapter(merged: Mapping[str, Any], adapters: Collection[str], own_name: str) -> str | None:
     """Settle which adapter answers: ``adapter`` says so, or ``model`` if it is the name of one."""
     chosen = merged.get("adapter")
     if chosen is not None and chosen not in adapters:
@@ -244,8 +246,14 @@ def _adapter(merged: Mapping[str, Any], adapters: Collection[str]) -> str | None
         message = allowed if adapters else "cannot be chosen: this model has none. Leave it out"
         raise InvalidRequestError(f"adapter {message}.", param="adapter")
     named = merged.get("model")
-    if not isinstance(named, str) or named not in adapters:
+    if not adapters or named in (None, own_name) or (named not in adapters and chosen):
         return chosen
+    if not isinstance(named, str) or named not in adapters:
+        raise InvalidRequestError(
+            f"model must be {own_name}, the model itself, or one of its adapters,"
+            f" {', '.join(adapters)}; got another name. Or leave it out.",
+            param="model",
+        )
     if chosen not in (None, named):
         raise InvalidRequestError(
             f"model is {named} and adapter is {chosen}: both are adapters, and one answers. Give"

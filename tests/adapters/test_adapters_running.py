@@ -191,7 +191,9 @@ def test_the_field_model_chooses_an_adapter(adapted: GenAIModel, expected: list[
     assert answered(adapted.chat(**row, model="warm")) == warm
     assert answered(adapted.chat(**row, model="warm", adapter="warm")) == warm
     assert answered(adapted.chat(**row, model="gpt-4", adapter="warm")) == warm
-    assert answered(adapted.chat(**row, model="gpt-4")) == expected[0]
+    assert answered(adapted.chat(**row, model="phi3")) == expected[0]
+    with pytest.raises(InvalidRequestError, match="model must be phi3, the model itself, or one"):
+        adapted.chat(**row, model="gpt-4")
     assert answered(adapted.run("llm/v1/chat", [row], {"adapter": "warm"})[0]) == warm
 
 

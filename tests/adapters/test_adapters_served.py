@@ -38,7 +38,7 @@ def test_callers_choose_their_adapters(server: Server, answers: dict[str | None,
     bodies: list[dict[str, Any]] = [
         {"model": "warm"},
         {"adapter": "cold"},
-        {"model": "gpt-4"},
+        {"model": "phi3"},
         {},
         {"model": "phi3", "adapter": "warm"},
         {"model": "cold", "n": 2},
@@ -56,6 +56,9 @@ def test_an_unknown_adapter_is_refused(server: Server) -> None:
     status, body = server.post({**FIELDS, "adapter": "hot"})
     assert status == 400
     assert "adapter must be one of cold, warm; got another name." in body["message"]
+    status, body = server.post({**FIELDS, "model": "gpt-4"})
+    assert status == 400
+    assert "model must be phi3, the model itself, or one of its adapters" in body["message"]
     status, body = server.post({**FIELDS, "adapter": "warm", "model": "cold"})
     assert status == 400
     assert "model is cold and adapter is warm" in body["message"]
