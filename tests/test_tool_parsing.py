@@ -293,6 +293,14 @@ def test_no_text_is_lost(pieces: list[str]) -> None:
     assert parse(pieces) == ("".join(pieces), [])
 
 
+def test_a_call_that_is_cut_between_the_halves_of_a_character_has_neither() -> None:
+    text = '<tool_call>{"name": "f", "arguments": "\\u007b\\ud83d\\ude00'
+    for end in range(text.index("d83d"), len(text) - 1):
+        _, found = parse([text[:end]])
+        assert found in ([], [("f", "{")])
+    assert parse([text]) == ("", [("f", "{😀")])
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([*CALLS, *BROKEN]), st.data())
 def test_a_cut_call_has_the_beginning_of_its_arguments(case: Written, data: st.DataObject) -> None:

@@ -114,7 +114,9 @@ class PieceReader:
                 high = ""
                 continue
             if high:
-                into.append(_escape_of(high))
+                # Where the text ends inside the next escape, that may have been the other half.
+                if unit or (yield from self.peek()):
+                    into.append(_escape_of(high))
                 high = ""
             if not unit or (char == '"'):
                 return bool(unit)
