@@ -222,6 +222,10 @@ def test_models_are_taken_wherever_they_are(
     for kind in kinds:
         assert same(compare(genai, kind, PROMPTS[:2], max_tokens=8))
         assert same(compare(kind, genai, PROMPTS[:1], max_tokens=2))
+    labels = [compare(genai, kind, PROMPTS[:1], max_tokens=1).model_b for kind in kinds]
+    label = "mlflow_phi3_onnx, phi3"
+    uris = [info.model_uri, "models:/phi3/1"]
+    assert labels == [label, label, *(f"{label}, {uri}" for uri in uris), label]
     # Models that were given loaded are not closed.
     assert genai.generate("a", max_tokens=1) is not None
     assert pyfunc.predict({"messages": CHATS[0]})

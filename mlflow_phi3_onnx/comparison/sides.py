@@ -62,7 +62,7 @@ class Side(Protocol):
 
     @property
     def label(self) -> str:
-        """What it is, in a few words."""
+        """What it is, in a few words; with its URI, if it came by one, but with no local path."""
         ...
 
     @property
@@ -99,12 +99,13 @@ class Side(Protocol):
 class _OnnxSide:
     """A model of this flavor."""
 
-    def __init__(self, model: GenAIModel) -> None:
+    def __init__(self, model: GenAIModel, uri: str | None) -> None:
         self._model = model
+        self._uri = uri
 
     @property
     def label(self) -> str:
-        return f"{FLAVOR_NAME}, {self._model.name}"
+        return ", ".join(filter(None, [FLAVOR_NAME, self._model.name, self._uri]))
 
     @property
     def context_length(self) -> int | None:
@@ -158,12 +159,13 @@ def takes_tokenizer(model: Any) -> bool:
 
 
 def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
+    uri = None
     if isinstance(model, str | Path):
-        model = _load(model, name, stack)
+        model, uri = _load(model, name, stack)
     elif callable(getattr(model, "get_raw_model", None)):
         model = _unwrap(model)
     if isinstance(model, GenAIModel):
-        return _OnnxSide(model)
+        return _OnnxSide(model, uri)
     if not is_of_transformers(model):
         raise InvalidRequestError(
             f"{name} must be {_EXPECTED}; got a {type(model).__name__}.", param=name
@@ -180,7 +182,7 @@ def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
         )
     from mlflow_phi3_onnx.comparison.transformers_side import TransformersSide
 
-    return TransformersSide(*parts)
+    return TransformersSide(*parts, uri)
 
 
 def _unwrap(pyfunc: Any) -> Any:
@@ -190,8 +192,8 @@ def _unwrap(pyfunc: Any) -> Any:
         return pyfunc
 
 
-def _load(model: str | Path, name: str, stack: ExitStack) -> Any:
-    """Load what is at a path or URI: a native model or a pipeline."""
+def _load(model: str | Path, name: str, stack: ExitStack) -> tuple[Any, str | None]:
+    """Load what is at a path or URI, a native model or a pipeline; and tell the URI."""
     folder, uri = existing(model), None
     if folder is None and isinstance(model, str) and is_uri(model):
         made = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
@@ -205,15 +207,15 @@ def _load(model: str | Path, name: str, stack: ExitStack) -> Any:
         )
     held = read_held(folder, uri)
     if held is None:
-        return stack.enter_context(GenAIModel(folder))
+        return stack.enter_context(GenAIModel(folder)), uri
     if FLAVOR_NAME in held.flavors:
-        return stack.enter_context(load_model(folder))
+        return stack.enter_context(load_model(folder)), uri
     if TRANSFORMERS not in held.flavors:
         raise InvalidModelError(
             f"{name} has the flavors {', '.join(sorted(held.flavors))}; expected {FLAVOR_NAME}, or"
             f" {TRANSFORMERS} with a text-generation pipeline."
         )
-    return _load_pipeline(folder, name)
+    return _load_pipeline(folder, name), uri
 
 
 def _load_pipeline(folder: Path, name: str) -> Any:

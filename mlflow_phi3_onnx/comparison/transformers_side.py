@@ -26,17 +26,20 @@ class TransformersSide:
     Args:
         model: A model that generates text; it is used on its device and in its type.
         tokenizer: Its tokenizer.
+        uri: Where it was loaded from, if it was.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, uri: str | None = None) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._uri = uri
 
     @property
     def label(self) -> str:
-        """The model's class and type."""
+        """The model's class and type, and its URI."""
         dtype = str(self._model.dtype).removeprefix("torch.")
-        return f"transformers, {type(self._model).__name__}, {dtype}"
+        parts = ["transformers", type(self._model).__name__, dtype, self._uri]
+        return ", ".join(filter(None, parts))
 
     @property
     def context_length(self) -> int | None:
