@@ -152,8 +152,9 @@ def check_same(answer: Answer, reference: Answer) -> None:
     assert reference.logprobs is not None
     assert [token for token, _ in answer.logprobs] == [token for token, _ in reference.logprobs]
     values = [value for _, value in answer.logprobs]
-    # The weights are int4, which rounds activations to 8 bits: a last bit that differs can grow.
-    assert values == pytest.approx([value for _, value in reference.logprobs], abs=0.05)
+    # The weights are int4, which rounds activations to 8 bits: a last bit that differs can grow,
+    # to 0.07 with ONNX Runtime 1.23.
+    assert values == pytest.approx([value for _, value in reference.logprobs], abs=0.1)
 
 
 @contextlib.contextmanager
