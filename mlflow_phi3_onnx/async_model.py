@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.progress import rows_done
-from mlflow_phi3_onnx.scoring import plan_perplexity, plan_token_logprobs
+from mlflow_phi3_onnx.scoring import (
+    is_one,
+    plan_greedy,
+    plan_perplexity,
+    plan_token_logprobs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -81,31 +86,41 @@ class AsyncMethods:
         """Continue a prompt in pieces of text, as ``stream_generate``."""
         return self.arun_stream(TEXT, {"prompt": prompt, **params})
 
-    @overload
-    async def atoken_logprobs(self, text: str, top_logprobs: int = 0) -> list[dict[str, Any]]: ...
+    async def agreedy_tokens(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Continue token ids with the likeliest ones, as ``greedy_tokens``."""
+        return (await self._aanswers(lambda: [plan_greedy(ids, max_tokens, self._planner)]))[0]
 
     @overload
     async def atoken_logprobs(
-        self, text: list[str], top_logprobs: int = 0
+        self, text: str | list[int], top_logprobs: int = 0
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    async def atoken_logprobs(
+        self, text: list[str] | list[list[int]], top_logprobs: int = 0
     ) -> list[list[dict[str, Any]]]: ...
 
-    async def atoken_logprobs(self, text: str | list[str], top_logprobs: int = 0) -> list[Any]:
+    async def atoken_logprobs(
+        self, text: str | list[int] | list[str] | list[list[int]], top_logprobs: int = 0
+    ) -> list[Any]:
         """Report how likely each token of a text is, as ``token_logprobs``."""
         answers = await self._aanswers(
             lambda: plan_token_logprobs(text, top_logprobs, self._planner, self._tokenizer)
         )
-        return answers[0] if isinstance(text, str) else answers
+        return answers[0] if is_one(text) else answers
 
     @overload
-    async def aperplexity(self, text: str) -> float: ...
+    async def aperplexity(self, text: str | list[int]) -> float: ...
 
     @overload
-    async def aperplexity(self, text: list[str]) -> list[float]: ...
+    async def aperplexity(self, text: list[str] | list[list[int]]) -> list[float]: ...
 
-    async def aperplexity(self, text: str | list[str]) -> float | list[float]:
+    async def aperplexity(
+        self, text: str | list[int] | list[str] | list[list[int]]
+    ) -> float | list[float]:
         """Measure how surprised the model is by a text, as ``perplexity``."""
         answers = await self._aanswers(lambda: plan_perplexity(text, self._planner))
-        return answers[0] if isinstance(text, str) else answers
+        return answers[0] if is_one(text) else answers
 
     async def arun(
         self,

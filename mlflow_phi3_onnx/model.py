@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.async_model import AsyncMethods
 from mlflow_phi3_onnx.calls import Call, Calls, Question
 from mlflow_phi3_onnx.loading import start_engine
-from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
-from mlflow_phi3_onnx.openai.parse import check_parameters
-from mlflow_phi3_onnx.openai.prompts import check_ids, check_text
 from mlflow_phi3_onnx.planning import Planner
 from mlflow_phi3_onnx.progress import rows_done
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt, Limits, TokenPrompt
+from mlflow_phi3_onnx.request import Limits
 from mlflow_phi3_onnx.scoring import (
     is_one,
     plan_greedy,
@@ -26,6 +23,7 @@ from mlflow_phi3_onnx.scoring import (
     plan_token_logprobs,
 )
 from mlflow_phi3_onnx.settings import Settings
+from mlflow_phi3_onnx.text_methods import TextMethods
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -38,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["GenAIModel"]
 
 
-class GenAIModel(AsyncMethods):
+class GenAIModel(AsyncMethods, TextMethods):
     """A loaded model that chats, completes and continues text.
 
     It may be called from several threads at once; what is asked at the same time is computed
@@ -212,85 +210,6 @@ class GenAIModel(AsyncMethods):
     def stream_generate(self, prompt: str, **params: Any) -> Generator[str]:
         """Continue a prompt in pieces of text; see :meth:`generate`."""
         return self.run_stream(TEXT, {"prompt": prompt, **params})
-
-    def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text as a whole prompt.
-
-        Control tokens in it are control tokens. No beginning-of-sequence token is added.
-
-        Args:
-            text: Any text, maybe empty.
-
-        Raises:
-            InvalidRequestError: If it is no string, or not valid Unicode.
-        """
-        (prompt,) = check_text(text, name="text")
-        return self._tokenizer.encode(prompt.text, "text").tolist()
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, control tokens included.
-
-        Bytes that are no whole character are written as U+FFFD.
-
-        Args:
-            ids: Token ids, maybe none.
-
-        Raises:
-            InvalidRequestError: If one is no token id of the model.
-        """
-        if isinstance(ids, list | tuple) and not ids:
-            return ""
-        prompt = TokenPrompt(check_ids(ids, "ids"), "ids")
-        return self._tokenizer.decode(self._planner.encode(prompt).tolist())[0]
-
-    @overload
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        tokenize: Literal[False] = False,
-    ) -> str: ...
-
-    @overload
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        tokenize: Literal[True],
-    ) -> list[int]: ...
-
-    def apply_chat_template(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        tokenize: bool = False,
-    ) -> str | list[int]:
-        """Render a conversation as :meth:`chat` does.
-
-        In the token ids, no text of a message or a tool is a control token. A text cannot keep
-        them apart: where messages come from others, pass on the ids.
-
-        Args:
-            messages: Objects with ``role`` and ``content``, as in OpenAI's chat API.
-            tools: Functions that the model may call, in OpenAI's form.
-            add_generation_prompt: Whether to end with the opening of the assistant's turn.
-            tokenize: Whether to return token ids instead of text.
-
-        Raises:
-            InvalidRequestError: If a field is not what it may be, or the template refuses it.
-        """
-        checked = check_parameters({"tools": tools}, CHAT).get("tools")
-        chat = ChatPrompt(check_messages(messages), checked or None)
-        if tokenize:
-            ids = self._tokenizer.encode_chat(chat, add_generation_prompt=add_generation_prompt)
-            return ids.tolist()
-        return self._tokenizer.render_chat(chat, add_generation_prompt=add_generation_prompt)
 
     def greedy_tokens(self, ids: Sequence[int], max_tokens: int) -> list[int]:
         """Continue a prompt of token ids with the likeliest token, again and again.

@@ -42,6 +42,10 @@ def test_scores_of_given_text(model: GenAIModel) -> None:
         expected = model.token_logprobs(texts[0], top_logprobs=2)
         assert [score["token"] for score in scores] == [score["token"] for score in expected]
         assert len(await model.atoken_logprobs(texts)) == 2
+        ids = model.tokenize(texts[0])
+        assert await model.aperplexity(ids) == pytest.approx(alone, rel=0.05)
+        assert len(await model.atoken_logprobs(ids)) == len(ids)
+        assert await model.agreedy_tokens(ids[:4], 8) == model.greedy_tokens(ids[:4], 8)
         with pytest.raises(InvalidRequestError, match="top_logprobs"):
             await model.atoken_logprobs(texts, top_logprobs=21)
 

@@ -52,6 +52,7 @@ ROOMS = {
     "calls": {"artifact", "engine", "openai", "planning", "prompt", "request"},
     "scoring": {"engine", "openai", "planning", "prompt", "request"},
     "async_model": {"calls", "engine", "openai", "planning", "progress", "prompt", "scoring"},
+    "text_methods": {"openai", "planning", "prompt", "request"},
     "model": {
         "artifact",
         "async_model",
@@ -65,6 +66,7 @@ ROOMS = {
         "request",
         "scoring",
         "settings",
+        "text_methods",
     },
     "signatures": {"openai"},
     "sources": {"artifact", "mlflow_compat", "runtime", "_version"},
