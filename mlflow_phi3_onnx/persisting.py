@@ -53,6 +53,7 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
         model = Model.load(str(local))
         for flavor in (FLAVOR_NAME, "python_function"):
             model.flavors[flavor]["data"] = DATA
+        del model.flavors[FLAVOR_NAME]["reference"]
         sizes = (facts["size"] for facts in saved.flavor["files"].values())
         model.model_size_bytes = (model.model_size_bytes or 0) + sum(sizes)
         target = local / mlflow_compat.MLMODEL_FILE_NAME

@@ -157,6 +157,7 @@ def write_model(
     """
     files = source.bundle.files
     data = {"data": DATA} if plan.save_pretrained else {}
+    reference = {} if plan.save_pretrained else {"reference": dict(source.reference or {})}
     with _fresh_folder(path), ThreadPoolExecutor(1) as worker:
         # Hashing gigabytes lets go of the interpreter's lock: the rest is done meanwhile.
         if plan.save_pretrained:
@@ -191,6 +192,7 @@ def write_model(
             source=dict(source.origin),
             task=plan.task,
             **data,
+            **reference,
             code=code,
             files=manifest,
             **({"adapters": staged_adapters} if staged_adapters else {}),

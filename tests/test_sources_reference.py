@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from mlflow_phi3_onnx import (
     GenAIModel,
     InvalidModelError,
     InvalidRequestError,
+    SourceNotFoundError,
     SourceUnreachableError,
     load_model,
     log_model,
@@ -64,6 +66,9 @@ def test_no_file_of_the_model_is_saved(referring: Path, hub: FakeHub, demo: Path
         "revision": hub.repositories[REPO].branches["main"],
         "subfolder": "cpu",
     }
+    assert flavor["reference"] == {
+        name: value for name, value in flavor["source"].items() if name != "kind"
+    }
     assert set(flavor["files"]) == {file.name for file in demo.iterdir()}
 
 
@@ -79,6 +84,41 @@ def test_loading_fetches_the_commit_that_was_saved(
     pyfunc = mlflow.pyfunc.load_model(str(referring))
     with pyfunc.get_raw_model():
         assert pyfunc.predict({"prompt": PROMPT}, params={"max_tokens": 4}) == [expected]
+
+
+def test_a_folder_may_stand_for_the_hub(
+    referring: Path,
+    hub: FakeHub,
+    demo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    expected: str,
+) -> None:
+    hub.close()
+    mirror = tmp_path / "mirror"
+    monkeypatch.setenv("MLFLOW_PHI3_ONNX_MIRROR", str(mirror))
+    with pytest.raises(SourceNotFoundError, match="has no folder someone/phi3-onnx/cpu") as caught:
+        load_model(referring)
+    assert str(tmp_path) not in caught.value.message
+    shutil.copytree(demo, mirror / REPO / "cpu")
+    with load_model(referring) as model:
+        assert model.generate(PROMPT, max_tokens=4) == expected
+    with (mirror / REPO / "cpu" / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(InvalidModelError, match=r"tokenizer\.json has .* were saved"):
+        load_model(referring)
+
+
+def test_a_model_that_refers_is_logged_again_with_another_task(
+    referring: Path, tmp_path: Path
+) -> None:
+    save_model(str(referring), tmp_path / "chat", save_pretrained=False)
+    flavor = Model.load(str(tmp_path / "chat")).flavors[FLAVOR_NAME]
+    assert flavor["task"] == "llm/v1/chat"
+    assert flavor["reference"] == Model.load(str(referring)).flavors[FLAVOR_NAME]["reference"]
+    assert not (tmp_path / "chat" / "model").exists()
+    with load_model(tmp_path / "chat") as model:
+        assert model.name == "phi3"
 
 
 def test_other_bytes_in_the_cache_are_found(referring: Path) -> None:
@@ -146,7 +186,7 @@ def test_a_saved_folder_gets_its_weights_later(referring: Path, hub: FakeHub) ->
 def test_only_repositories_of_onnx_models_are_referred_to(
     demo: Path, hub: FakeHub, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidRequestError, match="save_pretrained=False is for repositories"):
+    with pytest.raises(InvalidRequestError, match="save_pretrained=False is for what is in"):
         save_model(demo, tmp_path / "saved", save_pretrained=False)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from mlflow_phi3_onnx.errors import SourceNotFoundError
 
+if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.saved import SavedModel
 
-__all__ = ["locate_files"]
+__all__ = ["MIRROR_VARIABLE", "locate_files"]
+
+MIRROR_VARIABLE = "MLFLOW_PHI3_ONNX_MIRROR"
+"""Names a folder that holds repositories, as ``<owner>/<name>``, to be read instead of the hub."""
 
 
 def locate_files(saved: SavedModel) -> Path:
     """Return the folder with a saved model's files; where they are in a repository, fetch them.
+
+    What comes from a repository has not been compared with what was saved.
 
     Raises:
         InvalidModelError: If the MLmodel file names a folder outside the model.
@@ -21,13 +28,25 @@ def locate_files(saved: SavedModel) -> Path:
     """
     if not saved.by_reference:
         return saved.data
+    reference = saved.flavor["reference"]
+    if mirror := os.environ.get(MIRROR_VARIABLE):
+        return _in_mirror(Path(mirror), reference["repo_id"], reference["subfolder"])
     from mlflow_phi3_onnx.sources.hub import fetch
 
-    source = saved.flavor["source"]
     snapshot = fetch(
-        source["repo_id"],
-        revision=source["revision"],
-        subfolder=source.get("subfolder", ""),
+        reference["repo_id"],
+        revision=reference["revision"],
+        subfolder=reference["subfolder"],
         convert=False,
     )
     return snapshot.path
+
+
+def _in_mirror(mirror: Path, repo_id: str, subfolder: str) -> Path:
+    folder = mirror / repo_id / subfolder
+    if not folder.resolve().is_relative_to(mirror.resolve()) or not folder.is_dir():
+        raise SourceNotFoundError(
+            f"The folder that {MIRROR_VARIABLE} names has no folder"
+            f" {'/'.join(filter(None, (repo_id, subfolder)))}."
+        )
+    return folder

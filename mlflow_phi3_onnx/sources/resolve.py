@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,11 @@ _EXPECTED = (
     " hub, such as 'microsoft/Phi-3-mini-4k-instruct-onnx', the URI of an MLflow model, models:/ or"
     " runs:/, a text-generation pipeline or a model of transformers, a loaded GenAIModel, or a"
     " mapping of execution providers to any of these"
+)
+
+_NOT_IN_A_REPOSITORY = (
+    "save_pretrained=False is for what is in a repository on the hub as it is: a model in ONNX"
+    " form, or a model of this flavor that was saved so."
 )
 
 
@@ -77,11 +82,14 @@ class ResolvedSource:
         bundle: Its files and model folders, read and found whole.
         origin: Where it came from, as plain data for the MLmodel file. It names no local path.
         hashes: The SHA-256 that files must have, by name in the bundle, where the source tells.
+        reference: Where all of the files are in a repository: its ``repo_id``, the ``revision`` and
+            the ``subfolder``; None where they are not.
     """
 
     bundle: Bundle
     origin: Mapping[str, Any]
     hashes: Mapping[str, str] = field(default_factory=dict[str, str])
+    reference: Mapping[str, str] | None = None
 
 
 @contextmanager
@@ -100,7 +108,10 @@ def resolve(source: Source) -> Generator[ResolvedSource]:
         ConversionError: If it cannot be converted.
     """
     with ExitStack() as stack:
-        yield _Resolver(source, stack).resolve()
+        resolved = _Resolver(source, stack).resolve()
+        if source.by_reference and resolved.reference is None:
+            raise InvalidRequestError(_NOT_IN_A_REPOSITORY, param="save_pretrained")
+        yield resolved
 
 
 class _Resolver:
@@ -122,13 +133,8 @@ class _Resolver:
         model = self._source.model
         if isinstance(model, Mapping):
             return self._from_variants(model)
-        if self._source.by_reference and not (
-            isinstance(model, str) and REPO_ID.fullmatch(model) and existing(model) is None
-        ):
-            raise InvalidRequestError(
-                "save_pretrained=False is for repositories on the hub, and model is none of them.",
-                param="save_pretrained",
-            )
+        if self._source.by_reference and (self._must_convert or not isinstance(model, str | Path)):
+            raise InvalidRequestError(_NOT_IN_A_REPOSITORY, param="save_pretrained")
         if isinstance(model, str | Path):
             self._refuse("tokenizer", "a model of transformers that is in memory")
             path = existing(model)
@@ -201,7 +207,8 @@ class _Resolver:
             origin = {**held.origin, "flavor": FLAVOR_NAME}
             if "source" in saved.flavor:
                 origin["source"] = saved.flavor["source"]
-            return ResolvedSource(saved.bundle(folder), origin, hashes)
+            reference = saved.flavor.get("reference") if saved.by_reference else None
+            return ResolvedSource(saved.bundle(folder), origin, hashes, reference)
         if mlflow_models.TRANSFORMERS in held.flavors:
             return self._from_mlflow_transformers(held)
         raise InvalidModelError(
@@ -236,16 +243,18 @@ class _Resolver:
         origin = {"kind": "hub", "repo_id": repo_id, "revision": snapshot.commit}
         # What is referred to is one folder of the repository.
         cards = {} if self._source.by_reference else list_cards(snapshot.root)
-        return self._finish(snapshot.path, snapshot.part, origin, snapshot.hashes, cards)
+        resolved = self._finish(snapshot.path, snapshot.part, origin, snapshot.hashes, cards)
+        if cards or "conversion" in resolved.origin:
+            return resolved
+        place = {"repo_id": repo_id, "revision": snapshot.commit}
+        reference = {**place, "subfolder": snapshot.part.subfolder}
+        return replace(resolved, reference=reference)
 
     def _from_variants(self, models: Mapping[Any, Any]) -> ResolvedSource:
         for name in ("subfolder", "revision", "tokenizer", "precision", "export_options"):
             self._refuse(name, "a single model")
         if self._source.by_reference:
-            raise InvalidRequestError(
-                "save_pretrained=False is for a single model, and model has variants.",
-                param="save_pretrained",
-            )
+            raise InvalidRequestError(_NOT_IN_A_REPOSITORY, param="save_pretrained")
         if not models or not set(models) <= set(PROVIDERS):
             names = ", ".join(map(repr, models)) or "none"
             raise InvalidRequestError(
