@@ -202,6 +202,7 @@ def test_project_logs_evaluates_and_queries(
     assert "The capital of New Zealand is Wellington." in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_project_does_it_all_in_one_run(tracking: str, tmp_path: Path) -> None:
     done = run("-m", "mlflow", "run", EXAMPLES, "--env-manager", "local", cwd=tmp_path)
     assert "contains_keyword: 0.888889" in done.stdout

@@ -95,6 +95,7 @@ def test_32_threads_get_what_each_gets_alone(server: Server, references: list[An
             future.result()
 
 
+@pytest.mark.slow
 def test_work_stops_at_the_server_s_timeout(demo: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

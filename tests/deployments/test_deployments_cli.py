@@ -15,7 +15,7 @@ import pytest
 from mlflow_phi3_onnx.deployments._checks import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient
@@ -60,6 +60,7 @@ def test_a_fresh_interpreter_finds_the_target_through_mlflow_alone(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_every_command_finds_the_deployment_that_another_made(
     command: Callable[..., subprocess.Popen[str]],
     serving: Callable[[], list[int]],
@@ -100,6 +101,15 @@ def test_every_command_finds_the_deployment_that_another_made(
     assert serving() == []
 
 
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """Takes back that Ctrl-C is ignored, as it is in the background jobs of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_while_the_server_starts_leaves_nothing(
     command: Callable[..., subprocess.Popen[str]],
