@@ -176,6 +176,7 @@ def printed(path: Path) -> dict[str, str]:
     return cells
 
 
+@pytest.mark.slow
 def test_project_logs_evaluates_and_queries(
     tracking: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

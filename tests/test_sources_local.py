@@ -74,6 +74,15 @@ def test_a_subfolder_chooses_one(published: Path, tmp_path: Path, subfolder: str
         assert model.complete("The capital of Spain is", max_tokens=3)["usage"]
 
 
+def test_licence_and_card_of_the_whole_go_along(published: Path, tmp_path: Path) -> None:
+    (published / "LICENSE").write_text("MIT License")
+    (published / "README.md").write_text("Of all of them.")
+    (published / CPU / "README.md").write_text("Of this one.")
+    save_model(published, tmp_path / "saved", subfolder=CPU)
+    assert (tmp_path / "saved" / "model" / "LICENSE").read_text() == "MIT License"
+    assert (tmp_path / "saved" / "model" / "README.md").read_text() == "Of this one."
+
+
 def test_a_subfolder_may_hold_one_model_further_down(published: Path, tmp_path: Path) -> None:
     save_model(published, tmp_path / "saved", subfolder="directml")
     assert source_of(tmp_path / "saved")["subfolder"] == "directml/directml-int4-awq-block-128"

@@ -97,7 +97,7 @@ class TransformersSide:
                 likeliest += wide.argmax(-1).tolist()
         return Scores(logprobs, likeliest)
 
-    def _tensor(self, ids: Sequence[int]) -> torch.Tensor:
+    def _tensor(self, ids: Sequence[int]) -> Any:
         return torch.tensor([list(ids)], device=self._model.device)
 
 

@@ -44,6 +44,16 @@ def test_a_name_in_the_registry_registers_a_version(
     assert version.tags["stage"] == "trial"
 
 
+def test_the_version_says_what_it_is(registered: ModelInfo, store: MlflowClient) -> None:
+    version: Any = store.get_model_version("phi3", str(registered.registered_model_version))
+    assert version.description == (
+        "phi3 for ONNX Runtime GenAI: 2.8 M parameters, int4, context of 4,096 tokens, for cpu."
+    )
+    assert log_model(registered.model_uri, name="copy", registered_model_name="copy")
+    copy: Any = store.get_model_version("copy", "1")
+    assert copy.description == f"{version.description} From {registered.model_uri}."
+
+
 def test_the_next_model_of_that_name_is_the_next_version(demo: Path) -> None:
     first = log_model(demo, name="again", registered_model_name="again")
     second = log_model(
