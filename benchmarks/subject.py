@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.openai.parameters import Task
 
-__all__ = ["LOOPS", "Scale", "Subject", "tokens_of"]
+__all__ = ["LOOPS", "Scale", "Subject", "own_store", "tokens_of"]
 
 LOOPS = ("genai", "slots")
 
@@ -74,6 +74,21 @@ class Subject:
                 loop: mlflow.pyfunc.load_model(str(path), model_config={"loop": loop})
                 for loop in LOOPS
             }
+
+
+@contextmanager
+def own_store() -> Generator[Path]:
+    """Let MLflow track in a folder of its own, inside a run, and leave nothing of it."""
+    before = mlflow.get_tracking_uri()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        mlflow.set_tracking_uri(f"sqlite:///{work}/mlflow.db")
+        try:
+            experiment = mlflow.create_experiment("benchmarks", (work / "artifacts").as_uri())
+            with mlflow.start_run(experiment_id=experiment):
+                yield work
+        finally:
+            mlflow.set_tracking_uri(before)
 
 
 @dataclass(frozen=True)

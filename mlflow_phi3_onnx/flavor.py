@@ -276,7 +276,9 @@ def log_model(
         adapted=bool(plan.adapters),
     )
     with resolve(source) as resolved, fitted(plan.adapters, resolved.bundle.model) as files:
-        description = describe(facts_of(resolved.bundle), resolved.origin)
+        description = ""
+        if registered_model_name is not None:
+            description = describe(facts_of(resolved.bundle), resolved.origin)
         info = Model.log(
             artifact_path=artifact_path,
             name=name,

@@ -15,6 +15,7 @@ from mlflow_phi3_onnx.facts import facts_of
 from mlflow_phi3_onnx.loading import why_not_slots
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime import can_run_on
+from mlflow_phi3_onnx.sources.local import existing
 from mlflow_phi3_onnx.sources.mlflow_models import fetch, is_uri
 from mlflow_phi3_onnx.sources.reference import locate_files
 
@@ -37,19 +38,19 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
         verify: How a saved model's files are checked: ``"size"``, ``"hash"`` or ``"off"``.
 
     Returns:
-        Plain data: ``kind``, what the model is, ``files`` and ``bytes``, ``limits`` and ``memory``
-        (bytes), its ``variants`` and their ``defects``, and, of a saved model, ``source`` and
-        ``task``.
+        Plain data: ``kind``, what the model is, ``files`` and ``bytes``, ``memory`` (bytes), its
+        ``variants`` and their ``defects``, and, of a saved model, ``source``, ``task`` and
+        ``adapters``.
 
     Raises:
         SourceNotFoundError: If there is nothing.
         InvalidModelError: If the model is broken.
     """
     with tempfile.TemporaryDirectory() as work:
-        path = Path(source)
-        if is_uri(source):
+        path = existing(source)
+        if path is None and is_uri(source):
             _, path = fetch(source, lambda: Path(work))
-        elif not path.is_dir():
+        if path is None or not path.is_dir():
             raise SourceNotFoundError(
                 "There is no folder at the path given. Expected a model folder, a saved model, or a"
                 " models:/ or runs:/ URI.",

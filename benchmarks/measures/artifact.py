@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import mlflow
 
 import mlflow_phi3_onnx
 from benchmarks.results import Row, Side, ratio_row
-from benchmarks.subject import Scale, Subject
+from benchmarks.subject import Scale, Subject, own_store
 from benchmarks.timing import interleaved, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = ["log_model"]
 
@@ -24,23 +21,15 @@ __all__ = ["log_model"]
 def log_model(scale: Scale) -> Iterator[Row]:
     """Compare what `log_model` of a large model takes beyond a small one's with a plain copy."""
     large, small = scale.wide()[0], Subject("demo")
-    before = mlflow.get_tracking_uri()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        mlflow.set_tracking_uri(f"sqlite:///{work}/mlflow.db")
-        try:
-            experiment = mlflow.create_experiment("log", (work / "artifacts").as_uri())
-            with mlflow.start_run(experiment_id=experiment):
-                results = interleaved(
-                    {
-                        "large": lambda _: _log(work, large.folder),
-                        "copy": lambda turn: _copy(work, large.folder, turn),
-                        "small": lambda _: _log(work, small.folder),
-                    },
-                    scale.repeats,
-                )
-        finally:
-            mlflow.set_tracking_uri(before)
+    with own_store() as work:
+        results = interleaved(
+            {
+                "large": lambda _: _log(work, large.folder),
+                "copy": lambda turn: _copy(work, large.folder, turn),
+                "small": lambda _: _log(work, small.folder),
+            },
+            scale.repeats,
+        )
     pairs = zip(results["large"], results["small"], strict=True)
     yield ratio_row(
         "log-model",

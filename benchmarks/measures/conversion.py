@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import numpy as np
 from mlflow.models import Model
 
 import mlflow_phi3_onnx
 from benchmarks.models import MID4, TINY, WIDE2, checkpoint_folder
 from benchmarks.results import Converted, Rounding
+from benchmarks.subject import own_store
 from benchmarks.timing import timed
 from mlflow_phi3_onnx.runtime import NativeModel
 
@@ -61,26 +61,16 @@ def conversion(scale: Scale) -> Iterator[Converted | Rounding]:
 
 def _convert(scale: Scale) -> Converted:
     checkpoint = checkpoint_folder(scale.pick(MID4, TINY))
-    before = mlflow.get_tracking_uri()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        mlflow.set_tracking_uri(f"sqlite:///{work}/mlflow.db")
-        try:
-            experiment = mlflow.create_experiment("convert", (work / "artifacts").as_uri())
-            with mlflow.start_run(experiment_id=experiment):
-                logged: list[Any] = []
-                seconds = timed(
-                    lambda: logged.append(mlflow_phi3_onnx.log_model(checkpoint, name="model"))
-                )
-            uri = logged[0].model_uri
-            loaded: list[Any] = []
-            load = timed(lambda: loaded.append(mlflow_phi3_onnx.load_model(uri)))
-            question = [{"role": "user", "content": "What is the capital of Spain?"}]
-            with loaded[0] as model:
-                answer = timed(lambda: model.chat(question, max_tokens=ANSWER_TOKENS))
-            flavor = Model.load(uri).flavors["mlflow_phi3_onnx"]
-        finally:
-            mlflow.set_tracking_uri(before)
+    with own_store():
+        logged: list[Any] = []
+        seconds = timed(lambda: logged.append(mlflow_phi3_onnx.log_model(checkpoint, name="model")))
+        uri = logged[0].model_uri
+        loaded: list[Any] = []
+        load = timed(lambda: loaded.append(mlflow_phi3_onnx.load_model(uri)))
+        question = [{"role": "user", "content": "What is the capital of Spain?"}]
+        with loaded[0] as model:
+            answer = timed(lambda: model.chat(question, max_tokens=ANSWER_TOKENS))
+        flavor = Model.load(uri).flavors["mlflow_phi3_onnx"]
     facts = flavor["source"]["conversion"]
     size = sum(file["size"] for file in flavor["files"].values())
     return Converted(

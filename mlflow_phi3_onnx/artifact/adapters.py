@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.adapter_file import ADAPTER_SUFFIX, read_adapter_file
 from mlflow_phi3_onnx.artifact.files import stage
+from mlflow_phi3_onnx.artifact.folder import some_of
 from mlflow_phi3_onnx.artifact.peft import PEFT_CONFIG, PEFT_WEIGHTS, convert_peft
 from mlflow_phi3_onnx.artifact.ranks import filled, is_even, unmatched
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
 from mlflow_phi3_onnx.runtime import read_adapter, write_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable
+    from collections.abc import Generator, Iterable
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.artifact.graph import GraphFacts
@@ -184,8 +185,9 @@ def _check_fit(
     """Check that each parameter is an optional input of the graph, of its type and shape."""
     if unknown := parameters.keys() - graph.optional:
         raise InvalidModelError(
-            f"adapters: {name!r} is not made for this model: it has {_some(unknown)}, and the"
-            f" graph has {_some(graph.optional)}."
+            f"adapters: {name!r} is not made for this model: it has"
+            f" {some_of(sorted(unknown), _SHOWN)}, and the graph has"
+            f" {some_of(sorted(graph.optional), _SHOWN)}."
         )
     for parameter, (element, shape) in parameters.items():
         axes = graph.shapes[parameter]
@@ -209,10 +211,3 @@ def _check_fit(
 
 def _listed(shape: Iterable[object]) -> str:
     return f"({', '.join(map(str, shape))})"
-
-
-def _some(names: Collection[str]) -> str:
-    """List names, the first few of many."""
-    shown = ", ".join(sorted(names)[:_SHOWN])
-    more = len(names) - _SHOWN
-    return f"{shown} and {more:,} more" if more > 0 else shown

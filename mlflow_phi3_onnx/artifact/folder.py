@@ -148,10 +148,10 @@ def _check_layout(path: Path) -> None:
     raise InvalidModelError(message)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """List names for a message, and only count those beyond a dozen."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def some_of(names: Sequence[str], shown: int = _SHOWN) -> str:
+    """List names for a message, the first few of many, and count the others."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

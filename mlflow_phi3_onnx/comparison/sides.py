@@ -188,7 +188,7 @@ def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
 def _unwrap(pyfunc: Any) -> Any:
     try:
         return pyfunc.get_raw_model()
-    except NotImplementedError:
+    except NotImplementedError:  # of a flavor that gives no native model out
         return pyfunc
 
 

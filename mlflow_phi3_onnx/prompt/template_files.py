@@ -42,7 +42,7 @@ def load_template(path: Path) -> ChatTemplate | None:
         InvalidModelError: If a file or a field is not what it must be.
     """
     config = _read_object(path / CONFIG_FILE)
-    named = read_templates(path)
+    named = _named_templates(path, config)
     if not named:
         return None
     tool_source = named.get("tool_use")
@@ -61,7 +61,10 @@ def read_templates(path: Path) -> dict[str, str]:
     Raises:
         InvalidModelError: If a file or a field is not what it must be.
     """
-    config = _read_object(path / CONFIG_FILE)
+    return _named_templates(path, _read_object(path / CONFIG_FILE))
+
+
+def _named_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     return _from_files(path) or _from_config(config.get("chat_template"))
 
 
