@@ -10,6 +10,7 @@ from mlflow_phi3_onnx.artifact.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.async_model import AsyncMethods
 from mlflow_phi3_onnx.calls import Call, Calls, Question
+from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.loading import start_engine
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.planning import Planner
@@ -68,6 +69,12 @@ class GenAIModel(AsyncMethods, TextMethods):
     ) -> None:
         self._settings = Settings.check(model_config, task)
         checked = check_adapters(adapters)
+        if not isinstance(path, ModelFolder) and "verify" in self._settings.runtime:
+            raise InvalidRequestError(
+                "model_config: verify is for saved models: of a plain folder, nothing is known to"
+                " compare its files with. Leave it out.",
+                param="verify",
+            )
         self._folder = path if isinstance(path, ModelFolder) else read_folder(path)
         self._origin = origin or {}
         self._tokenizer = PromptTokenizer(self._folder.tokenizer_path)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 
-from mlflow_phi3_onnx import InvalidModelError, InvalidRequestError, load_model, save_model
+from mlflow_phi3_onnx import (
+    GenAIModel,
+    InvalidModelError,
+    InvalidRequestError,
+    load_model,
+    save_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +96,12 @@ def test_a_level_that_is_none_is_refused(copy: Path) -> None:
     wrong: Any = "md5"
     with pytest.raises(InvalidRequestError, match="verify must be one of size, hash, off; got"):
         load_model(copy, verify=wrong)
+
+
+def test_a_plain_folder_has_nothing_to_be_verified_by(demo: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="verify is for saved models") as caught:
+        GenAIModel(demo, model_config={"verify": "hash"})
+    assert caught.value.param == "verify"
 
 
 def config_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
