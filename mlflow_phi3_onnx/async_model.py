@@ -12,8 +12,8 @@ from collections import deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
-from mlflow_phi3_onnx.progress import rows_done
 from mlflow_phi3_onnx.scoring import (
     is_one,
     plan_greedy,

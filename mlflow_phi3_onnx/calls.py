@@ -10,21 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mlflow_phi3_onnx.core.request import Result
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.openai import responses
 from mlflow_phi3_onnx.openai.chunks import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.openai.parse import Asked, parse_request
-from mlflow_phi3_onnx.request import Result
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping, Sequence
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
+    from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.engine.base import Job
     from mlflow_phi3_onnx.planning import Plan, Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-    from mlflow_phi3_onnx.request import Completion
 
 __all__ = ["Call", "Calls", "Question"]
 

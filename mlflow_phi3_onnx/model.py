@@ -10,13 +10,13 @@ from mlflow_phi3_onnx.artifact.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.async_model import AsyncMethods
 from mlflow_phi3_onnx.calls import Call, Calls, Question
+from mlflow_phi3_onnx.core.progress import rows_done
+from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.loading import start_engine
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.planning import Planner
-from mlflow_phi3_onnx.progress import rows_done
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import Limits
 from mlflow_phi3_onnx.scoring import (
     is_one,
     plan_greedy,

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.openai.tool_grammar import call_grammar
-from mlflow_phi3_onnx.request import (
+from mlflow_phi3_onnx.core.request import (
     ChatPrompt,
     EncodedPrompt,
     Options,
@@ -18,6 +15,9 @@ from mlflow_phi3_onnx.request import (
     TextPrompt,
     TokenPrompt,
 )
+from mlflow_phi3_onnx.engine.base import Job
+from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.openai.tool_grammar import call_grammar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

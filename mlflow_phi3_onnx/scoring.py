@@ -6,20 +6,20 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.checks import describe_kind, integer
 from mlflow_phi3_onnx.openai.logprobs import entry
 from mlflow_phi3_onnx.openai.parameters import MAX_LOGPROBS
 from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids
-from mlflow_phi3_onnx.request import TextPrompt, TokenPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mlflow_phi3_onnx.core.request import Completion, TokenLogprob
     from mlflow_phi3_onnx.engine.base import Job
     from mlflow_phi3_onnx.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-    from mlflow_phi3_onnx.request import Completion, TokenLogprob
 
 __all__ = ["Greedy", "Score", "is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
 

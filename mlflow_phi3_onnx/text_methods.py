@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from mlflow_phi3_onnx.core.request import ChatPrompt, TokenPrompt
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import CHAT
 from mlflow_phi3_onnx.openai.parse import check_parameters
 from mlflow_phi3_onnx.openai.prompts import check_ids, check_text
-from mlflow_phi3_onnx.request import ChatPrompt, TokenPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.generation.loop import Failing
-from mlflow_phi3_onnx.request import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,8 +16,8 @@ from raw_loop import RawLoop
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from pathlib import Path

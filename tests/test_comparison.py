@@ -402,7 +402,7 @@ class Terminal(io.StringIO):
 def test_many_prompts_show_their_progress_on_a_terminal(
     genai: GenAIModel, slots: GenAIModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlflow_phi3_onnx.progress.DELAY", 0)
+    monkeypatch.setattr("mlflow_phi3_onnx.core.progress.DELAY", 0)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     compare(genai, slots, PROMPTS, max_tokens=1)
     assert "/8 [" in terminal.getvalue()

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.prompt.template import ChatTemplate
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ import pytest
 from engines import ScriptedLoop, engine, job, until
 
 from mlflow_phi3_onnx import GenAIModel, GenerationTimeoutError
+from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import Options
 
 if TYPE_CHECKING:
     from pathlib import Path

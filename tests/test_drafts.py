@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.generation.draft import Drafter
-from mlflow_phi3_onnx.request import Grammar, Options, Sampling
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx import GenAIModel
-    from mlflow_phi3_onnx.request import Completion
+    from mlflow_phi3_onnx.core.request import Completion
 
 COUNT = "<|user|>\nCount from 1 to 20<|end|>\n<|assistant|>\n"
 

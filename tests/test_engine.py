@@ -22,9 +22,9 @@ from mlflow_phi3_onnx import (
     MemoryBudgetError,
     UnsupportedParameterError,
 )
+from mlflow_phi3_onnx.core.request import Options, Sampling
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import Options, Sampling
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.generation import chunks
 from mlflow_phi3_onnx.generation.pool import GeneratorPool
-from mlflow_phi3_onnx.request import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

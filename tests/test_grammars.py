@@ -19,8 +19,8 @@ from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlflow_phi3_onnx.core.request import Grammar
     from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
-    from mlflow_phi3_onnx.request import Grammar
 
 
 @pytest.fixture

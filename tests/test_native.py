@@ -293,7 +293,7 @@ def asking(
 def test_many_rows_show_their_progress_on_a_terminal(
     asking: dict[str, Callable[[list[str]], Any]], door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlflow_phi3_onnx.progress.DELAY", 0)
+    monkeypatch.setattr("mlflow_phi3_onnx.core.progress.DELAY", 0)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     asking[door](MANY[:3])
@@ -309,7 +309,7 @@ def test_many_rows_show_their_progress_on_a_terminal(
 def test_what_is_soon_done_shows_no_progress(
     model: GenAIModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlflow_phi3_onnx.progress.DELAY", 3600)
+    monkeypatch.setattr("mlflow_phi3_onnx.core.progress.DELAY", 3600)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     model.generate(MANY, max_tokens=1)
     assert terminal.getvalue() == ""

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,8 +26,8 @@ from mlflow_phi3_onnx import (
     log_model,
     save_model,
 )
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

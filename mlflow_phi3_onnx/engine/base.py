@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from mlflow_phi3_onnx.request import Completion, Delta, Options
+from mlflow_phi3_onnx.core.request import Completion, Delta, Options
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Sequence

@@ -9,8 +9,8 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeAlias
 
+from mlflow_phi3_onnx.core.request import Completion, Delta
 from mlflow_phi3_onnx.errors import CancelledError, GenAIError
-from mlflow_phi3_onnx.request import Completion, Delta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.request import Sampling
+    from mlflow_phi3_onnx.core.request import Sampling
 
 __all__ = ["Sampler", "likeliest", "log_of_sum"]
 

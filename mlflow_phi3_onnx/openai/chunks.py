@@ -19,9 +19,9 @@ from mlflow_phi3_onnx.openai.responses import finish_reason, head, tool_parser, 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
 
+    from mlflow_phi3_onnx.core.request import Delta, EncodedPrompt
     from mlflow_phi3_onnx.openai.parse import Asked
     from mlflow_phi3_onnx.openai.tools import Piece
-    from mlflow_phi3_onnx.request import Delta, EncodedPrompt
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
-    from mlflow_phi3_onnx.request import EncodedPrompt, TokenLogprob
+    from mlflow_phi3_onnx.core.request import EncodedPrompt, TokenLogprob
 
 __all__ = ["OffsetCounter", "chat_logprobs", "entry", "prompt_logprobs", "text_logprobs"]
 

@@ -1,4 +1,4 @@
-"""From a request's fields to a checked :class:`~mlflow_phi3_onnx.request.Request`."""
+"""From a request's fields to a checked :class:`~mlflow_phi3_onnx.core.request.Request`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Request, Sampling
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai import checks
 from mlflow_phi3_onnx.openai.messages import check_messages
@@ -13,7 +14,6 @@ from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, Pa
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
 from mlflow_phi3_onnx.openai.tool_grammar import CallRule
-from mlflow_phi3_onnx.request import ChatPrompt, Options, Prompt, Request, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

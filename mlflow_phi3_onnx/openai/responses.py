@@ -10,6 +10,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.logprobs import (
     OffsetCounter,
     chat_logprobs,
@@ -17,13 +18,12 @@ from mlflow_phi3_onnx.openai.logprobs import (
     text_logprobs,
 )
 from mlflow_phi3_onnx.openai.tools import ToolCallParser, whole_message
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
+    from mlflow_phi3_onnx.core.request import Completion, Delta, EncodedPrompt, Result
     from mlflow_phi3_onnx.openai.parse import Asked
-    from mlflow_phi3_onnx.request import Completion, Delta, EncodedPrompt, Result
 
 __all__ = ["chat_response", "finish_reason", "head", "text_response", "tool_parser", "usage"]
 

@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.schemas import schema_text
-from mlflow_phi3_onnx.request import Grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

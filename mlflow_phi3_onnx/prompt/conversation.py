@@ -19,8 +19,8 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from mlflow_phi3_onnx.core.request import ChatPrompt
     from mlflow_phi3_onnx.prompt.template import ChatTemplate
-    from mlflow_phi3_onnx.request import ChatPrompt
 
 __all__ = ["Conversation", "check_text"]
 

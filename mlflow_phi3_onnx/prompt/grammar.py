@@ -14,7 +14,7 @@ from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterErr
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.request import Grammar
+    from mlflow_phi3_onnx.core.request import Grammar
 
 __all__ = ["GrammarCompiler", "Matcher"]
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mlflow_phi3_onnx.core.request import ChatPrompt
     from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
-    from mlflow_phi3_onnx.request import ChatPrompt
 
 __all__ = ["PromptTokenizer"]
 

@@ -16,10 +16,10 @@ from folders import CONTROL, byte_level, write
 
 from mlflow_phi3_onnx import GenAIError, InvalidModelError
 from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.prompt.template_files import load_template
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,9 @@ from mlflow_phi3_onnx import (
     InvalidRequestError,
     UnsupportedParameterError,
 )
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.template import ChatTemplate
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.request import ChatPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""What every room builds on: requests and completions, options, checks, files."""
