@@ -14,7 +14,7 @@ from mlflow_phi3_onnx.errors import SourceNotFoundError
 from mlflow_phi3_onnx.facts import facts_of
 from mlflow_phi3_onnx.loading import why_not_slots
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.runtime import can_run_on
+from mlflow_phi3_onnx.runtime.genai import can_run_on
 from mlflow_phi3_onnx.sources.local import existing
 from mlflow_phi3_onnx.sources.mlflow_models import fetch, is_uri
 from mlflow_phi3_onnx.sources.reference import locate_files

@@ -18,8 +18,8 @@ from mlflow_phi3_onnx.errors import (
 )
 from mlflow_phi3_onnx.generation.genai_loop import GenAILoop, GenAITraits
 from mlflow_phi3_onnx.generation.slots_loop import SlotsLoop
-from mlflow_phi3_onnx.runtime import PAD, NativeModel, available_threads
-from mlflow_phi3_onnx.slot_runtime import CACHE_TYPES, SlotSession
+from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel, available_threads
+from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx._version import __version__
-from mlflow_phi3_onnx.runtime import DISTRIBUTIONS, installed_distribution
+from mlflow_phi3_onnx.runtime.genai import DISTRIBUTIONS, installed_distribution
 
 __all__ = [
     "bundle_source",

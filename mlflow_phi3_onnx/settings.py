@@ -9,7 +9,7 @@ from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterErr
 from mlflow_phi3_onnx.openai import checks
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
 from mlflow_phi3_onnx.openai.parse import check_parameters
-from mlflow_phi3_onnx.runtime import MAX_BATCH_SIZE, PROVIDERS
+from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE, PROVIDERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

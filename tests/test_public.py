@@ -36,17 +36,9 @@ ROOMS = {
         "saving",
         "sources",
     },
-    "generation": {"core", "prompt", "runtime", "slot_runtime"},
+    "generation": {"core", "prompt", "runtime"},
     "inspection": {"artifact", "facts", "loading", "mlflow_compat", "prompt", "runtime", "sources"},
-    "loading": {
-        "artifact",
-        "engine",
-        "generation",
-        "prompt",
-        "runtime",
-        "settings",
-        "slot_runtime",
-    },
+    "loading": {"artifact", "engine", "generation", "prompt", "runtime", "settings"},
     "mlflow_compat": set[str](),
     "model": {
         "artifact",
@@ -83,7 +75,6 @@ ROOMS = {
     "scoring": {"core", "engine", "openai", "planning", "prompt"},
     "settings": {"openai", "runtime"},
     "signatures": {"openai"},
-    "slot_runtime": set[str](),
     "sources": {"_version", "artifact", "mlflow_compat", "runtime"},
     "text_methods": {"core", "openai", "planning", "prompt"},
 }

@@ -14,7 +14,7 @@ from benchmarks.models import MID4, TINY, WIDE2, checkpoint_folder
 from benchmarks.results import Converted, Rounding
 from benchmarks.subject import own_store
 from benchmarks.timing import timed
-from mlflow_phi3_onnx.runtime import NativeModel
+from mlflow_phi3_onnx.runtime.genai import NativeModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from mlflow_phi3_onnx.artifact.folder import some_of
 from mlflow_phi3_onnx.artifact.peft import PEFT_CONFIG, PEFT_WEIGHTS, convert_peft
 from mlflow_phi3_onnx.artifact.ranks import filled, is_even, unmatched
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
-from mlflow_phi3_onnx.runtime import read_adapter, write_adapter
+from mlflow_phi3_onnx.runtime.genai import read_adapter, write_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable

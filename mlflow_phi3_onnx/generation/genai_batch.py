@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.generation.chunks import ChunkSize
     from mlflow_phi3_onnx.generation.pool import GeneratorPool
     from mlflow_phi3_onnx.generation.row import Row
-    from mlflow_phi3_onnx.runtime import NativeGenerator
+    from mlflow_phi3_onnx.runtime.genai import NativeGenerator
 
 __all__ = ["Group", "Single", "most_kv_tokens"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlflow_phi3_onnx.generation.row import Row
-    from mlflow_phi3_onnx.runtime import NativeModel
+    from mlflow_phi3_onnx.runtime.genai import NativeModel
 
 __all__ = ["GenAILoop", "GenAITraits"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.runtime import NativeGenerator, NativeModel
+    from mlflow_phi3_onnx.runtime.genai import NativeGenerator, NativeModel
 
 __all__ = ["GeneratorPool"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.generation.row import Row
-    from mlflow_phi3_onnx.slot_runtime import SlotSession
+    from mlflow_phi3_onnx.runtime.ort import SlotSession
 
 __all__ = ["Slot", "SlotTable"]
 

@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.generation.chunks import ChunkSize
 from mlflow_phi3_onnx.generation.loop import Failing
 from mlflow_phi3_onnx.generation.slots import SlotTable
-from mlflow_phi3_onnx.slot_runtime import Interrupted, SlotSession
+from mlflow_phi3_onnx.runtime.ort import Interrupted, SlotSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, bundle_of_folder, bundle_of
 from mlflow_phi3_onnx.artifact.folder import ModelFolder
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
-from mlflow_phi3_onnx.runtime import PROVIDERS
+from mlflow_phi3_onnx.runtime.genai import PROVIDERS
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
 from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint

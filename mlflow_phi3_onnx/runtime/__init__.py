@@ -1,0 +1,1 @@
+"""The native libraries, each behind one module."""
