@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow_phi3_onnx.core.request import Grammar
-    from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
+    from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tool_cases import CITY, closed, parse, tool
 
+from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 from mlflow_phi3_onnx.openai.tool_grammar import CallRule, call_grammar
-from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,8 @@ from typing import Any
 
 from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
 from mlflow_phi3_onnx.openai import checks
-from mlflow_phi3_onnx.openai.schemas import schema_text
 
 __all__ = ["FORMS", "choice", "lark", "regex", "response_format"]
 

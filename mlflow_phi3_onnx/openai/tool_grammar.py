@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.schemas import schema_text
+from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.core.request import ChatPrompt
-    from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
+    from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 
 __all__ = ["PromptTokenizer"]
 
@@ -178,7 +178,7 @@ class PromptTokenizer:
             UnsupportedParameterError: If answers in this tokenizer cannot be held to a grammar.
         """
         # llguidance takes a tenth of a second to import, which most programs never need.
-        from mlflow_phi3_onnx.prompt.grammar import GrammarCompiler
+        from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 
         with self._grammars_lock:
             compiler = self._grammars.get((vocab_size, eos))

@@ -1,0 +1,1 @@
+"""Grammars that completions are held to."""
