@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
-from mlflow_phi3_onnx.artifact.adapters import fitted
+from mlflow_phi3_onnx.artifact.lora.adapters import fitted
 from mlflow_phi3_onnx.facts import describe, facts_of
 from mlflow_phi3_onnx.model import GenAIModel
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
     from mlflow.models.resources import Resource
 
-    from mlflow_phi3_onnx.artifact.files import Verify
+    from mlflow_phi3_onnx.artifact.manifest import Verify
     from mlflow_phi3_onnx.sources.options import Precision
 
 __all__ = [

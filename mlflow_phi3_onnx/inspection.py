@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
-from mlflow_phi3_onnx.artifact.repair import find_defects
+from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
 from mlflow_phi3_onnx.errors import SourceNotFoundError
 from mlflow_phi3_onnx.facts import facts_of
@@ -22,7 +22,7 @@ from mlflow_phi3_onnx.sources.reference import locate_files
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlflow_phi3_onnx.artifact.files import Verify
+    from mlflow_phi3_onnx.artifact.manifest import Verify
 
 __all__ = ["inspect_model", "render"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
-from mlflow_phi3_onnx.artifact.repair import repairs
+from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.errors import (
     DependencyError,

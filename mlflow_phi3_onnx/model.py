@@ -6,8 +6,8 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, overload
 
-from mlflow_phi3_onnx.artifact.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
+from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.async_model import AsyncMethods
 from mlflow_phi3_onnx.calls import Call, Calls, Question
 from mlflow_phi3_onnx.core.progress import rows_done

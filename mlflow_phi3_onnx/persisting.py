@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.files import stage
+from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.sources.reference import locate_files

@@ -16,8 +16,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat, requirements
-from mlflow_phi3_onnx.artifact.adapters import check_adapters, stage_adapters
-from mlflow_phi3_onnx.artifact.files import Manifest, stage, write_manifest
+from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, stage_adapters
+from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.facts import facts_of

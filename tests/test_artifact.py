@@ -11,8 +11,8 @@ import pytest
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError
+from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.artifact.folder import read_folder
-from mlflow_phi3_onnx.artifact.repair import repairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlflow_phi3_onnx import GenAIModel, log_model, save_model
-from mlflow_phi3_onnx.artifact.graph import read_graph
+from mlflow_phi3_onnx.artifact.onnx.graph import read_graph
 from mlflow_phi3_onnx.cli import main
 
 Captured = pytest.CaptureFixture[str]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.graph import ELEMENT_BYTES, GraphFacts, read_graph
+from mlflow_phi3_onnx.artifact.onnx.graph import ELEMENT_BYTES, GraphFacts, read_graph
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.genai import provider_name
 

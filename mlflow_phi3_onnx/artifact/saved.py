@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.adapters import ADAPTERS
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
-from mlflow_phi3_onnx.artifact.files import Verify, check_files
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
+from mlflow_phi3_onnx.artifact.lora.adapters import ADAPTERS
+from mlflow_phi3_onnx.artifact.manifest import Verify, check_files
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:

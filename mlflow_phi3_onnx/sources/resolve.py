@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.adapters import NO_ADAPTER_INPUTS
 from mlflow_phi3_onnx.artifact.bundle import Bundle, bundle_of_folder, bundle_of_variants
 from mlflow_phi3_onnx.artifact.folder import ModelFolder
+from mlflow_phi3_onnx.artifact.lora.adapters import NO_ADAPTER_INPUTS
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
 from mlflow_phi3_onnx.runtime.genai import PROVIDERS

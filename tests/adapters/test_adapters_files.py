@@ -28,8 +28,8 @@ from adapted import (
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIError, GenAIModel, InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.artifact.adapter_file import AdapterParameter, read_adapter_file
 from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.artifact.lora.flatbuffer import AdapterParameter, read_adapter_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

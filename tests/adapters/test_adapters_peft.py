@@ -25,9 +25,9 @@ from adapted import (
 import mlflow_phi3_onnx
 from benchmarks.models import TINY, can_build, checkpoint_folder, model_folder
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError
-from mlflow_phi3_onnx.artifact.adapter_file import AdapterParameter, read_adapter_file
-from mlflow_phi3_onnx.artifact.graph import GraphFacts
-from mlflow_phi3_onnx.artifact.peft import convert_peft
+from mlflow_phi3_onnx.artifact.lora.flatbuffer import AdapterParameter, read_adapter_file
+from mlflow_phi3_onnx.artifact.lora.peft import convert_peft
+from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import mmap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.artifact.onnx_format import fields, integers, text, views
+from mlflow_phi3_onnx.artifact.onnx.protobuf import fields, integers, text, views
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.artifact.graph import GraphFacts
+    from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
 
 __all__ = ["FLOATS", "filled", "halves", "is_even", "plain_layer", "unmatched"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_phi3_onnx.artifact.ranks import FLOATS, halves, plain_layer
+from mlflow_phi3_onnx.artifact.lora.ranks import FLOATS, halves, plain_layer
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.artifact.graph import GraphFacts
+    from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
 
 __all__ = ["PEFT_CONFIG", "PEFT_WEIGHTS", "convert_peft"]
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.adapter_file import ADAPTER_SUFFIX, read_adapter_file
-from mlflow_phi3_onnx.artifact.files import stage
 from mlflow_phi3_onnx.artifact.folder import some_of
-from mlflow_phi3_onnx.artifact.peft import PEFT_CONFIG, PEFT_WEIGHTS, convert_peft
-from mlflow_phi3_onnx.artifact.ranks import filled, is_even, unmatched
+from mlflow_phi3_onnx.artifact.lora.flatbuffer import ADAPTER_SUFFIX, read_adapter_file
+from mlflow_phi3_onnx.artifact.lora.peft import PEFT_CONFIG, PEFT_WEIGHTS, convert_peft
+from mlflow_phi3_onnx.artifact.lora.ranks import filled, is_even, unmatched
+from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
 from mlflow_phi3_onnx.runtime.genai import read_adapter, write_adapter
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
-    from mlflow_phi3_onnx.artifact.graph import GraphFacts
+    from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
 
 __all__ = ["ADAPTERS", "NO_ADAPTER_INPUTS", "check_adapters", "fitted", "stage_adapters"]
 

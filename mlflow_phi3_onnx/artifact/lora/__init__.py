@@ -1,0 +1,1 @@
+"""LoRA adapters: their files, and whether they fit a model."""

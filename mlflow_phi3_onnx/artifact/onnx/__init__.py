@@ -1,0 +1,1 @@
+"""What a graph's file says of it."""
