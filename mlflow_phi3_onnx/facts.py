@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.prompt.template_files import read_templates
+from mlflow_phi3_onnx.prompt.template.files import read_templates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

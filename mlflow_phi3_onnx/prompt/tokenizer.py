@@ -11,11 +11,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.prompt.conversation import Conversation, check_text
+from mlflow_phi3_onnx.prompt.control_text import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
-from mlflow_phi3_onnx.prompt.hiding import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizer
-from mlflow_phi3_onnx.prompt.template_files import load_template
+from mlflow_phi3_onnx.prompt.template.conversation import Conversation, check_text
+from mlflow_phi3_onnx.prompt.template.files import load_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

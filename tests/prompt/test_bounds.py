@@ -9,8 +9,8 @@ import pytest
 from cases import FAMILIES
 
 from mlflow_phi3_onnx import GenAIError, InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.prompt import metering
-from mlflow_phi3_onnx.prompt.template import ChatTemplate
+from mlflow_phi3_onnx.prompt.template import metering
+from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 
 PRIVATE = "my number is 4929"
 

@@ -18,7 +18,7 @@ from mlflow_phi3_onnx import GenAIError, InvalidModelError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.parse import parse_request
-from mlflow_phi3_onnx.prompt.template_files import load_template
+from mlflow_phi3_onnx.prompt.template.files import load_template
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
 )
 from mlflow_phi3_onnx.core.request import ChatPrompt
-from mlflow_phi3_onnx.prompt.template import ChatTemplate
+from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:

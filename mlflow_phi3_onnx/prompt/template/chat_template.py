@@ -1,7 +1,7 @@
 """Chat templates, rendered as Hugging Face renders them, in a sandbox.
 
 The model's template is a Jinja program that came with the model, so it runs where it can neither
-reach anything nor go on for ever (:mod:`~mlflow_phi3_onnx.prompt.sandbox`).
+reach anything nor go on for ever (:mod:`~mlflow_phi3_onnx.prompt.template.sandbox`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import jinja2.meta
 from jinja2 import nodes
 
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.prompt.metering import OverspentError, budget
-from mlflow_phi3_onnx.prompt.pricing import RefusalError
-from mlflow_phi3_onnx.prompt.sandbox import Sandbox
+from mlflow_phi3_onnx.prompt.template.metering import OverspentError, budget
+from mlflow_phi3_onnx.prompt.template.pricing import RefusalError
+from mlflow_phi3_onnx.prompt.template.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import InvalidModelError
-from mlflow_phi3_onnx.prompt.template import ChatTemplate
+from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import SecurityError
 
-from mlflow_phi3_onnx.prompt.metering import (
+from mlflow_phi3_onnx.prompt.template.metering import (
     STEP,
     Metered,
     Namespace,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlflow_phi3_onnx.core.request import ChatPrompt
-    from mlflow_phi3_onnx.prompt.template import ChatTemplate
+    from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 
 __all__ = ["Conversation", "check_text"]
 

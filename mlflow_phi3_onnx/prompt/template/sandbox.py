@@ -1,13 +1,13 @@
 """A Jinja sandbox in which every template comes to an end.
 
 Jinja's own sandbox keeps a template from what it must not reach, but bounds neither time nor
-memory. Here a template pays for what it does (:mod:`~mlflow_phi3_onnx.prompt.metering`):
+memory. Here a template pays for what it does (:mod:`~mlflow_phi3_onnx.prompt.template.metering`):
 
 - Its syntax tree is changed before it is compiled: loops and macros count their turns, and what
   reads a value as a whole (output, ``~``, comparisons, slices) pays for its size.
 - Operators, filters, tests, methods and functions pay when they are called, and those that can
   make a large value out of small ones pay before they make it
-  (:mod:`~mlflow_phi3_onnx.prompt.pricing`).
+  (:mod:`~mlflow_phi3_onnx.prompt.template.pricing`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import jinja2.ext
 import jinja2.sandbox
 from jinja2 import nodes
 
-from mlflow_phi3_onnx.prompt import pricing
-from mlflow_phi3_onnx.prompt.metering import (
+from mlflow_phi3_onnx.prompt.template import pricing
+from mlflow_phi3_onnx.prompt.template.metering import (
     NODE,
     STEP,
     Metered,
@@ -45,7 +45,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """An environment with Hugging Face's settings, whose templates run within a budget.
 
     Compile (:meth:`from_string`) and render inside
-    :func:`~mlflow_phi3_onnx.prompt.metering.budget`.
+    :func:`~mlflow_phi3_onnx.prompt.template.metering.budget`.
     """
 
     intercepted_binops = frozenset(jinja2.sandbox.SandboxedEnvironment.default_binop_table)

@@ -1,0 +1,1 @@
+"""Chat templates: finding, bounding and rendering them."""
