@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.calls import Calls, Question
     from mlflow_phi3_onnx.engine.base import Engine, Stream, Ticket
-    from mlflow_phi3_onnx.openai.chunks import Writer
+    from mlflow_phi3_onnx.openai.stream import Writer
     from mlflow_phi3_onnx.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 

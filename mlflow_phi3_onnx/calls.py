@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_phi3_onnx.core.request import Result
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.openai import responses
-from mlflow_phi3_onnx.openai.chunks import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.openai.parse import Asked, parse_request
+from mlflow_phi3_onnx.openai.stream import ChatWriter, PlainWriter, TextWriter, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Mapping, Sequence

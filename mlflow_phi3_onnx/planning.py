@@ -17,7 +17,7 @@ from mlflow_phi3_onnx.core.request import (
 )
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.openai.tool_grammar import call_grammar
+from mlflow_phi3_onnx.openai.tools.grammar import call_grammar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tool_cases import CITY, closed, parse, tool
 
 from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
-from mlflow_phi3_onnx.openai.tool_grammar import CallRule, call_grammar
+from mlflow_phi3_onnx.openai.tools.grammar import CallRule, call_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_cases import CITY, parse, pieces_of
 
-from mlflow_phi3_onnx.openai.tools import CallPiece
+from mlflow_phi3_onnx.openai.tools.parser import CallPiece
 
 
 class Written(NamedTuple):

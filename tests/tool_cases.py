@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from mlflow_phi3_onnx.openai.tools import CallPiece, ToolCallParser, whole_message
+from mlflow_phi3_onnx.openai.tools.parser import CallPiece, ToolCallParser, whole_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mlflow_phi3_onnx.openai.tools import Piece
+    from mlflow_phi3_onnx.openai.tools.parser import Piece
 
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]

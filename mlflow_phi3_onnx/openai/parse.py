@@ -13,7 +13,7 @@ from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, Parameter, Task
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
-from mlflow_phi3_onnx.openai.tool_grammar import CallRule
+from mlflow_phi3_onnx.openai.tools.grammar import CallRule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping

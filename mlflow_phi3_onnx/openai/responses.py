@@ -17,7 +17,7 @@ from mlflow_phi3_onnx.openai.logprobs import (
     prompt_logprobs,
     text_logprobs,
 )
-from mlflow_phi3_onnx.openai.tools import ToolCallParser, whole_message
+from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser, whole_message
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.core.request import Delta, EncodedPrompt
     from mlflow_phi3_onnx.openai.parse import Asked
-    from mlflow_phi3_onnx.openai.tools import Piece
+    from mlflow_phi3_onnx.openai.tools.parser import Piece
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 

@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mlflow_phi3_onnx.openai.pieces import PieceReader, Reading
+from mlflow_phi3_onnx.openai.tools.json_reader import PieceReader, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
