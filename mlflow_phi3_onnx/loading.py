@@ -10,14 +10,14 @@ import psutil
 
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
+from mlflow_phi3_onnx.engine.loops.genai import GenAILoop, GenAITraits
+from mlflow_phi3_onnx.engine.loops.slots import SlotsLoop
 from mlflow_phi3_onnx.errors import (
     DependencyError,
     GenerationError,
     InvalidModelError,
     InvalidRequestError,
 )
-from mlflow_phi3_onnx.generation.genai_loop import GenAILoop, GenAITraits
-from mlflow_phi3_onnx.generation.slots_loop import SlotsLoop
 from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.base import Engine
-    from mlflow_phi3_onnx.generation.loop import Loop
+    from mlflow_phi3_onnx.engine.loops.base import Loop
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
     from mlflow_phi3_onnx.settings import Settings
 

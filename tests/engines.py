@@ -11,12 +11,12 @@ import numpy as np
 from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.generation.loop import Failing
+from mlflow_phi3_onnx.engine.loops.base import Failing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.engine.sequence.state import Row
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["ScriptedLoop", "engine", "job", "until"]

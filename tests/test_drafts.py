@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.generation.draft import Drafter
+from mlflow_phi3_onnx.engine.sequence.prompt_lookup import Drafter
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx import GenAIModel

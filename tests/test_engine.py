@@ -194,7 +194,7 @@ def test_an_answer_longer_than_the_first_cache_is_the_same(
     rows = [{"messages": STORY}, {"messages": STORY, "max_tokens": 7}, {"messages": STORY, "n": 2}]
     with GenAIModel(demo) as model:
         expected = [r["choices"] for r in model.run("llm/v1/chat", rows)]
-        monkeypatch.setattr("mlflow_phi3_onnx.generation.genai_batch.GROWTH", 16)
+        monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.GROWTH", 16)
         assert [r["choices"] for r in model.run("llm/v1/chat", rows)] == expected
 
 

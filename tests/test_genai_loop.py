@@ -12,8 +12,8 @@ import pytest
 from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.generation import chunks
-from mlflow_phi3_onnx.generation.pool import GeneratorPool
+from mlflow_phi3_onnx.engine.loops import prefill as chunks
+from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

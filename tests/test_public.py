@@ -22,7 +22,7 @@ ROOMS = {
     "core": set[str](),
     "demo": set[str](),
     "deployments": set[str](),
-    "engine": {"core", "generation", "prompt"},
+    "engine": {"core", "prompt", "runtime"},
     "errors": set[str](),
     "facts": {"artifact", "prompt"},
     "flavor": {
@@ -36,10 +36,10 @@ ROOMS = {
         "saving",
         "sources",
     },
-    "generation": {"core", "prompt", "runtime"},
+    "generation": set[str](),
     "grammar": {"core", "openai"},
     "inspection": {"artifact", "facts", "loading", "mlflow_compat", "prompt", "runtime", "sources"},
-    "loading": {"artifact", "engine", "generation", "prompt", "runtime", "settings"},
+    "loading": {"artifact", "engine", "prompt", "runtime", "settings"},
     "mlflow_compat": set[str](),
     "model": {
         "artifact",

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mlflow_phi3_onnx import GenAIModel, GenerationError
 from mlflow_phi3_onnx.core.request import Sampling
-from mlflow_phi3_onnx.generation.sampler import Sampler, likeliest, log_of_sum
-from mlflow_phi3_onnx.generation.stop import StopMatcher
+from mlflow_phi3_onnx.engine.sequence.sampler import Sampler, likeliest, log_of_sum
+from mlflow_phi3_onnx.engine.sequence.stop import StopMatcher
 from mlflow_phi3_onnx.openai.parse import parse_request
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pytest
 from mlflow_phi3_onnx import CancelledError, GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.generation import chunks
+from mlflow_phi3_onnx.engine.loops import prefill as chunks
 from mlflow_phi3_onnx.loading import why_not_slots
 
 if TYPE_CHECKING:

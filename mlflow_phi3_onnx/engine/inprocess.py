@@ -15,21 +15,21 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.engine.tickets import Answer, JobTicket, Pieces, PiecesStream
+from mlflow_phi3_onnx.engine.handles import Answer, JobTicket, Pieces, PiecesStream
+from mlflow_phi3_onnx.engine.loops.base import Failing
+from mlflow_phi3_onnx.engine.sequence.state import Row
 from mlflow_phi3_onnx.errors import (
     CancelledError,
     GenerationTimeoutError,
     MemoryBudgetError,
     UnsupportedParameterError,
 )
-from mlflow_phi3_onnx.generation.loop import Failing
-from mlflow_phi3_onnx.generation.row import Row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from mlflow_phi3_onnx.engine.base import Job
-    from mlflow_phi3_onnx.generation.loop import Loop
+    from mlflow_phi3_onnx.engine.loops.base import Loop
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["InProcessEngine"]

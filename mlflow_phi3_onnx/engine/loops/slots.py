@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlflow_phi3_onnx.engine.loops.base import Failing
+from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
+from mlflow_phi3_onnx.engine.loops.slot_table import SlotTable
 from mlflow_phi3_onnx.errors import GenAIError
-from mlflow_phi3_onnx.generation.chunks import ChunkSize
-from mlflow_phi3_onnx.generation.loop import Failing
-from mlflow_phi3_onnx.generation.slots import SlotTable
 from mlflow_phi3_onnx.runtime.ort import Interrupted, SlotSession
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.engine.sequence.state import Row
 
 __all__ = ["SlotsLoop"]
 

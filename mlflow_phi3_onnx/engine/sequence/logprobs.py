@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.request import TokenLogprob
-from mlflow_phi3_onnx.generation.sampler import likeliest, log_of_sum
+from mlflow_phi3_onnx.engine.sequence.sampler import likeliest, log_of_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from mlflow_phi3_onnx.generation.chunks import ChunkSize
-from mlflow_phi3_onnx.generation.genai_batch import Group, Single, most_kv_tokens
-from mlflow_phi3_onnx.generation.loop import Failing
-from mlflow_phi3_onnx.generation.pool import GeneratorPool
+from mlflow_phi3_onnx.engine.loops.base import Failing
+from mlflow_phi3_onnx.engine.loops.genai_batch import Group, Single, most_kv_tokens
+from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
+from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.engine.sequence.state import Row
     from mlflow_phi3_onnx.runtime.genai import NativeModel
 
 __all__ = ["GenAILoop", "GenAITraits"]

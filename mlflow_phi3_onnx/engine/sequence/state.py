@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_phi3_onnx.core.request import Delta, FinishReason, Options, TokenLogprob
-from mlflow_phi3_onnx.generation.draft import Drafter
-from mlflow_phi3_onnx.generation.logprobs import LogprobReader
-from mlflow_phi3_onnx.generation.sampler import Sampler
-from mlflow_phi3_onnx.generation.stop import StopMatcher
+from mlflow_phi3_onnx.engine.sequence.logprobs import LogprobReader
+from mlflow_phi3_onnx.engine.sequence.prompt_lookup import Drafter
+from mlflow_phi3_onnx.engine.sequence.sampler import Sampler
+from mlflow_phi3_onnx.engine.sequence.stop import StopMatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_phi3_onnx.generation.chunks import MIN_COMPUTED
-from mlflow_phi3_onnx.generation.prefix import MIN_PREFIX, common_prefix
+from mlflow_phi3_onnx.engine.loops.prefill import MIN_COMPUTED
+from mlflow_phi3_onnx.engine.loops.prefix import MIN_PREFIX, common_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,8 +15,8 @@ from mlflow_phi3_onnx.errors import CancelledError, GenAIError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
-    from mlflow_phi3_onnx.generation.loop import Loop
-    from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.engine.loops.base import Loop
+    from mlflow_phi3_onnx.engine.sequence.state import Row
 
 __all__ = ["Answer", "JobTicket", "Pieces", "PiecesStream"]
 

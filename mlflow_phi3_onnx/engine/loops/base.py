@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from types import TracebackType
 
-    from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.engine.sequence.state import Row
 
 __all__ = ["Failing", "Loop"]
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.generation.chunks import ChunkSize
-    from mlflow_phi3_onnx.generation.pool import GeneratorPool
-    from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
+    from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
+    from mlflow_phi3_onnx.engine.sequence.state import Row
     from mlflow_phi3_onnx.runtime.genai import NativeGenerator
 
 __all__ = ["Group", "Single", "most_kv_tokens"]

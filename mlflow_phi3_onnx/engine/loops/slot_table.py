@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_phi3_onnx.generation.chunks import MIN_COMPUTED
-from mlflow_phi3_onnx.generation.prefix import MIN_PREFIX, common_prefix
+from mlflow_phi3_onnx.engine.loops.prefill import MIN_COMPUTED
+from mlflow_phi3_onnx.engine.loops.prefix import MIN_PREFIX, common_prefix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.generation.row import Row
+    from mlflow_phi3_onnx.engine.sequence.state import Row
     from mlflow_phi3_onnx.runtime.ort import SlotSession
 
 __all__ = ["Slot", "SlotTable"]

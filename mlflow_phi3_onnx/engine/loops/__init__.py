@@ -1,0 +1,1 @@
+"""The generate loops, and what they are made of."""

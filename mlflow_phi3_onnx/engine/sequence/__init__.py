@@ -1,0 +1,1 @@
+"""One sequence while it is generated."""
