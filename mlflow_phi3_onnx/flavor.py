@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.models.resources import Resource
 
     from mlflow_phi3_onnx.artifact.manifest import Verify
-    from mlflow_phi3_onnx.sources.options import Precision
+    from mlflow_phi3_onnx.sources.convert.options import Precision
 
 __all__ = [
     "get_default_conda_env",

@@ -18,7 +18,7 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
     save_model,
 )
-from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
+from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,13 +18,13 @@ from mlflow_phi3_onnx.errors import (
 )
 from mlflow_phi3_onnx.flavor import load_model
 from mlflow_phi3_onnx.model import GenAIModel
-from mlflow_phi3_onnx.sources.local import existing
-from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, fetch, is_uri, read_held
-from mlflow_phi3_onnx.sources.transformers_objects import (
+from mlflow_phi3_onnx.sources.convert.transformers_objects import (
     generator_parts,
     is_of_transformers,
     is_pipeline,
 )
+from mlflow_phi3_onnx.sources.local import existing
+from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, fetch, is_uri, read_held
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence

@@ -23,7 +23,7 @@ from mlflow_phi3_onnx.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from mlflow_phi3_onnx.sources.builder import check_dependencies
+from mlflow_phi3_onnx.sources.convert.builder import check_dependencies
 from mlflow_phi3_onnx.sources.layout import Part, choose, files_of
 from mlflow_phi3_onnx.sources.local import list_files
 

@@ -17,13 +17,16 @@ from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
 from mlflow_phi3_onnx.runtime.genai import PROVIDERS
 from mlflow_phi3_onnx.sources import mlflow_models
-from mlflow_phi3_onnx.sources.builder import check_dependencies, convert
-from mlflow_phi3_onnx.sources.checkpoint import read_checkpoint
+from mlflow_phi3_onnx.sources.convert.builder import check_dependencies, convert
+from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
+from mlflow_phi3_onnx.sources.convert.options import Conversion
+from mlflow_phi3_onnx.sources.convert.transformers_objects import (
+    is_of_transformers,
+    write_checkpoint,
+)
 from mlflow_phi3_onnx.sources.layout import REPO_ID, Part, check_subfolder, choose
 from mlflow_phi3_onnx.sources.local import existing, list_cards, list_files
-from mlflow_phi3_onnx.sources.options import Conversion
 from mlflow_phi3_onnx.sources.reference import locate_files
-from mlflow_phi3_onnx.sources.transformers_objects import is_of_transformers, write_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -28,12 +28,12 @@ from tqdm import tqdm
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
 from mlflow_phi3_onnx.errors import ConversionError, DependencyError, InvalidModelError
 from mlflow_phi3_onnx.runtime.genai import installed_distribution
-from mlflow_phi3_onnx.sources.checkpoint import GENERATION_FILE, TOKENIZER_FILE, Checkpoint
+from mlflow_phi3_onnx.sources.convert.checkpoint import GENERATION_FILE, TOKENIZER_FILE, Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mlflow_phi3_onnx.sources.options import Conversion
+    from mlflow_phi3_onnx.sources.convert.options import Conversion
 
 __all__ = ["check_dependencies", "convert"]
 
