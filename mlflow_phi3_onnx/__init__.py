@@ -28,7 +28,7 @@ from mlflow_phi3_onnx.flavor import (
     log_model,
     save_model,
 )
-from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.persisting import persist_pretrained_model
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, _load_pyfunc, _PyFuncWrapper
 

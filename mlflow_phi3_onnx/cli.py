@@ -13,8 +13,8 @@ from mlflow.exceptions import MlflowException
 from mlflow_phi3_onnx._version import __version__
 from mlflow_phi3_onnx.flavor import log_model, save_model
 from mlflow_phi3_onnx.inspection import inspect_model, render
+from mlflow_phi3_onnx.model.settings import VERIFY_LEVELS
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT
-from mlflow_phi3_onnx.settings import VERIFY_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

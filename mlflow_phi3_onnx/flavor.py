@@ -11,7 +11,7 @@ from mlflow.models import Model
 from mlflow_phi3_onnx import mlflow_compat, requirements
 from mlflow_phi3_onnx.artifact.lora.adapters import fitted
 from mlflow_phi3_onnx.facts import describe, facts_of
-from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.saving import SavePlan, check_target, plan_save, write_model

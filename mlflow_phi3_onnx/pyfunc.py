@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.opening import open_saved
 from mlflow_phi3_onnx.signatures import clean_params, rows
 

@@ -21,9 +21,9 @@ from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.facts import facts_of
+from mlflow_phi3_onnx.model.settings import Settings, config_keys
 from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
-from mlflow_phi3_onnx.settings import Settings, config_keys
 from mlflow_phi3_onnx.signatures import signature as task_signature
 
 if TYPE_CHECKING:

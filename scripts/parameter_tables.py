@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import (
     ALL_TASKS,
     CHAT,
@@ -16,7 +17,6 @@ from mlflow_phi3_onnx.openai.parameters import (
     Parameter,
 )
 from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_ANSWERS
-from mlflow_phi3_onnx.settings import RUNTIME_SETTINGS
 
 TARGET = Path(__file__).parent.parent / "docs" / "parameters.md"
 

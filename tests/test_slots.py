@@ -17,7 +17,7 @@ from mlflow_phi3_onnx import CancelledError, GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.loops import prefill as chunks
-from mlflow_phi3_onnx.loading import why_not_slots
+from mlflow_phi3_onnx.model.start import why_not_slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from mlflow_phi3_onnx.errors import (
     SourceNotFoundError,
 )
 from mlflow_phi3_onnx.flavor import load_model
-from mlflow_phi3_onnx.model import GenAIModel
+from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.sources.convert.transformers_objects import (
     generator_parts,
     is_of_transformers,

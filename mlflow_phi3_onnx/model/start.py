@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.base import Engine
     from mlflow_phi3_onnx.engine.loops.base import Loop
+    from mlflow_phi3_onnx.model.settings import Settings
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-    from mlflow_phi3_onnx.settings import Settings
 
 __all__ = ["start_engine", "why_not_slots"]
 

@@ -13,7 +13,7 @@ from mlflow_phi3_onnx.openai.prompts import check_ids, check_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mlflow_phi3_onnx.planning import Planner
+    from mlflow_phi3_onnx.model.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["TextMethods"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.engine.base import Job
-    from mlflow_phi3_onnx.planning import Plan, Planner
+    from mlflow_phi3_onnx.model.planning import Plan, Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["Call", "Calls", "Question"]

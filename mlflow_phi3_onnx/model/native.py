@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
-from mlflow_phi3_onnx.async_model import AsyncMethods
-from mlflow_phi3_onnx.calls import Call, Calls, Question
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.loading import start_engine
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
-from mlflow_phi3_onnx.planning import Planner
-from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.scoring import (
+from mlflow_phi3_onnx.model.awaited import AsyncMethods
+from mlflow_phi3_onnx.model.calls import Call, Calls, Question
+from mlflow_phi3_onnx.model.planning import Planner
+from mlflow_phi3_onnx.model.scoring import (
     is_one,
     plan_greedy,
     plan_perplexity,
     plan_token_logprobs,
 )
-from mlflow_phi3_onnx.settings import Settings
-from mlflow_phi3_onnx.text_methods import TextMethods
+from mlflow_phi3_onnx.model.settings import Settings
+from mlflow_phi3_onnx.model.start import start_engine
+from mlflow_phi3_onnx.model.text import TextMethods
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
+from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence

@@ -13,21 +13,21 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from mlflow_phi3_onnx.core.progress import rows_done
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
-from mlflow_phi3_onnx.scoring import (
+from mlflow_phi3_onnx.model.scoring import (
     is_one,
     plan_greedy,
     plan_perplexity,
     plan_token_logprobs,
 )
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
-    from mlflow_phi3_onnx.calls import Calls, Question
     from mlflow_phi3_onnx.engine.base import Engine, Stream, Ticket
+    from mlflow_phi3_onnx.model.calls import Calls, Question
+    from mlflow_phi3_onnx.model.planning import Planner
     from mlflow_phi3_onnx.openai.stream import Writer
-    from mlflow_phi3_onnx.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["AsyncMethods"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.core.request import Completion, TokenLogprob
     from mlflow_phi3_onnx.engine.base import Job
-    from mlflow_phi3_onnx.planning import Planner
+    from mlflow_phi3_onnx.model.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["Greedy", "Score", "is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
