@@ -21,16 +21,16 @@ from mlflow_phi3_onnx.errors import (
     SourceUnreachableError,
     UnsupportedParameterError,
 )
-from mlflow_phi3_onnx.flavor import (
+from mlflow_phi3_onnx.flavor.functions import (
     get_default_conda_env,
     get_default_pip_requirements,
     load_model,
     log_model,
     save_model,
 )
+from mlflow_phi3_onnx.flavor.persist import persist_pretrained_model
+from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, _load_pyfunc, _PyFuncWrapper
 from mlflow_phi3_onnx.model.native import GenAIModel
-from mlflow_phi3_onnx.persisting import persist_pretrained_model
-from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, _load_pyfunc, _PyFuncWrapper
 
 __all__ = [
     "FLAVOR_NAME",

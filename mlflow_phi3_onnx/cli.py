@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow.exceptions import MlflowException
 
 from mlflow_phi3_onnx._version import __version__
-from mlflow_phi3_onnx.flavor import log_model, save_model
-from mlflow_phi3_onnx.inspection import inspect_model, render
+from mlflow_phi3_onnx.flavor.functions import log_model, save_model
+from mlflow_phi3_onnx.flavor.inspect import inspect_model, render
 from mlflow_phi3_onnx.model.settings import VERIFY_LEVELS
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT
 

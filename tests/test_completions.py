@@ -22,7 +22,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx.signatures import signature
+from mlflow_phi3_onnx.flavor.signatures import signature
 
 if TYPE_CHECKING:
     from pathlib import Path

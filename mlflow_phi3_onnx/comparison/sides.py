@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
     SourceNotFoundError,
 )
-from mlflow_phi3_onnx.flavor import load_model
+from mlflow_phi3_onnx.flavor.functions import load_model
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.sources.convert.transformers_objects import (
     generator_parts,

@@ -11,7 +11,7 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
 from mlflow_phi3_onnx.errors import SourceNotFoundError
-from mlflow_phi3_onnx.facts import facts_of
+from mlflow_phi3_onnx.flavor.describe import facts_of
 from mlflow_phi3_onnx.model.start import why_not_slots
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.models import Model
 
-from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.lora.adapters import fitted
-from mlflow_phi3_onnx.facts import describe, facts_of
+from mlflow_phi3_onnx.flavor import requirements
+from mlflow_phi3_onnx.flavor.describe import describe, facts_of
+from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, open_artifact
+from mlflow_phi3_onnx.flavor.save import SavePlan, check_target, plan_save, write_model
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
-from mlflow_phi3_onnx.pyfunc import FLAVOR_NAME, open_artifact
-from mlflow_phi3_onnx.saving import SavePlan, check_target, plan_save, write_model
 from mlflow_phi3_onnx.sources import lineage
 from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.flavor.load import open_saved
+from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
 from mlflow_phi3_onnx.model.native import GenAIModel
-from mlflow_phi3_onnx.opening import open_saved
-from mlflow_phi3_onnx.signatures import clean_params, rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -80,7 +80,7 @@ class _PyFuncWrapper:
         """Answer every row, all of them together.
 
         Args:
-            data: One request a row; see :func:`mlflow_phi3_onnx.signatures.rows`.
+            data: One request a row; see :func:`mlflow_phi3_onnx.flavor.signatures.rows`.
             params: Parameters for all rows; a row's own fields come first.
 
         Returns:

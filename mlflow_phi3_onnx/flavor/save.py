@@ -15,16 +15,17 @@ from mlflow import pyfunc as mlflow_pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
-from mlflow_phi3_onnx import mlflow_compat, requirements
+from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, stage_adapters
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.facts import facts_of
+from mlflow_phi3_onnx.flavor import requirements
+from mlflow_phi3_onnx.flavor.describe import facts_of
+from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
 from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
-from mlflow_phi3_onnx.signatures import signature as task_signature
 
 if TYPE_CHECKING:
     from collections.abc import Generator

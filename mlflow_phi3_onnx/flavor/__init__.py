@@ -1,0 +1,1 @@
+"""MLflow's side: saving, logging and loading models."""
