@@ -1,7 +1,6 @@
 """The MLflow flavor for Phi-3 and every other model that ONNX Runtime GenAI runs."""
 
 from mlflow_phi3_onnx._version import __version__
-from mlflow_phi3_onnx.comparison.compare import Comparison, compare
 from mlflow_phi3_onnx.demo import demo_model_path
 from mlflow_phi3_onnx.errors import (
     CancelledError,
@@ -21,6 +20,7 @@ from mlflow_phi3_onnx.errors import (
     SourceUnreachableError,
     UnsupportedParameterError,
 )
+from mlflow_phi3_onnx.evaluation.compare import Comparison, compare
 from mlflow_phi3_onnx.flavor.functions import (
     get_default_conda_env,
     get_default_pip_requirements,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 if TYPE_CHECKING:
-    from mlflow_phi3_onnx.comparison.result import Comparison
+    from mlflow_phi3_onnx.evaluation.result import Comparison
 
 __all__ = ["log_comparison", "plot"]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 
-from mlflow_phi3_onnx.comparison.result import Comparison, Run, compare_runs
-from mlflow_phi3_onnx.comparison.sides import Prompt, Side, Text, open_side, takes_tokenizer
-from mlflow_phi3_onnx.comparison.tracking import log_comparison
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs
+from mlflow_phi3_onnx.evaluation.sides import Prompt, Side, Text, open_side, takes_tokenizer
+from mlflow_phi3_onnx.evaluation.tracking import log_comparison
 from mlflow_phi3_onnx.openai.checks import describe_kind, integer
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.prompts import check_ids

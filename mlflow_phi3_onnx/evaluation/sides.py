@@ -180,7 +180,7 @@ def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
             " encoder.",
             param=name,
         )
-    from mlflow_phi3_onnx.comparison.transformers_side import TransformersSide
+    from mlflow_phi3_onnx.evaluation.transformers_side import TransformersSide
 
     return TransformersSide(*parts, uri)
 
