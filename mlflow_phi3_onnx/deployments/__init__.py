@@ -4,7 +4,7 @@ MLflow finds this module through the entry point group ``mlflow.deployments`` an
 exactly one client class, ``run_local`` and ``target_help``.
 """
 
-from mlflow_phi3_onnx.deployments._client import (
+from mlflow_phi3_onnx.deployments.client import (
     OnnxGenAIDeploymentClient,
     run_local,
     target_help,

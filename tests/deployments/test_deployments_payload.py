@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_phi3_onnx.deployments._net import Answer
-from mlflow_phi3_onnx.deployments._payload import encode, to_error, to_payload, to_response
+from mlflow_phi3_onnx.deployments.net import Answer
+from mlflow_phi3_onnx.deployments.payload import encode, to_error, to_payload, to_response
 from mlflow_phi3_onnx.errors import InvalidRequestError
 
 PROMPT = "What is the capital of Spain?"

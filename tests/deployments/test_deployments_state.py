@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, _process, _store
-from mlflow_phi3_onnx.deployments._net import Address
-from mlflow_phi3_onnx.deployments._store import Recipe, Record, Store
+from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient
+from mlflow_phi3_onnx.deployments import process as _process
+from mlflow_phi3_onnx.deployments import store as _store
+from mlflow_phi3_onnx.deployments.net import Address
+from mlflow_phi3_onnx.deployments.store import Recipe, Record, Store
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:

@@ -12,13 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_phi3_onnx.deployments import _net, _process, _server, _store
-from mlflow_phi3_onnx.deployments._net import Address
-from mlflow_phi3_onnx.deployments._store import Record
+from mlflow_phi3_onnx.deployments import net as _net
+from mlflow_phi3_onnx.deployments import process as _process
+from mlflow_phi3_onnx.deployments import server as _server
+from mlflow_phi3_onnx.deployments import store as _store
+from mlflow_phi3_onnx.deployments.net import Address
+from mlflow_phi3_onnx.deployments.store import Record
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
-    from mlflow_phi3_onnx.deployments._store import Recipe, Store
+    from mlflow_phi3_onnx.deployments.store import Recipe, Store
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_STARTUP_TIMEOUT_S = 120.0

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.deployments import _lifecycle, _process, _server, _store
-from mlflow_phi3_onnx.deployments._checks import (
+from mlflow_phi3_onnx.deployments import lifecycle as _lifecycle
+from mlflow_phi3_onnx.deployments import process as _process
+from mlflow_phi3_onnx.deployments import server as _server
+from mlflow_phi3_onnx.deployments import store as _store
+from mlflow_phi3_onnx.deployments.checks import (
     OPTIONS,
     TARGET,
     check_config,
@@ -18,8 +21,8 @@ from mlflow_phi3_onnx.deployments._checks import (
     make_recipe,
     refuse_endpoint,
 )
-from mlflow_phi3_onnx.deployments._options import describe, merge
-from mlflow_phi3_onnx.deployments._store import Record, Store
+from mlflow_phi3_onnx.deployments.options import describe, merge
+from mlflow_phi3_onnx.deployments.store import Record, Store
 from mlflow_phi3_onnx.errors import (
     DeploymentError,
     InvalidRequestError,

@@ -11,9 +11,10 @@ from urllib.parse import urlparse
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.deployments import _lifecycle, _server
-from mlflow_phi3_onnx.deployments._options import Option, read_config, seconds, text, whole_number
-from mlflow_phi3_onnx.deployments._store import Recipe
+from mlflow_phi3_onnx.deployments import lifecycle as _lifecycle
+from mlflow_phi3_onnx.deployments import server as _server
+from mlflow_phi3_onnx.deployments.options import Option, read_config, seconds, text, whole_number
+from mlflow_phi3_onnx.deployments.store import Recipe
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,

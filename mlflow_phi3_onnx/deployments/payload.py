@@ -24,7 +24,7 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlflow_phi3_onnx.deployments._net import Answer
+    from mlflow_phi3_onnx.deployments.net import Answer
 
 SCORING_KEYS = frozenset({"dataframe_split", "dataframe_records", "instances", "inputs"})
 """The keys of MLflow's scoring payloads."""

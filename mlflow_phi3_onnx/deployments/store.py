@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.deployments._net import Address
-from mlflow_phi3_onnx.deployments._process import ProcessId
+from mlflow_phi3_onnx.deployments.net import Address
+from mlflow_phi3_onnx.deployments.process import ProcessId
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if sys.platform == "win32":

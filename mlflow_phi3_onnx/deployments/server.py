@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
-from mlflow_phi3_onnx.deployments import _net
-from mlflow_phi3_onnx.deployments._options import Option, choice, json_object, whole_number
+from mlflow_phi3_onnx.deployments import net as _net
+from mlflow_phi3_onnx.deployments.options import Option, choice, json_object, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from mlflow_phi3_onnx.deployments._net import Address, Answer
-    from mlflow_phi3_onnx.deployments._store import Recipe
+    from mlflow_phi3_onnx.deployments.net import Address, Answer
+    from mlflow_phi3_onnx.deployments.store import Recipe
 
 PREDICT_PATH = "/invocations"
 HEALTH_PATH = "/health"
