@@ -13,7 +13,7 @@ from mlflow.models import Model
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import FLAVOR_NAME
-from mlflow_phi3_onnx.cli import main
+from mlflow_phi3_onnx.cli.main import main
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -87,7 +87,15 @@ def test_there_is_one_target(demo: Path, target: list[str], capsys: Captured) ->
 
 def test_a_process_tells_its_error_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mlflow_phi3_onnx.cli", "export", "nowhere", "--output", "saved"],
+        [
+            sys.executable,
+            "-m",
+            "mlflow_phi3_onnx.cli.main",
+            "export",
+            "nowhere",
+            "--output",
+            "saved",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -101,4 +109,4 @@ def test_a_process_tells_its_error_without_a_traceback(tmp_path: Path) -> None:
 
 def test_the_command_is_installed_with_the_package() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'mlflow-phi3-onnx = "mlflow_phi3_onnx.cli:main"' in project
+    assert 'mlflow-phi3-onnx = "mlflow_phi3_onnx.cli.main:main"' in project

@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_phi3_onnx import GenAIModel, log_model, save_model
 from mlflow_phi3_onnx.artifact.onnx.graph import read_graph
-from mlflow_phi3_onnx.cli import main
+from mlflow_phi3_onnx.cli.main import main
 
 Captured = pytest.CaptureFixture[str]
 

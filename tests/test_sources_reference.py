@@ -24,7 +24,7 @@ from mlflow_phi3_onnx import (
     persist_pretrained_model,
     save_model,
 )
-from mlflow_phi3_onnx.cli import main
+from mlflow_phi3_onnx.cli.main import main
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

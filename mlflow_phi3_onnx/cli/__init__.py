@@ -1,0 +1,1 @@
+"""The command ``mlflow-phi3-onnx``."""
