@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import mlflow
 import pytest
-from doors import REPORTED, Answer, whole_chat
-from table import SAME
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+from tests.support.doors import REPORTED, Answer, whole_chat
+from tests.support.table import SAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.onnx.graph import ELEMENT_BYTES, GraphFacts, read_graph
 from mlflow_phi3_onnx.errors import InvalidModelError
-from mlflow_phi3_onnx.runtime.genai import provider_name
+from mlflow_phi3_onnx.runtime.providers import provider_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
 from mlflow_phi3_onnx.errors import InvalidModelError
-from mlflow_phi3_onnx.runtime.genai import PROVIDERS, provider_name
+from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -246,7 +246,9 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``), or its
                 server is dead or gives no answer.
         """
-        from mlflow_phi3_onnx.deployments import _payload  # pandas: only where it is needed
+        from mlflow_phi3_onnx.deployments import (
+            payload as _payload,  # pandas: only where it is needed
+        )
 
         refuse_endpoint(endpoint)
         if deployment_name is None:

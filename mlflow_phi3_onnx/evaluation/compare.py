@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 
+from mlflow_phi3_onnx.core.checks import describe_kind, integer
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
 from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs
-from mlflow_phi3_onnx.evaluation.sides import Prompt, Side, Text, open_side, takes_tokenizer
 from mlflow_phi3_onnx.evaluation.tracking import log_comparison
-from mlflow_phi3_onnx.openai.checks import describe_kind, integer
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.prompts import check_ids
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tqdm import tqdm
+
+    from mlflow_phi3_onnx.evaluation.side import Prompt, Side, Text
 
 __all__ = ["Comparison", "compare"]
 

@@ -11,7 +11,7 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlflow_phi3_onnx.evaluation.sides import Prompt, Scores, Side
+    from mlflow_phi3_onnx.evaluation.side import Prompt, Scores, Side
 
 __all__ = ["Comparison", "PromptComparison", "Run", "compare_runs"]
 

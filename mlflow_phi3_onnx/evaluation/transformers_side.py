@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.evaluation.sides import Scores, Text
+from mlflow_phi3_onnx.evaluation.side import Scores, Text
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence

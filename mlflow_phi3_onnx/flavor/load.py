@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.artifact.saved import read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.model.settings import Settings
-from mlflow_phi3_onnx.runtime.genai import PROVIDERS, can_run_on, provider_name
+from mlflow_phi3_onnx.runtime.genai import can_run_on
+from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
 from mlflow_phi3_onnx.sources.reference import locate_files
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx._version import __version__
-from mlflow_phi3_onnx.runtime.genai import DISTRIBUTIONS, installed_distribution
+from mlflow_phi3_onnx.runtime.providers import DISTRIBUTIONS, installed_distribution
 
 __all__ = [
     "bundle_source",
@@ -97,7 +97,7 @@ def own_requirement() -> str | None:
 
 def bundle_source(path: Path) -> None:
     """Copy this package's source, without the demo model, into a folder."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     shutil.copytree(
         package,
         path / package.name,

@@ -27,8 +27,8 @@ from mlflow.types.schema import (
     Schema,
 )
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.checks import describe_kind
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, TEXT, Task
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
 

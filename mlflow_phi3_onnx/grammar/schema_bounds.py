@@ -12,8 +12,8 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.checks import describe_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.checks import describe_kind, integer
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.checks import describe_kind, integer
 from mlflow_phi3_onnx.openai.logprobs import entry
 from mlflow_phi3_onnx.openai.parameters import MAX_LOGPROBS
 from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids

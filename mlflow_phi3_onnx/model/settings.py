@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core import checks
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.openai import checks
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
 from mlflow_phi3_onnx.openai.parse import check_parameters
-from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE, PROVIDERS
+from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
+from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,8 +18,9 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
 )
-from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel, available_threads
+from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
+from mlflow_phi3_onnx.runtime.providers import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.openai.checks import describe_kind
 
 __all__ = ["MAX_PREDICTION_CHARACTERS", "check_messages", "check_prediction"]
 

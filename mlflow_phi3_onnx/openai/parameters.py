@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlflow_phi3_onnx.openai import checks, structured
+from mlflow_phi3_onnx.core import checks
+from mlflow_phi3_onnx.openai import fields, structured
 from mlflow_phi3_onnx.openai.messages import MAX_PREDICTION_CHARACTERS, check_prediction
 
 if TYPE_CHECKING:
@@ -167,9 +168,9 @@ _ROWS = (
         "stop",
         "honoured",
         "Texts that end the answer; they are not part of it.",
-        f"a string, or a list of at most {checks.MAX_STOPS} strings, of 1 to"
-        f" {checks.MAX_STOP_CHARACTERS:,} characters each",
-        checks.stop,
+        f"a string, or a list of at most {fields.MAX_STOPS} strings, of 1 to"
+        f" {fields.MAX_STOP_CHARACTERS:,} characters each",
+        fields.stop,
         configurable=True,
     ),
     _number_row(
@@ -201,9 +202,9 @@ _ROWS = (
         "logit_bias",
         "honoured",
         "Added to the logits of tokens, by token id.",
-        f"an object of at most {checks.MAX_BIASES:,} token ids, each with a number from -100"
+        f"an object of at most {fields.MAX_BIASES:,} token ids, each with a number from -100"
         " to 100",
-        checks.logit_bias,
+        fields.logit_bias,
     ),
     Parameter(
         "logprobs",
@@ -244,9 +245,9 @@ _ROWS = (
         "honoured",
         "Functions that the model may call, for the chat template to show it. A strict function's"
         " arguments always match its parameters.",
-        f"a list of at most {checks.MAX_TOOLS} objects with type 'function' and a function with a"
+        f"a list of at most {fields.MAX_TOOLS} objects with type 'function' and a function with a"
         " name, and maybe strict, true or false",
-        checks.tools,
+        fields.tools,
         tasks=(CHAT,),
     ),
     Parameter(
@@ -256,7 +257,7 @@ _ROWS = (
         " or more calls; a function's name makes it one call of that function. The arguments of"
         " required calls match the parameters.",
         "'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}",
-        checks.tool_choice,
+        fields.tool_choice,
         tasks=(CHAT,),
     ),
     Parameter(
@@ -272,8 +273,8 @@ _ROWS = (
         "honoured",
         "More values for the model's chat template, such as enable_thinking. One that the template"
         " does not read is refused. Text in them is text, as in messages.",
-        f"an object of JSON values by name, none of {', '.join(checks.GIVEN_TO_TEMPLATES)}",
-        checks.template_kwargs,
+        f"an object of JSON values by name, none of {', '.join(fields.GIVEN_TO_TEMPLATES)}",
+        fields.template_kwargs,
         tasks=(CHAT,),
         configurable=True,
     ),
@@ -356,7 +357,7 @@ _ROWS = (
         "honoured",
         "include_usage: whether a stream ends with a chunk that holds the usage (default true).",
         "an object with include_usage, true or false",
-        checks.stream_options,
+        fields.stream_options,
         tasks=OPENAI_TASKS,
     ),
     _unused("user", "Not stored."),

@@ -6,9 +6,9 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core import checks
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Request, Sampling
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.openai import checks
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, Parameter, Task
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlflow_phi3_onnx.core import checks
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai import checks
 
 __all__ = ["FORMS", "MAX_ANSWERS", "check_ids", "check_prompts", "check_text"]
 

@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
+from mlflow_phi3_onnx.core import checks
 from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
-from mlflow_phi3_onnx.openai import checks
 
 __all__ = ["FORMS", "choice", "lark", "regex", "response_format"]
 

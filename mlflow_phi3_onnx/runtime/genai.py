@@ -7,7 +7,6 @@ already set. ``onnxruntime_genai`` itself is imported when the first model is lo
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import os
 from contextlib import contextmanager
@@ -31,34 +30,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "DISTRIBUTIONS",
     "MAX_BATCH_SIZE",
     "PAD",
-    "PROVIDERS",
     "NativeGenerator",
     "NativeModel",
-    "available_threads",
     "can_run_on",
-    "installed_distribution",
-    "provider_name",
-    "read_adapter",
-    "write_adapter",
 ]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-DISTRIBUTIONS = (
-    "onnxruntime-genai",
-    "onnxruntime-genai-cuda",
-    "onnxruntime-genai-directml",
-)
-"""The distributions that provide ``onnxruntime_genai``, the CPU one first."""
-
-PROVIDERS = (
-    *("nvtensorrtrtx", "cuda", "rocm", "dml", "qnn", "openvino", "vitisai", "webgpu"),
-    "cpu",
-)
-"""The execution providers of onnxruntime-genai, those that are chosen first at the front."""
 
 MINIMUM_VERSION = Version("0.11.4")
 
@@ -83,29 +62,6 @@ _NEUTRAL_SEARCH = {
     "repetition_penalty": 1.0,
     "past_present_share_buffer": True,
 }
-
-
-def installed_distribution() -> str | None:
-    """Name the installed distribution that provides ``onnxruntime_genai``, if there is one."""
-    for name in DISTRIBUTIONS:
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return name
-    return None
-
-
-def available_threads() -> int:
-    """Count the processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def provider_name(text: str) -> str:
-    """Return the short name of an execution provider: ``cuda`` for ``CUDAExecutionProvider``."""
-    return text.lower().removesuffix("executionprovider")
 
 
 def can_run_on(provider: str) -> bool:
@@ -187,54 +143,6 @@ class _RunErrors:
 
 
 _run_errors = _RunErrors()
-
-
-def read_adapter(path: Path) -> dict[str, NDArray[Any]]:
-    """Read the parameters of an ``.onnx_adapter`` file, by name.
-
-    Args:
-        path: The file, which has been found whole.
-
-    Raises:
-        DependencyError: If ONNX Runtime, which onnxruntime-genai brings along, is missing.
-        InvalidModelError: If it cannot read the file.
-    """
-    onnxruntime = _import_onnxruntime()
-    try:
-        adapter = onnxruntime.AdapterFormat.read_adapter(str(path))
-    except Exception as error:
-        raise InvalidModelError(
-            f"adapters: ONNX Runtime cannot read {path.name} ({type(error).__name__})."
-        ) from error
-    # What numpy() returns lies in the file's mapping, which ends with the adapter.
-    return {name: value.numpy().copy() for name, value in adapter.get_parameters().items()}
-
-
-def write_adapter(path: Path, parameters: Mapping[str, NDArray[Any]]) -> None:
-    """Write an ``.onnx_adapter`` file.
-
-    Args:
-        path: The file.
-        parameters: Values of the graph's inputs, by name.
-
-    Raises:
-        DependencyError: If ONNX Runtime, which onnxruntime-genai brings along, is missing.
-    """
-    onnxruntime = _import_onnxruntime()
-    adapter = onnxruntime.AdapterFormat()
-    value = onnxruntime.OrtValue.ortvalue_from_numpy
-    adapter.set_parameters({name: value(array) for name, array in parameters.items()})
-    adapter.export_adapter(str(path))
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise DependencyError(
-            "onnxruntime cannot be imported, and making an adapter's file needs it. Install"
-            " onnxruntime-genai, which brings it along."
-        ) from error
 
 
 class NativeModel:

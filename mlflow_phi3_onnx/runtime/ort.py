@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["CACHE_TYPES", "Interrupted", "SlotSession"]
+__all__ = ["CACHE_TYPES", "Interrupted", "SlotSession", "import_onnxruntime"]
+
+_NEEDED_FOR = (
+    "the slots loop needs it. Install it with 'pip install onnxruntime', or use loop='genai'"
+)
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -76,7 +80,7 @@ class SlotSession:
         capacity: int,
         threads: int,
     ) -> None:
-        self._ort = _import_onnxruntime()
+        self._ort = import_onnxruntime(_NEEDED_FOR)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
         try:
@@ -219,11 +223,16 @@ class _Slab:
             self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime(needed_for: str) -> Any:
+    """Import ``onnxruntime``.
+
+    Args:
+        needed_for: What needs it and what helps, to end the message of the error with.
+
+    Raises:
+        DependencyError: If it is not installed.
+    """
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise DependencyError(
-            "onnxruntime cannot be imported; the slots loop needs it. Install it with"
-            " 'pip install onnxruntime', or use loop='genai'."
-        ) from error
+        raise DependencyError(f"onnxruntime cannot be imported; {needed_for}.") from error

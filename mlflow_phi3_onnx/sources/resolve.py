@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.artifact.folder import ModelFolder
 from mlflow_phi3_onnx.artifact.lora.adapters import NO_ADAPTER_INPUTS
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
-from mlflow_phi3_onnx.runtime.genai import PROVIDERS
+from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.convert.builder import check_dependencies, convert
 from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint

@@ -6,11 +6,11 @@ import contextlib
 from typing import Any
 
 import pytest
-from cases import FAMILIES
 
 from mlflow_phi3_onnx import GenAIError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.prompt.template import metering
 from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
+from tests.support.template_cases import FAMILIES
 
 PRIVATE = "my number is 4929"
 

@@ -11,8 +11,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cases import CONSTRUCTS, CONVERSATIONS, FAMILIES, TOOLS
-from folders import CONTROL, byte_level, write
 
 from mlflow_phi3_onnx import GenAIError, InvalidModelError
 from mlflow_phi3_onnx.artifact.folder import read_folder
@@ -20,6 +18,8 @@ from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.prompt.template.files import load_template
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from tests.support.folders import CONTROL, byte_level, write
+from tests.support.template_cases import CONSTRUCTS, CONVERSATIONS, FAMILIES, TOOLS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,6 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cases import CONSTRUCTS, CONVERSATIONS, FAMILIES, TOOLS, USER, tool
-from folders import CONTROL, byte_level, write
 
 from mlflow_phi3_onnx import (
     GenAIModel,
@@ -19,6 +17,8 @@ from mlflow_phi3_onnx import (
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from tests.support.folders import CONTROL, byte_level, write
+from tests.support.template_cases import CONSTRUCTS, CONVERSATIONS, FAMILIES, TOOLS, USER, tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

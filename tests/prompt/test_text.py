@@ -8,7 +8,6 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 import pytest
-from folders import TEMPLATE, byte_level, metaspace, unigram, with_control, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -16,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from mlflow_phi3_onnx import InvalidRequestError
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from tests.support.folders import TEMPLATE, byte_level, metaspace, unigram, with_control, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from mlflow_phi3_onnx.artifact.lora.peft import PEFT_CONFIG, PEFT_WEIGHTS, conve
 from mlflow_phi3_onnx.artifact.lora.ranks import filled, is_even, unmatched
 from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
-from mlflow_phi3_onnx.runtime.genai import read_adapter, write_adapter
+from mlflow_phi3_onnx.runtime.adapters import read_adapter, write_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable

@@ -1,8 +1,8 @@
 """Grammars that tool calls are held to, in the form that a model writes them.
 
-The forms are those of :mod:`mlflow_phi3_onnx.openai.tools.parser`. Which one a model has, its control
-tokens tell: ``<|tool_call|>`` is Phi-4-mini's, ``<tool_call>`` is Hermes'. Models with neither are
-held to Llama 3's.
+The forms are those of :mod:`mlflow_phi3_onnx.openai.tools.parser`. Which one a model has, its
+control tokens tell: ``<|tool_call|>`` is Phi-4-mini's, ``<tool_call>`` is Hermes'. Models with
+neither are held to Llama 3's.
 """
 
 from __future__ import annotations

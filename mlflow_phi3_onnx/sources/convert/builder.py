@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
 from mlflow_phi3_onnx.errors import ConversionError, DependencyError, InvalidModelError
-from mlflow_phi3_onnx.runtime.genai import installed_distribution
+from mlflow_phi3_onnx.runtime.providers import installed_distribution
 from mlflow_phi3_onnx.sources.convert.checkpoint import GENERATION_FILE, TOKENIZER_FILE, Checkpoint
 
 if TYPE_CHECKING:

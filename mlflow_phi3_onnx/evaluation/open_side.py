@@ -1,0 +1,172 @@
+"""What can be compared: a model of this flavor or one of transformers, behind one interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
+from mlflow_phi3_onnx.errors import (
+    DependencyError,
+    InvalidModelError,
+    InvalidRequestError,
+    SourceNotFoundError,
+)
+from mlflow_phi3_onnx.evaluation.side import Scores, Side, Text
+from mlflow_phi3_onnx.flavor.functions import load_model
+from mlflow_phi3_onnx.model.native import GenAIModel
+from mlflow_phi3_onnx.sources.convert.transformers_objects import (
+    generator_parts,
+    is_of_transformers,
+    is_pipeline,
+)
+from mlflow_phi3_onnx.sources.local import existing
+from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, fetch, is_uri, read_held
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+__all__ = ["open_side", "takes_tokenizer"]
+
+_EXPECTED = (
+    "a GenAIModel, a pyfunc of this flavor or of mlflow.transformers, the path or the models:/ or"
+    " runs:/ URI of such a model, a text-generation pipeline of transformers, or a model of"
+    " transformers with tokenizer="
+)
+
+
+class _OnnxSide:
+    """A model of this flavor."""
+
+    def __init__(self, model: GenAIModel, uri: str | None) -> None:
+        self._model = model
+        self._uri = uri
+
+    @property
+    def label(self) -> str:
+        return ", ".join(filter(None, [FLAVOR_NAME, self._model.name, self._uri]))
+
+    @property
+    def context_length(self) -> int | None:
+        return self._model.limits.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.limits.vocab_size
+
+    def encode(self, prompt: Text) -> list[int]:
+        if isinstance(prompt, str):
+            return self._model.tokenize(prompt)
+        return self._model.apply_chat_template(prompt, tokenize=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._model.detokenize(ids)
+
+    def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        return self._model.greedy_tokens(ids, max_tokens)
+
+    def score(self, ids: Sequence[int]) -> Scores:
+        _, *entries = self._model.token_logprobs(list(ids), top_logprobs=1)
+        return Scores(
+            [entry["logprob"] for entry in entries],
+            [entry["top_logprobs"][0]["token_id"] for entry in entries],
+        )
+
+
+@contextmanager
+def open_side(model: Any, name: str, tokenizer: Any = None) -> Generator[Side]:
+    """Make a side of what a user gave. What had to be loaded for it lasts as long as the context.
+
+    Args:
+        model: A model, or where there is one.
+        name: The argument that it came in, for messages.
+        tokenizer: The tokenizer of a model of transformers that is no pipeline.
+
+    Raises:
+        InvalidRequestError: If it is no model that can be compared.
+        SourceError: If there is nothing at the path or URI.
+        InvalidModelError: If there is no such model, or it cannot be loaded.
+        DependencyError: If it needs PyTorch and transformers, and they are not installed.
+    """
+    with ExitStack() as stack:
+        yield _open(model, name, tokenizer, stack)
+
+
+def takes_tokenizer(model: Any) -> bool:
+    """Whether a tokenizer has to be given along with a model."""
+    return is_of_transformers(model) and not is_pipeline(model)
+
+
+def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
+    uri = None
+    if isinstance(model, str | Path):
+        model, uri = _load(model, name, stack)
+    elif callable(getattr(model, "get_raw_model", None)):
+        model = _unwrap(model)
+    if isinstance(model, GenAIModel):
+        return _OnnxSide(model, uri)
+    if not is_of_transformers(model):
+        raise InvalidRequestError(
+            f"{name} must be {_EXPECTED}; got a {type(model).__name__}.", param=name
+        )
+    try:
+        parts = generator_parts(model, tokenizer if takes_tokenizer(model) else None)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{name}: {error.message}", param=name) from error
+    if parts[0].config.is_encoder_decoder:
+        raise InvalidRequestError(
+            f"{name} must go on with its prompt; a {type(parts[0]).__name__} reads it with an"
+            " encoder.",
+            param=name,
+        )
+    from mlflow_phi3_onnx.evaluation.transformers_side import TransformersSide
+
+    return TransformersSide(*parts, uri)
+
+
+def _unwrap(pyfunc: Any) -> Any:
+    try:
+        return pyfunc.get_raw_model()
+    except NotImplementedError:  # of a flavor that gives no native model out
+        return pyfunc
+
+
+def _load(model: str | Path, name: str, stack: ExitStack) -> tuple[Any, str | None]:
+    """Load what is at a path or URI, a native model or a pipeline; and tell the URI."""
+    folder, uri = existing(model), None
+    if folder is None and isinstance(model, str) and is_uri(model):
+        made = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
+        temporary = Path(stack.enter_context(made))
+        uri, folder = fetch(model, lambda: temporary)
+    if folder is None or not folder.is_dir():
+        place = "the path given" if uri is None else uri
+        kind = "nothing" if folder is None else "a file"
+        raise SourceNotFoundError(
+            f"{name} must be {_EXPECTED}; there is {kind} at {place}.", param=name
+        )
+    held = read_held(folder, uri)
+    if held is None:
+        return stack.enter_context(GenAIModel(folder)), uri
+    if FLAVOR_NAME in held.flavors:
+        return stack.enter_context(load_model(folder)), uri
+    if TRANSFORMERS not in held.flavors:
+        raise InvalidModelError(
+            f"{name} has the flavors {', '.join(sorted(held.flavors))}; expected {FLAVOR_NAME}, or"
+            f" {TRANSFORMERS} with a text-generation pipeline."
+        )
+    return _load_pipeline(folder, name), uri
+
+
+def _load_pipeline(folder: Path, name: str) -> Any:
+    missing = [part for part in ("torch", "transformers") if importlib.util.find_spec(part) is None]
+    if missing:
+        raise DependencyError(
+            f"{name} is a model of mlflow.transformers, which needs {' and '.join(missing)}:"
+            " pip install 'mlflow-phi3-onnx[export]'."
+        )
+    from mlflow.transformers import load_model as load_pipeline
+
+    return load_pipeline(str(folder))

@@ -1,0 +1,145 @@
+"""Tool calls that are enforced: required, by name, strict, and one alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+
+from mlflow_phi3_onnx import InvalidRequestError
+from tests.support.tool_cases import (
+    PARAMETERS,
+    SPAIN,
+    TOOLS,
+    WEATHER,
+    check_calls,
+    closed,
+    named,
+    tool,
+)
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx import GenAIModel
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_named_function_is_called_once(model: GenAIModel, name: str) -> None:
+    rows = [
+        {"messages": SPAIN, "tools": TOOLS, "tool_choice": named(name), "max_tokens": 300, **more}
+        for more in [{}, *({"temperature": 1.5, "seed": seed} for seed in range(5))]
+    ]
+    for answer in model.run("llm/v1/chat", rows):
+        assert check_calls(answer["choices"][0]) == [name]
+
+
+def test_a_required_call_comes(model: GenAIModel) -> None:
+    rows = [
+        {"messages": SPAIN, "tools": TOOLS, "tool_choice": "required", "max_tokens": 600, **more}
+        for more in [{}, *({"temperature": 2, "seed": seed} for seed in range(12))]
+    ]
+    answers = [answer["choices"][0] for answer in model.run("llm/v1/chat", rows)]
+    whole = [check_calls(c) for c in answers if c["finish_reason"] != "length"]
+    assert len(whole) > 8
+    single = model.run("llm/v1/chat", [{**row, "parallel_tool_calls": False} for row in rows])
+    assert all(len(check_calls(answer["choices"][0])) == 1 for answer in single)
+
+
+def test_a_required_call_goes_on_with_its_result(model: GenAIModel) -> None:
+    message = model.chat(WEATHER, tools=TOOLS[:1], tool_choice="required")["choices"][0]["message"]
+    result = {
+        "role": "tool",
+        "tool_call_id": message["tool_calls"][0]["id"],
+        "content": '{"temperature": 21}',
+    }
+    answer = model.chat([*WEATHER, message, result], tools=TOOLS[:1])["choices"][0]
+    assert answer["finish_reason"] == "stop"
+    assert "21" in answer["message"]["content"]
+
+
+@pytest.mark.parametrize("more", [{"parallel_tool_calls": False}, {"strict": True}], ids=str)
+def test_an_enforced_form_leaves_the_model_free_to_answer(
+    model: GenAIModel, more: dict[str, Any]
+) -> None:
+    strict = more.pop("strict", False)
+    city = closed(city={"type": "string"})
+    tools = [tool("get_weather", city, description="Get the weather in a city.", strict=strict)]
+    free = [{"role": "user", "content": "What is the capital of Spain?"}]
+    text = model.chat(free, tools=tools, **more)["choices"][0]
+    assert text["finish_reason"] == "stop"
+    assert (
+        text["message"]["content"]
+        == model.chat(free, tools=tools)["choices"][0]["message"]["content"]
+    )
+    call = model.chat(WEATHER, tools=tools, **more)["choices"][0]
+    assert check_calls(call) == ["get_weather"]
+
+
+def test_a_strict_function_s_arguments_match_however_the_model_babbles(model: GenAIModel) -> None:
+    color = closed(city={"type": "string", "pattern": "^[a-z]{4}$"})
+    tools = [tool("get_weather", color, description="Get the weather in a city.", strict=True)]
+    choice = model.chat(WEATHER, tools=tools)["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    jsonschema.Draft202012Validator(color).validate(json.loads(call["function"]["arguments"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"tool_choice": "required"}, "tools", "needs tools"),
+        ({"tool_choice": named("x"), "tools": TOOLS}, "tool_choice", "not among the tools"),
+        (
+            {"tool_choice": "required", "tools": TOOLS, "min_tokens": 2},
+            "min_tokens",
+            "A grammar for tool calls says where the answer ends",
+        ),
+        (
+            {"tool_choice": "required", "tools": TOOLS, "response_format": {"type": "json_object"}},
+            "response_format",
+            "leaves no room for tool calls",
+        ),
+        (
+            {"tool_choice": "required", "tools": [tool("f", {"type": "array"})]},
+            "tools",
+            "a JSON schema of an object",
+        ),
+        (
+            {"tool_choice": "required", "tools": [tool("f", {"properties": {"a": {"type": "x"}}})]},
+            "tools",
+            "Invalid type: x.",
+        ),
+        (
+            {"tools": [tool("f", closed(a={"multipleOf": 10**7}), strict=True)]},
+            "tools",
+            "common multiple",
+        ),
+        ({"tools": [tool("f", strict="yes")]}, "tools", "strict, true or false"),
+        (
+            {
+                "tool_choice": "required",
+                "tools": [tool(f"f{i}", closed(a={"enum": ["x" * 9000]})) for i in range(20)],
+            },
+            "tools",
+            "more than 131,072 characters",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_enforced_is_refused(
+    model: GenAIModel, fields: dict[str, Any], param: str, says: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        model.chat(SPAIN, **fields)
+    assert caught.value.param == param
+    assert says in caught.value.message
+
+
+def test_names_of_every_kind_can_be_enforced(model: GenAIModel) -> None:
+    for name in ['with "quotes"', "dotted.name/path", "ünïcode 😀", "back\\slash"]:
+        tools = [tool(name, closed(a={"enum": [1, 2]}))]
+        choice = model.run(
+            "llm/v1/chat",
+            [{"messages": SPAIN, "tools": tools, "tool_choice": "required", "temperature": 1}],
+        )[0]["choices"][0]
+        assert {c["function"]["name"] for c in choice["message"]["tool_calls"]} == {name}

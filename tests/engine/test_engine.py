@@ -1,0 +1,240 @@
+"""Concurrency, cancellation, memory and failures."""
+# pyright: reportPrivateUsage=false
+# The engine below the model has no public name.
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from mlflow_phi3_onnx import (
+    CancelledError,
+    GenAIModel,
+    GenerationError,
+    InvalidRequestError,
+    MemoryBudgetError,
+    UnsupportedParameterError,
+)
+from mlflow_phi3_onnx.core.request import Options, Sampling
+from mlflow_phi3_onnx.engine.base import Job
+from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from tests.support.engines import ScriptedLoop, engine, job, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STORY = [{"role": "user", "content": "Tell me a long story."}]
+
+
+def test_32_threads_get_what_each_gets_alone(model: GenAIModel) -> None:
+    countries = ["Spain", "France", "Italy", "Japan", "Germany", "Portugal", "Greece", "Norway"]
+    requests: list[dict[str, Any]] = [
+        {
+            "messages": [{"role": "user", "content": f"What is the capital of {c}?"}],
+            **extra,
+        }
+        for c in countries
+        for extra in (
+            {},
+            {"temperature": 1.2, "seed": 3},
+            {"max_tokens": 4, "stop": "of"},
+            {"frequency_penalty": 1.0},
+        )
+    ]
+    assert len(requests) == 32
+    alone = [model.chat(**request)["choices"] for request in requests]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(lambda request: model.chat(**request)["choices"], requests))
+    assert together == alone
+
+
+def test_streams_and_predictions_side_by_side(model: GenAIModel) -> None:
+    whole = model.chat(STORY)["choices"][0]["message"]["content"]
+
+    def stream(_: int) -> str:
+        return "".join(
+            choice["delta"].get("content", "")
+            for chunk in model.stream_chat(STORY)
+            for choice in chunk["choices"]
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(stream, range(4))) == [whole] * 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo: Path) -> PromptTokenizer:
+    return PromptTokenizer(demo)
+
+
+@pytest.fixture
+def scripted(tokenizer: PromptTokenizer) -> ScriptedLoop:
+    return ScriptedLoop(int(tokenizer.encode("a")[-1]))
+
+
+def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
+    stream = model.stream_chat(STORY)
+    for _ in range(4):
+        next(stream)
+    stream.close()
+    # The engine is idle again long before the story would have ended: a short answer comes next.
+    assert model.chat(STORY, max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def test_a_closed_stream_computes_at_most_one_more_step(
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    running = engine(scripted, tokenizer)
+    pieces = iter(running.stream([job(max_tokens=4000)]))
+    next(pieces)
+    scripted.gate.clear()
+    before = scripted.steps
+    pieces.close()
+    scripted.gate.set()
+    running.submit([job(max_tokens=1)])[0].result()
+    assert scripted.steps <= before + 2  # one step under way at most, and the new job's own
+    running.close()
+
+
+def test_a_cancelled_row_leaves_its_batch_mates_alone(
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    running = engine(scripted, tokenizer)
+    scripted.gate.clear()
+    first, second = running.submit([job(max_tokens=50), job(max_tokens=50)])
+    first.cancel()
+    scripted.gate.set()
+    with pytest.raises(CancelledError):
+        first.result()
+    assert second.result().tokens == 50
+    running.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret prompt"), GenerationError("it broke")])
+def test_a_failure_reaches_its_callers_and_the_engine_goes_on(
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer, error: Exception
+) -> None:
+    running = engine(scripted, tokenizer)
+    scripted.fail = error
+    tickets = running.submit([job(), job()])
+    stream = running.stream([job()])
+    for ticket in tickets:
+        with pytest.raises(GenerationError) as caught:
+            ticket.result()
+        assert "secret" not in caught.value.message
+    with pytest.raises(GenerationError):
+        list(stream)
+    scripted.fail = None
+    assert running.submit([job()])[0].result().tokens == 5
+    running.close()
+
+
+def test_a_row_that_cannot_choose_fails_alone(demo: Path, loop: str) -> None:
+    with GenAIModel(demo, model_config={"loop": loop}) as model:
+        vocabulary = model.limits.vocab_size
+        # Every id is forbidden by an infinite penalty; the checks above the engine would refuse it.
+        impossible = Options(
+            sampling=Sampling(logit_bias=dict.fromkeys(range(vocabulary), -np.inf))
+        )
+        prompt = np.array([5, 6, 7], dtype=np.int32)
+        submit = model._engine.submit
+        bad, good = submit([Job(prompt, 4, impossible), Job(prompt, 4)])
+        with pytest.raises(GenerationError, match="not finite"):
+            bad.result()
+        assert good.result() == submit([Job(prompt, 4)])[0].result()
+
+
+def test_a_late_request_does_not_wait_for_a_long_answer(
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    running = engine(scripted, tokenizer)
+    long = running.stream([job(max_tokens=4000)])
+    pieces = iter(long)
+    next(pieces)
+    assert running.submit([job(max_tokens=3)])[0].result().tokens == 3
+    assert scripted.steps < 4000
+    long.cancel()
+    running.close()
+
+
+def test_kv_memory_is_a_budget(scripted: ScriptedLoop, tokenizer: PromptTokenizer) -> None:
+    scripted.room = 20
+    running = engine(scripted, tokenizer)
+    scripted.gate.clear()
+    tickets = running.submit([job(length=3, max_tokens=5) for _ in range(4)])
+    until(lambda: len(scripted.rows) == 2)
+    scripted.gate.set()
+    assert [ticket.result().tokens for ticket in tickets] == [5] * 4
+    assert scripted.steps == 10
+    with pytest.raises(MemoryBudgetError, match=r"takes 23 bytes; kv_cache_memory allows 20"):
+        running.submit([job(length=3, max_tokens=20)])
+    running.close()
+
+
+def test_without_max_tokens_the_budget_bounds_the_answer(demo: Path, loop: str) -> None:
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    config = {"kv_cache_memory": per_token * 30, "loop": loop}
+    with GenAIModel(demo, model_config=config) as model:
+        usage = model.chat(STORY)["usage"]
+        assert usage["total_tokens"] == 30
+        with pytest.raises(MemoryBudgetError, match="kv_cache_memory"):
+            model.chat(STORY, max_tokens=100)
+
+
+def test_an_answer_longer_than_the_first_cache_is_the_same(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"messages": STORY}, {"messages": STORY, "max_tokens": 7}, {"messages": STORY, "n": 2}]
+    with GenAIModel(demo) as model:
+        expected = [r["choices"] for r in model.run("llm/v1/chat", rows)]
+        monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.GROWTH", 16)
+        assert [r["choices"] for r in model.run("llm/v1/chat", rows)] == expected
+
+
+def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path, loop: str) -> None:
+    model = GenAIModel(demo, model_config={"loop": loop})
+    stream = model.stream_chat(STORY)
+    next(stream)
+    next(stream)
+    model.close()
+    model.close()
+    with pytest.raises(CancelledError):
+        list(stream)
+    with pytest.raises(CancelledError, match="closed"):
+        model.chat(STORY)
+
+
+def test_a_model_that_nobody_holds_is_freed(demo: Path, loop: str) -> None:
+    model = GenAIModel(demo, model_config={"loop": loop})
+    model.chat(STORY, max_tokens=2)
+    engine = weakref.ref(model._engine)
+    names = {thread.name for thread in threading.enumerate()}
+    assert "onnx-genai-engine" in names
+    del model
+    gc.collect()
+    until(lambda: engine() is None)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "says"),
+    [
+        ({"max_tokens": 0}, InvalidRequestError, "model_config: max_tokens must be"),
+        ({"max_batch_size": 33}, InvalidRequestError, "model_config: max_batch_size must be"),
+        ({"kv_cache_memory": "1GB"}, InvalidRequestError, "got a string"),
+        ({"max_new_tokens": 3}, UnsupportedParameterError, "Use max_tokens"),
+        ({"tools": []}, UnsupportedParameterError, "belongs to a single request"),
+        ({"max_tokenz": 3}, UnsupportedParameterError, "Did you mean max_tokens"),
+    ],
+)
+def test_bad_configurations(
+    demo: Path, config: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        GenAIModel(demo, model_config=config)

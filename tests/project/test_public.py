@@ -1,0 +1,125 @@
+"""The package's face: its names, what importing it does, and which room may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow_phi3_onnx
+
+PACKAGE = Path(mlflow_phi3_onnx.__file__).parent
+
+# The rooms, floor by floor: a room imports from the floors below it, and never from one beside it.
+LAYERS = (
+    ("errors", "_version", "mlflow_compat"),
+    ("core", "demo"),
+    ("runtime", "grammar"),
+    ("artifact", "prompt", "openai"),
+    ("engine", "sources"),
+    ("model",),
+    ("flavor", "tracing"),
+    ("evaluation", "server", "deployments"),
+    ("cli",),
+)
+NEVER = (
+    ("openai", "runtime"),
+    ("openai", "mlflow_compat"),
+    ("engine", "openai"),
+    ("model", "mlflow_compat"),
+    ("model", "sources"),
+)
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
+    return [(p.relative_to(PACKAGE).parts[0].removesuffix(".py"), p) for p in found]
+
+
+def test_all_is_exactly_what_is_public() -> None:
+    private = {"_PyFuncWrapper", "_load_pyfunc"}
+    rooms = {room for room, _ in modules()}
+    public = {
+        name
+        for name in vars(mlflow_phi3_onnx)
+        if name not in rooms and (not name.startswith("_") or name in private | {"__version__"})
+    }
+    assert set(mlflow_phi3_onnx.__all__) == public
+    assert len(mlflow_phi3_onnx.__all__) == len(set(mlflow_phi3_onnx.__all__))
+
+
+def test_each_room_imports_only_the_floors_below_it() -> None:
+    floor = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+    for room, path in modules():
+        used = {
+            name.split(".")[1] for name in imports(path) if name.startswith("mlflow_phi3_onnx.")
+        } - {room}
+        wrong = {u for u in used if floor[u] >= floor[room] or (room, u) in NEVER}
+        assert not wrong, f"{path.relative_to(PACKAGE)} imports {wrong}"
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    files = {
+        ".".join(("mlflow_phi3_onnx", *path.relative_to(PACKAGE).with_suffix("").parts)): path
+        for _, path in modules()
+    }
+    names = {name.removesuffix(".__init__"): name for name in files}
+    below = {
+        name: [names[used] for used in imports(path) if names.get(used, name) != name]
+        for name, path in files.items()
+        if not name.endswith(".__init__")
+    }
+    # Sorted topologically: what is left over stands in a circle.
+    left = set(below)
+    while free := {name for name in left if not left.intersection(below[name])}:
+        left -= free
+    assert not left
+
+
+def test_only_runtime_names_onnxruntime_genai() -> None:
+    for room, path in modules():
+        text = path.read_text(encoding="utf-8")
+        native = room == "runtime"
+        assert native or 'import_module("onnxruntime' not in text
+        assert not any(name.startswith("onnxruntime") for name in imports(path))
+
+
+def test_only_mlflow_compat_imports_private_names_of_mlflow() -> None:
+    for room, path in modules():
+        private = {
+            name
+            for name in imports(path)
+            if name.startswith("mlflow.") and any(p.startswith("_") for p in name.split("."))
+        }
+        assert room == "mlflow_compat" or not private, f"{path.name} imports {private}"
+
+
+def test_importing_the_package_loads_no_runtime_and_turns_telemetry_off() -> None:
+    code = (
+        "import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', None); import mlflow_phi3_onnx;"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1';"
+        "assert not {'onnxruntime_genai', 'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_loaded_model_writes_nothing_to_the_home_folder(tmp_path: Path) -> None:
+    code = (
+        "import mlflow_phi3_onnx as m; model = m.GenAIModel(m.demo_model_path());"
+        "model.generate('The capital of Spain is', max_tokens=3)"
+    )
+    environment = {"HOME": str(tmp_path), "PATH": "", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
