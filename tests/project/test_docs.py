@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import mlflow_phi3_onnx
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 COMPARISON = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
@@ -24,10 +27,22 @@ def blocks(language: str, page: str = README) -> list[str]:
     return [body for kind, body in BLOCK.findall(page) if kind == language]
 
 
-def test_the_parameter_tables_are_those_of_the_code() -> None:
-    made = runpy.run_path(str(ROOT / "scripts" / "parameter_tables.py"))["document"]()
-    written = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert written == made, "run python scripts/parameter_tables.py"
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [("parameters.md", "parameter_tables.py"), ("api.md", "api_reference.py")],
+)
+def test_generated_pages_are_those_of_the_code(page: str, script: str) -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / script))["document"]()
+    written = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert written == made, f"run python scripts/{script}"
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    written = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    methods = [name for name in dir(mlflow_phi3_onnx.GenAIModel) if not name.startswith("_")]
+    names = [name for name in mlflow_phi3_onnx.__all__ if not re.match("_[^_]", name)]
+    names += [f"GenAIModel.{name}" for name in methods]
+    assert [name for name in names if f"`{name}`" not in written] == []
 
 
 def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
@@ -89,8 +104,46 @@ def test_the_guide_has_every_parameter() -> None:
     } == set()
 
 
+def anchors(text: str) -> set[str]:
+    """Return what links to a page's headings are called, as GitHub makes them."""
+    found: dict[str, int] = {}
+    for title in re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).lower()
+        name = re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-")
+        found[name if name not in found else f"{name}-{found[name]}"] = 1
+        found[name] += name in found
+    return set(found)
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+    broken: list[str] = []
+    for page in PAGES:
+        text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if re.match("https?:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            other = (page.parent / name).resolve() if name else page
+            if not other.exists() or (
+                anchor and anchor not in anchors(other.read_text(encoding="utf-8"))
+            ):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
+def test_every_page_can_be_found() -> None:
+    """From the index, in at most two links; decisions from their list."""
+    for start in (ROOT / "docs" / "index.md", ROOT / "docs" / "decisions" / "README.md"):
+        text = start.read_text(encoding="utf-8")
+        linked = {(start.parent / name).resolve() for name in re.findall(r"\]\(([^)#]+)", text)}
+        assert {page for page in start.parent.glob("*.md") if page != start} <= linked
+
+
+def test_a_decision_is_one_screen_that_says_what_and_why() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    for number, page in enumerate(pages, 1):
+        text = page.read_text(encoding="utf-8")
+        assert page.name.startswith(f"{number:04}-")
+        assert text.startswith(f"# {number}. ")
+        assert len(text.splitlines()) <= 40, page.name
+        assert all(f"**{part}.**" in text for part in ("Decision", "Why", "What follows"))
