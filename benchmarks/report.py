@@ -130,8 +130,8 @@ def _converted(row: Mapping[str, Any]) -> str:
         f" {row['model_bytes'] / 1e6:.0f} MB: `log_model` took"
         f" {_number(row['log_model_seconds'])} s and the builder"
         f" {row['builder_bytes'] / 1e9:.1f} GB of memory; loading took"
-        f" {_number(row['load_seconds'])} s, and a first completion of {row['answer_tokens']} tokens"
-        f" {_number(row['answer_seconds'])} s."
+        f" {_number(row['load_seconds'])} s, and a first completion of {row['answer_tokens']}"
+        f" tokens {_number(row['answer_seconds'])} s."
     )
 
 
