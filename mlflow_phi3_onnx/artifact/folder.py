@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.onnx.graph import ELEMENT_BYTES, GraphFacts, read_graph
+from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, read_graph
+from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
+from mlflow_phi3_onnx.core.files import inside, read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.providers import provider_name
 
@@ -103,7 +104,7 @@ def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFo
     path = Path(path)
     tokenizer_path = tokenizer_path or path
     _check_layout(path)
-    config = _read_json(path, CONFIG_FILE)
+    config = read_json_object(path / CONFIG_FILE)
     _refuse_libraries(config)
     model = _section(config, "model")
     decoder = _section(model, "decoder", "model.")
@@ -154,16 +155,6 @@ def some_of(names: Sequence[str], shown: int = _SHOWN) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((path / name).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{name} is not valid JSON.") from error
-    if not isinstance(value, dict):
-        raise InvalidModelError(f"{name} must hold a JSON object.")
-    return value
-
-
 def _refuse_libraries(config: Any) -> None:
     """Refuse libraries of custom operators: ONNX Runtime would run what is in them."""
     values = config.values() if isinstance(config, dict) else config
@@ -212,16 +203,17 @@ def _check_tokenizer(path: Path) -> None:
             ' the checkpoint that the model was made from: python -c "from transformers import'
             " AutoTokenizer as A; A.from_pretrained('CHECKPOINT').save_pretrained('MODEL_FOLDER')\""
         )
-    _read_json(path, "tokenizer_config.json")
+    # Infinity is taken: transformers writes one as model_max_length, and only Python reads it.
+    read_json_object(path / "tokenizer_config.json", infinite=True)
 
 
 def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:
     name = decoder.get("filename")
     if not isinstance(name, str) or not name:
         raise InvalidModelError(f"{CONFIG_FILE}: model.decoder.filename must name the graph.")
-    graph = read_graph(_inside(path, name, f"{CONFIG_FILE}: model.decoder.filename"))
+    graph = read_graph(_existing(path, name, f"{CONFIG_FILE}: model.decoder.filename"))
     for external in graph.external.values():
-        file = _inside(path, external.location, f"{name}: external data")
+        file = _existing(path, external.location, f"{name}: external data")
         size = file.stat().st_size
         if size < external.size:
             raise InvalidModelError(
@@ -231,12 +223,8 @@ def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:
     return graph
 
 
-def _inside(path: Path, name: str, what: str) -> Path:
-    """Return the path of a file that must be in the folder, by plain relative name."""
-    relative = PurePosixPath(name.replace("\\", "/"))
-    if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
-        raise InvalidModelError(f"{what} leads out of the model folder.")
-    file = path.joinpath(*relative.parts)
+def _existing(path: Path, name: Any, what: str) -> Path:
+    file = inside(path, name, f"{what} leads out of the model folder")
     if not file.is_file():
         raise InvalidModelError(f"The model folder has no {name} ({what}).")
     return file
@@ -247,5 +235,6 @@ def _kv_bytes_per_token(decoder: Mapping[str, Any], graph: GraphFacts) -> int:
     heads = _positive(decoder, "num_key_value_heads", "model.decoder.")
     size = _positive(decoder, "head_size", "model.decoder.")
     elements = [kind for name, kind in graph.inputs.items() if "past_key_values" in name]
-    width = max((ELEMENT_BYTES.get(kind, 4) for kind in elements), default=4)
+    sizes = [TENSOR_TYPES[kind].size for kind in elements if kind in TENSOR_TYPES]
+    width = max(sizes, default=4)
     return 2 * layers * heads * size * width

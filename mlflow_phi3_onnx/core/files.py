@@ -1,4 +1,4 @@
-"""What a folder brings is not trusted: how its JSON is read, its names kept inside, its files listed.
+"""What a folder brings is not trusted: its JSON, the names in it, the files of it.
 
 Native readers take documents that Python's does not, or read them otherwise: nlohmann's JSON, which
 onnxruntime-genai uses, merges keys that are written twice. What could be read in two ways is
@@ -100,9 +100,9 @@ def inside(
     *,
     links: bool = True,
 ) -> Path:
-    """Return the path that a name means in a folder; nothing need be there.
+    r"""Return the path that a name means in a folder; nothing need be there.
 
-    A name is plain: parts joined by ``/``, none of them empty, ``.`` or ``..``, without ``\\``,
+    A name is plain: parts joined by ``/``, none of them empty, ``.`` or ``..``, without ``\``,
     ``:`` and control characters. It means the same on every system and to every reader.
 
     Args:
