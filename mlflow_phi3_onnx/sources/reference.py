@@ -44,7 +44,7 @@ def locate_files(saved: SavedModel) -> Path:
 
 
 def _in_mirror(mirror: Path, repo_id: str, subfolder: str) -> Path:
-    name = "/".join(filter(None, (repo_id, subfolder)))
+    name = f"{repo_id}/{subfolder}" if subfolder else repo_id
     refusal = f"The folder that {MIRROR_VARIABLE} names has no folder {name}"
     folder = inside(mirror, name, refusal, SourceNotFoundError, links=False)
     if not folder.is_dir():
