@@ -151,7 +151,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"it has the key {twice[:_SHOWN]!r} twice")
+        raise ValueError(f"it has the key {twice[:_SHOWN]!r} twice in one object")
     return value
 
 

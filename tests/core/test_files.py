@@ -138,7 +138,7 @@ def _staged(demo: Path, work: Path, name: Any) -> None:
 
 
 def _data(_: Path, work: Path, name: Any) -> None:
-    _ = SavedModel(work, {"data": name}).data
+    assert not SavedModel(work, {"data": name}).data
 
 
 def _variant(_: Path, work: Path, name: Any) -> None:
@@ -147,7 +147,7 @@ def _variant(_: Path, work: Path, name: Any) -> None:
 
 
 def _adapter(_: Path, work: Path, name: Any) -> None:
-    _ = SavedModel(work, {"adapters": {"x": {"path": name}}}).adapters
+    assert not SavedModel(work, {"adapters": {"x": {"path": name}}}).adapters
 
 
 def _mirror(_: Path, work: Path, name: Any) -> None:
