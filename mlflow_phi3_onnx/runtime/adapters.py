@@ -28,7 +28,7 @@ def read_facts(path: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Read the element type (``TensorProto.DataType``) and shape of an adapter's parameters.
 
     ONNX Runtime reads the file, and checks it: of 16,000 files that were cut, or had bytes, types
-    or shapes changed, 1.27 ended none of our processes.
+    or shapes changed, 1.32 ended none of our processes.
 
     Args:
         path: The file.
