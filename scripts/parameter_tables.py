@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlflow_phi3_onnx.core.options import markdown
+from mlflow_phi3_onnx.deployments.options import OPTIONS as DEPLOYMENT_OPTIONS
 from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT, COMPLETIONS, PARAMETERS, TEXT
 from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_ANSWERS
+from mlflow_phi3_onnx.sources.convert.options import EXPORT_OPTIONS
 
 TARGET = Path(__file__).parent.parent / "docs" / "parameters.md"
 
@@ -42,7 +44,8 @@ as it is, control tokens included, and no beginning-of-sequence token is added.
 `top_logprobs` (the most likely tokens, and the one that is there) and `text_offset` (where each
 token begins, in characters from the start of the prompt, whether or not it is echoed). A token that
 is part of a character is written as its bytes (`bytes:\\xf0`). With `echo`, the prompt's tokens
-come first. So `echo`, `logprobs` and `max_tokens: 0` score a given text, as evaluation harnesses do.""",
+come first. So `echo`, `logprobs` and `max_tokens: 0` score a given text, as evaluation harnesses
+do.""",
     TEXT: "`prompt` is one string a row, the whole prompt.",
 }
 
@@ -63,7 +66,11 @@ def document() -> str:
             if rows:
                 lines += [*title, *markdown(rows, saved=True), ""]
     lines += ["## Runtime settings", "", "Only in `model_config`, of every task.", ""]
-    lines += markdown(RUNTIME_SETTINGS.values())
+    lines += [*markdown(RUNTIME_SETTINGS.values()), "", "## Export options", ""]
+    lines += ["Keys of `export_options`, beside `precision`, where a checkpoint is converted.", ""]
+    lines += [*markdown(EXPORT_OPTIONS.values()), "", "## Deployments", ""]
+    lines += ["Keys of a deployment's `config`, as texts or as what they are.", ""]
+    lines += markdown(DEPLOYMENT_OPTIONS.values())
     return "\n".join(lines) + "\n"
 
 

@@ -160,7 +160,7 @@ def help_text(options: Mapping[str, Option]) -> str:
     width = max(map(len, options)) + 2
     return "\n".join(
         textwrap.fill(
-            f"{option.about} {option.check.allowed.capitalize()}; by default"
+            f"{option.about} May be {option.check.allowed}; by default"
             f" {option.shown_default or 'none'}.",
             width=96,
             initial_indent=f"  {option.name:<{width}}",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
+from mlflow_phi3_onnx.artifact.manifest import Verify
 from mlflow_phi3_onnx.core.checks import Check, boolean, integer, json_object, one_of
 from mlflow_phi3_onnx.core.options import Option, read, table
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RUNTIME_SETTINGS", "VERIFY_LEVELS", "Settings", "config_keys"]
 
-VERIFY_LEVELS = ("size", "hash", "off")
+
+VERIFY_LEVELS: tuple[Verify, ...] = get_args(Verify)
 
 # What has a setting of its own.
 _NOT_SESSION_OPTIONS = {"intra_op_num_threads", "provider_options"}
@@ -135,7 +137,7 @@ class Settings:
 
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     engine: EngineOptions = field(default_factory=EngineOptions)
-    verify: str | None = None
+    verify: Verify | None = None
 
     @classmethod
     def check(cls, config: Mapping[str, Any] | None, task: Task) -> Settings:
