@@ -89,9 +89,7 @@ _ROWS = (
         tasks=(COMPLETIONS,),
     ),
     _number(
-        "max_completion_tokens",
-        "OpenAI's newer name of max_tokens; give one of them.",
-        integer(1),
+        "max_completion_tokens", "OpenAI's newer name of max_tokens; give one of them.", integer(1)
     ),
     _number(
         "max_length",
@@ -171,10 +169,7 @@ _ROWS = (
         "auto",
     ),
     _chat(
-        "parallel_tool_calls",
-        "False makes a completion hold one tool call at most.",
-        boolean,
-        True,
+        "parallel_tool_calls", "False makes a completion hold one tool call at most.", boolean, True
     ),
     _chat(
         "chat_template_kwargs",
@@ -188,8 +183,7 @@ _ROWS = (
         "The form of the completion: any JSON object, or JSON that matches a schema, strict or"
         " not.",
         Check(
-            "an object with type 'text', 'json_object' or 'json_schema'",
-            structured.response_format,
+            "an object with type 'text', 'json_object' or 'json_schema'", structured.response_format
         ),
         otherwise="text",
         configurable=True,
