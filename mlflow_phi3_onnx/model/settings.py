@@ -71,7 +71,8 @@ RUNTIME_SETTINGS = table(
         "Threads that compute one operator.",
         integer(1, 1024),
         EngineOptions.intra_op_num_threads,
-        "the folder's, else all processors that the process may run on",
+        "the folder's, else the least of the processors that the process may run on, its"
+        " container's quota of processor time, and OMP_NUM_THREADS",
     ),
     _setting(
         "max_batch_size",
@@ -84,7 +85,8 @@ RUNTIME_SETTINGS = table(
         "Bytes of KV cache that all running requests may take together.",
         integer(1, bits=64),
         EngineOptions.kv_cache_memory,
-        "half of the memory that is available when the model is loaded",
+        "half of the memory that is available, within the container's limit, when the model is"
+        " loaded",
     ),
     _setting(
         "execution_provider",
