@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.protos import databricks_pb2
 
+from mlflow_phi3_onnx.core.options import help_text
 from mlflow_phi3_onnx.deployments import lifecycle as _lifecycle
 from mlflow_phi3_onnx.deployments import process as _process
 from mlflow_phi3_onnx.deployments import server as _server
 from mlflow_phi3_onnx.deployments import store as _store
 from mlflow_phi3_onnx.deployments.checks import (
-    OPTIONS,
     TARGET,
-    check_config,
     check_name,
     check_target,
     make_recipe,
     refuse_endpoint,
 )
-from mlflow_phi3_onnx.deployments.options import describe, merge
+from mlflow_phi3_onnx.deployments.options import OPTIONS, check_config, merge
 from mlflow_phi3_onnx.deployments.store import Record, Store
 from mlflow_phi3_onnx.errors import (
     DeploymentError,
@@ -326,7 +325,7 @@ an update. Records and logs: {Store().folder}
 ({_store.FOLDER_VARIABLE} names another folder.)
 
 Config (-C key=value, or the config dict of the Python client):
-{describe(OPTIONS)}
+{help_text(OPTIONS)}
 
 At an update, an empty value puts a key back to its default.
 

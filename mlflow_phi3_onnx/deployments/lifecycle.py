@@ -17,14 +17,13 @@ from mlflow_phi3_onnx.deployments import process as _process
 from mlflow_phi3_onnx.deployments import server as _server
 from mlflow_phi3_onnx.deployments import store as _store
 from mlflow_phi3_onnx.deployments.net import Address
+from mlflow_phi3_onnx.deployments.options import OPTIONS
 from mlflow_phi3_onnx.deployments.store import Record
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.deployments.store import Recipe, Store
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_STARTUP_TIMEOUT_S = 120.0
 
 Status = Literal["running", "starting", "unresponsive", "dead"]
 
@@ -198,7 +197,7 @@ def _promote(store: Store, old: Record, new: Record) -> None:
 
 
 def _choose_address(recipe: Recipe) -> Address:
-    host: str = recipe.config.get("host", DEFAULT_HOST)
+    host: str = recipe.config.get("host", OPTIONS["host"].default)
     port: int | None = recipe.config.get("port")
     try:
         if port is None:
@@ -217,7 +216,9 @@ def _choose_address(recipe: Recipe) -> Address:
 
 def _wait(record: Record, child: _process.Child) -> None:
     """Wait until the server of a record answers."""
-    patience: float = record.recipe.config.get("startup_timeout", DEFAULT_STARTUP_TIMEOUT_S)
+    patience: float = record.recipe.config.get(
+        "startup_timeout", OPTIONS["startup_timeout"].default
+    )
     deadline = time.monotonic() + patience
     while not _answers(record):
         code = child.exit_code()
