@@ -11,8 +11,7 @@ from urllib.parse import urlparse
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.deployments import lifecycle as _lifecycle
-from mlflow_phi3_onnx.deployments import server as _server
+from mlflow_phi3_onnx.deployments import lifecycle, server
 from mlflow_phi3_onnx.deployments.options import Option, read_config, seconds, text, whole_number
 from mlflow_phi3_onnx.deployments.store import Recipe
 from mlflow_phi3_onnx.errors import (
@@ -27,7 +26,7 @@ OPTIONS = (
     Option(
         "host",
         text,
-        _lifecycle.DEFAULT_HOST,
+        lifecycle.DEFAULT_HOST,
         "the address to listen on; the server asks for no password, so anything but this "
         "machine's own address lets others in",
     ),
@@ -40,10 +39,10 @@ OPTIONS = (
     Option(
         "startup_timeout",
         seconds,
-        f"{_lifecycle.DEFAULT_STARTUP_TIMEOUT_S:g}",
+        f"{lifecycle.DEFAULT_STARTUP_TIMEOUT_S:g}",
         "seconds to wait for the server's first answer",
     ),
-    *_server.OPTIONS,
+    *server.OPTIONS,
 )
 """The keys of a deployment's config."""
 

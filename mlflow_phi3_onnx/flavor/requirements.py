@@ -24,6 +24,7 @@ DISTRIBUTION = "mlflow-phi3-onnx"
 
 DEPENDENCIES = (
     "cloudpickle",
+    "filelock",
     "huggingface-hub",
     "jinja2",
     "llguidance",

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient
-from mlflow_phi3_onnx.deployments import process as _process
-from mlflow_phi3_onnx.deployments import store as _store
+from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, process
 from mlflow_phi3_onnx.deployments.net import Address
-from mlflow_phi3_onnx.deployments.store import Recipe, Record, Store
+from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Recipe, Record, Store
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ def stranger() -> Iterator[psutil.Process]:
 def start(store: Store, name: str, code: str = SLEEP) -> Record:
     marker = uuid.uuid4().hex
     log = store.new_log(name, marker)
-    child = _process.start(
+    child = process.start(
         [sys.executable, "-c", code], env=os.environ, cwd=store.folder, log=log, marker=marker
     )
     return Record(
@@ -86,7 +84,7 @@ def test_a_reused_pid_is_a_dead_deployment_and_nothing_is_killed(
 ) -> None:
     record = start(store, "reused")
     real = psutil.Process(record.process.pid)
-    reused = _process.ProcessId(stranger.pid, stranger.create_time() - 3600)
+    reused = process.ProcessId(stranger.pid, stranger.create_time() - 3600)
     store.write(replace(record, process=reused))
 
     assert client.get_deployment("reused")["status"] == "dead"
@@ -94,7 +92,7 @@ def test_a_reused_pid_is_a_dead_deployment_and_nothing_is_killed(
 
     assert stranger.is_running()
     assert real.is_running()
-    assert _process.stop(record.process, record.marker) == []
+    assert process.stop(record.process, record.marker) == []
 
 
 def test_who_listens_on_a_port_is_known(
@@ -103,12 +101,12 @@ def test_who_listens_on_a_port_is_known(
     record = start(store, "listener", LISTEN)
     until(lambda: Path(record.log).read_text().strip())
     port = int(Path(record.log).read_text())
-    other = _process.ProcessId(stranger.pid, stranger.create_time())
+    other = process.ProcessId(stranger.pid, stranger.create_time())
 
-    assert _process.is_listening(record.process, record.marker, port)
-    assert not _process.is_listening(record.process, record.marker, port - 1)
-    assert not _process.is_listening(other, "no-marker", port)
-    assert _process.stop(record.process, record.marker) == []
+    assert process.is_listening(record.process, record.marker, port)
+    assert not process.is_listening(record.process, record.marker, port - 1)
+    assert not process.is_listening(other, "no-marker", port)
+    assert process.stop(record.process, record.marker) == []
 
 
 def test_a_whole_tree_is_stopped_although_it_refuses(
@@ -117,11 +115,11 @@ def test_a_whole_tree_is_stopped_although_it_refuses(
     record = start(store, "stubborn", STUBBORN)
     until(lambda: Path(record.log).read_text())
     child = int(Path(record.log).read_text())
-    assert _process.is_running(record.process)
+    assert process.is_running(record.process)
 
-    assert _process.stop(record.process, record.marker, grace=0.2) == []
+    assert process.stop(record.process, record.marker, grace=0.2) == []
 
-    assert not _process.is_running(record.process)
+    assert not process.is_running(record.process)
     until(lambda: not psutil.pid_exists(record.process.pid))  # no zombie of this process
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
 
@@ -144,7 +142,7 @@ def test_children_of_a_killed_server_are_stopped(
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("slot", [_store.NEXT, _store.OLD])
+@pytest.mark.parametrize("slot", [NEXT, OLD])
 def test_what_a_killed_update_left_is_cleared_away(
     store: Store, client: OnnxGenAIDeploymentClient, slot: str
 ) -> None:
@@ -154,8 +152,8 @@ def test_what_a_killed_update_left_is_cleared_away(
 
     client.delete_deployment("half")
 
-    assert not _process.is_running(current.process)
-    assert not _process.is_running(spare.process)
+    assert not process.is_running(current.process)
+    assert not process.is_running(spare.process)
     assert not (store.folder / "half").exists()
 
 
@@ -182,7 +180,7 @@ def test_an_update_that_cannot_start_leaves_the_deployment_as_it_was(
         client.update_deployment("moved")
 
     assert client.get_deployment("moved") == before
-    assert _process.is_running(record.process)
+    assert process.is_running(record.process)
     client.delete_deployment("moved")
 
 
