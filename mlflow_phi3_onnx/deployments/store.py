@@ -15,17 +15,22 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx.deployments.net import Address
 from mlflow_phi3_onnx.deployments.process import ProcessId
 from mlflow_phi3_onnx.errors import DeploymentError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -170,22 +175,20 @@ class Store:
         """
         _make_private(self.folder)
         path = self.folder / f".{name}.lock"
-        lock = FileLock(path, mode=0o600)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
+        descriptor = _open_locked(path)
+        if descriptor is None:
             raise DeploymentError(
                 f"Another command is changing deployment {name!r} at this moment: try again "
                 "when it has ended.",
                 error_code=databricks_pb2.RESOURCE_CONFLICT,
-            ) from None
+            )
         try:
             yield
         finally:
-            # Removed while it is held: whoever has opened this file too sees that it is gone.
+            # Removed while it is held: whoever waits for this file sees that it is gone.
             with contextlib.suppress(OSError):
                 path.unlink()
-            lock.release()
+            os.close(descriptor)
 
     def _path(self, name: str, slot: str) -> Path:
         return self.folder / name / f"{slot}.json"
@@ -221,3 +224,38 @@ def _from_json(document: dict[str, Any]) -> Record:
     fields["address"] = Address(**fields["address"])
     fields["process"] = ProcessId(**fields["process"])
     return Record(**fields)
+
+
+def _open_locked(path: Path) -> int | None:
+    """Open and lock a file, or None where another process or thread holds it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        locked = False
+        try:
+            locked = _try_lock(descriptor)
+            if locked and _is_still(path, descriptor):
+                return descriptor
+        finally:
+            if not locked or not _is_still(path, descriptor):
+                os.close(descriptor)
+        if not locked:
+            return None
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the second is how Windows says "held"
+        return False
+    return True
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether the path names the open file: its last owner may have removed it meanwhile."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -24,7 +24,6 @@ DISTRIBUTION = "mlflow-phi3-onnx"
 
 DEPENDENCIES = (
     "cloudpickle",
-    "filelock",
     "huggingface-hub",
     "jinja2",
     "llguidance",

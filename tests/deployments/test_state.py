@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -205,6 +208,26 @@ def test_a_held_lock_refuses_and_leaves_no_file(
     assert caught.value.error_code == "RESOURCE_CONFLICT"
     assert list(store.folder.iterdir()) == []
     client.delete_deployment("busy")
+
+
+def test_a_lock_has_one_holder_however_many_come_and_go(store: Store) -> None:
+    """Its file is removed and made again all the time; a lock on a removed one would be none."""
+    held: list[int] = []
+    end = time.monotonic() + 1
+
+    def come_and_go(each: int) -> int:
+        took = 0
+        while time.monotonic() < end:
+            with contextlib.suppress(DeploymentError), store.lock("busy"):
+                held.append(each)
+                time.sleep(0)
+                assert held == [each]
+                held.remove(each)
+                took += 1
+        return took
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(come_and_go, range(4))) > 4
 
 
 def test_damaged_records_are_listed_and_not_touched(
