@@ -140,7 +140,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         InvalidRequestError,
         "precision must be one of int4, fp16 on dml",
     ),
-    "no mapping": ({"export_options": 128}, InvalidRequestError, "must be a mapping; got a int"),
+    "no mapping": ({"export_options": 128}, InvalidRequestError, "must be a mapping; got 128"),
     "unknown": (
         {"export_options": {"blocksize": 128}},
         UnsupportedParameterError,

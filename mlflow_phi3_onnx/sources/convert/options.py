@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
 __all__ = ["Conversion", "Precision"]
@@ -59,7 +60,7 @@ class Conversion:
         """
         if options is not None and not isinstance(options, Mapping):
             raise InvalidRequestError(
-                f"export_options must be a mapping; got a {type(options).__name__}.",
+                f"export_options must be a mapping; got {describe_kind(options)}.",
                 param="export_options",
             )
         given = {name: value for name, value in (options or {}).items() if value is not None}
