@@ -1,7 +1,7 @@
 """What a deployment serves: MLflow's own scoring server.
 
 The only module that knows which server runs: its command line, its environment and
-its URLs. How its process is kept is the business of ``_process`` and ``_store``.
+its URLs. How its process is kept is the business of ``process`` and ``store``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
-from mlflow_phi3_onnx.deployments import net as _net
+from mlflow_phi3_onnx.deployments import net
 from mlflow_phi3_onnx.deployments.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def request_timeout(config: Mapping[str, Any]) -> int:
 def is_healthy(address: Address) -> bool:
     """Whether the server has loaded its model and answers."""
     try:
-        return _net.request(address, "GET", HEALTH_PATH, timeout=_HEALTH_TIMEOUT_S).status == 200
+        return net.request(address, "GET", HEALTH_PATH, timeout=_HEALTH_TIMEOUT_S).status == 200
     except OSError:
         return False
 
@@ -107,4 +107,4 @@ def score(address: Address, payload: bytes, timeout: int) -> Answer:
         OSError: There is no answer.
     """
     patience = timeout + _ANSWER_MARGIN_S
-    return _net.request(address, "POST", PREDICT_PATH, body=payload, timeout=patience)
+    return net.request(address, "POST", PREDICT_PATH, body=payload, timeout=patience)
