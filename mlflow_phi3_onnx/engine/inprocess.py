@@ -7,6 +7,7 @@ computed together.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -20,6 +21,7 @@ from mlflow_phi3_onnx.engine.loops.base import Failing
 from mlflow_phi3_onnx.engine.sequence.state import Row
 from mlflow_phi3_onnx.errors import (
     CancelledError,
+    GenerationError,
     GenerationTimeoutError,
     MemoryBudgetError,
     UnsupportedParameterError,
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["InProcessEngine"]
+
+_logger = logging.getLogger(__name__)
 
 
 class InProcessEngine:
@@ -129,10 +133,15 @@ class InProcessEngine:
             if self._closed:
                 raise CancelledError("The model is closed.")
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="onnx-genai-engine", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="onnx-genai-engine", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise GenerationError(
+                        "The engine's thread cannot be started: the system has no thread or memory"
+                        " to spare. Try again."
+                    ) from error
+                self._thread = thread
             self._inbox.put(tickets)
 
     def _row(self, job: Job, ticket: JobTicket, *, in_pieces: bool) -> Row:
@@ -174,6 +183,26 @@ class InProcessEngine:
         return row
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # noqa: BLE001 - a panic of native code is no Exception
+            self._lose_thread(error)
+
+    def _lose_thread(self, error: BaseException) -> None:
+        """Fail whatever was taken; the next job starts a thread anew."""
+        _logger.error("The engine's thread has ended: %s", type(error).__name__)
+        with self._lock:
+            self._thread = None
+            while not self._inbox.empty():
+                self._waiting += self._inbox.get() or ()
+            failure = GenerationError(f"The engine failed ({type(error).__name__}). Try again.")
+            failure.__cause__ = error
+            for ticket in self._waiting + self._running:
+                ticket.row.fail(failure)
+            self._waiting = []
+            self._running = []
+
+    def _serve(self) -> None:
         while True:
             while not self._inbox.empty() or not (self._waiting or self._loop.busy):
                 tickets = self._inbox.get()

@@ -11,25 +11,37 @@ from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
 from mlflow_phi3_onnx.openai.parse import check_parameters
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
+from mlflow_phi3_onnx.runtime.session_options import (
+    refused_provider_options,
+    refused_session_options,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 __all__ = ["RUNTIME_SETTINGS", "VERIFY_LEVELS", "Settings", "config_keys"]
 
 LOOPS = ("auto", "genai", "slots")
 VERIFY_LEVELS = ("size", "hash", "off")
 
-# What has a setting of its own, or would run code that comes with the model.
-_NOT_SESSION_OPTIONS = ("intra_op_num_threads", "provider_options", "custom_ops_library")
+# What has a setting of its own.
+_NOT_SESSION_OPTIONS = {"intra_op_num_threads", "provider_options"}
 
 
-def _options(value: Any, kinds: Any, refused: Sequence[str] = ()) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+def _session_options(value: Any) -> dict[str, Any]:
+    options = checks.json_object(value)
+    if _NOT_SESSION_OPTIONS & options.keys() or any(refused_session_options(options)):
         raise ValueError
-    if any(not isinstance(option, kinds) for option in value.values()) or set(refused) & set(value):
+    return options
+
+
+def _provider_options(value: Any) -> dict[str, str]:
+    options = checks.json_object(value)
+    if not all(isinstance(v, str) for v in options.values()):
         raise ValueError
-    return value
+    if any(refused_provider_options(options)):
+        raise ValueError
+    return options
 
 
 RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
@@ -71,14 +83,15 @@ RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
     ),
     "provider_options": (
         "Options of the execution provider, as ONNX Runtime documents them. Default: the folder's.",
-        "an object of texts",
-        lambda value: _options(value, str),
+        "an object of texts, of options that are known to load no library and write no file",
+        _provider_options,
     ),
     "session_options": (
         "Options of ONNX Runtime's session, laid over those of the folder's genai_config.json; for"
         " the genai loop. Default: none.",
-        f"an object of texts, numbers and booleans, without {', '.join(_NOT_SESSION_OPTIONS)}",
-        lambda value: _options(value, str | bool | int | float, _NOT_SESSION_OPTIONS),
+        "an object of options that are known to write no file and load no library, without"
+        " intra_op_num_threads, provider_options and custom_ops_library",
+        _session_options,
     ),
     "verify": (
         "How a saved model's files are checked before they are read. size: each is there with its"

@@ -119,6 +119,9 @@ class SlotsLoop:
         try:
             logits = self._run(index, chunk[None, :], [done + size], wanted, interruptible=True)
         except Interrupted:
+            if not row.over:
+                # Another row's cancellation came late, and stopped this chunk instead of its own.
+                self._prefilling.insert(0, row)
             return
         finally:
             self._computing = None
