@@ -9,6 +9,7 @@ from mlflow_phi3_onnx.core import checks
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
 from mlflow_phi3_onnx.openai.parse import check_parameters
+from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS as TOOL_FORMATS
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 from mlflow_phi3_onnx.runtime.session_options import (
@@ -92,6 +93,13 @@ RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
         "an object of options that are known to write no file and load no library, without"
         " intra_op_num_threads, provider_options and custom_ops_library",
         _session_options,
+    ),
+    "tool_format": (
+        "The form in which the model writes tool calls, which are read and enforced in it. auto:"
+        " what the chat template and the control tokens tell; where they tell none, calls stay text"
+        " and cannot be required. none: the same, whatever they tell. Default: auto.",
+        f"one of {', '.join(TOOL_FORMATS)}",
+        lambda value: checks.one_of(value, TOOL_FORMATS),
     ),
     "verify": (
         "How a saved model's files are checked before they are read. size: each is there with its"

@@ -74,14 +74,14 @@ class ToolCallOutput:
         self._text += characters
         characters.clear()
 
-    def call(self, name: str, id: str | None = None) -> None:
+    def call(self, name: str, call_id: str | None = None) -> None:
         """Begin a call.
 
         Args:
             name: The tool's name.
-            id: The id that the model gave the call, where its format has ids.
+            call_id: The id that the model gave the call, where its format has ids.
         """
-        self._add(ToolCallDelta(self.calls, id or f"call_{uuid.uuid4().hex[:24]}", name))
+        self._add(ToolCallDelta(self.calls, call_id or f"call_{uuid.uuid4().hex[:24]}", name))
         self.calls += 1
 
     def arguments(self, text: str) -> None:

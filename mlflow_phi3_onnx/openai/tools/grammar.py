@@ -49,12 +49,14 @@ def tool_call_grammar(
         return None
     text = tool_format.grammar(functions, rule, model) if tool_format else None
     if text is None:
-        how = f"in the format {tool_format.name}" if tool_format else "by this model"
+        why = "the form in which this model writes them is not known"
+        if tool_format:
+            why = f"its tool_format, {tool_format.name}, has no grammar"
         raise UnsupportedParameterError(
-            f"{'tool_choice' if rule.required else 'tools'}: calls cannot be enforced {how}:"
-            " how it writes them is not known. Set tool_format in model_config to the format that"
-            " it was trained on, or use tool_choice 'auto' or 'none'.",
-            param="tool_choice" if rule.required else "tools",
+            f"tool_choice: calls cannot be enforced, for {why}. Set tool_format in model_config to"
+            " the form that the model was trained on, or leave the model free: tool_choice 'auto',"
+            " without strict tools and parallel_tool_calls.",
+            param="tool_choice",
         )
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequestError(
