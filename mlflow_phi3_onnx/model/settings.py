@@ -60,7 +60,8 @@ RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
         checks.boolean,
     ),
     "intra_op_num_threads": (
-        "Threads that compute one operator. Default: all processors that the process may run on.",
+        "Threads that compute one operator. Default: the least of the processors that the process"
+        " may run on, its container's quota of processor time, and OMP_NUM_THREADS.",
         "an integer from 1 to 1024",
         checks.integer(1, 1024),
     ),
@@ -71,7 +72,7 @@ RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
     ),
     "kv_cache_memory": (
         "Bytes of KV cache that all running requests may take together. Default: half of the"
-        " memory that is available when the model is loaded.",
+        " memory that is available, within the container's limit, when the model is loaded.",
         "an integer from 1",
         checks.integer(1, 2**63 - 1),
     ),

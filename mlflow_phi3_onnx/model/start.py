@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
@@ -17,10 +18,11 @@ from mlflow_phi3_onnx.errors import (
     GenerationError,
     InvalidModelError,
     InvalidRequestError,
+    MemoryBudgetError,
 )
 from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel
+from mlflow_phi3_onnx.runtime.machine import available_memory, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
-from mlflow_phi3_onnx.runtime.providers import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["start_engine", "why_not_slots"]
+
+_logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_BATCH_SIZE = 16
 KV_SHARE_OF_AVAILABLE_MEMORY = 0.5
@@ -69,10 +73,22 @@ def start_engine(
         )
     memory = settings.runtime.get("kv_cache_memory")
     if memory is None:
-        memory = int(psutil.virtual_memory().available * KV_SHARE_OF_AVAILABLE_MEMORY)
+        memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY)
     kv_tokens = max(1, memory // folder.kv_bytes_per_token)
+    begun = time.monotonic()
+    loop = _start_loop(folder, settings, kv_tokens, adapters)
+    _logger.info(
+        "Loaded %s in %.1f s: %s loop, %s, %d threads, KV cache of at most %d tokens (%d bytes).",
+        folder.model_type,
+        time.monotonic() - begun,
+        loop.name,
+        provider,
+        _threads(folder, settings),
+        kv_tokens,
+        kv_tokens * folder.kv_bytes_per_token,
+    )
     return InProcessEngine(
-        _start_loop(folder, settings, kv_tokens, adapters),
+        loop,
         tokenizer=tokenizer,
         eos=frozenset(folder.eos_token_ids),
         vocab_size=folder.vocab_size,
@@ -139,14 +155,16 @@ def _start_loop(
     if reason is None:
         try:
             return _start_slots(folder, settings, kv_tokens)
-        except (InvalidModelError, DependencyError):
+        except (InvalidModelError, DependencyError, MemoryBudgetError) as error:
             if wanted == "slots":
                 raise
+            reason = error.message
     elif wanted == "slots":
         raise InvalidRequestError(
             f"loop='slots' cannot run this model: {reason}. Use loop='genai' or 'auto'.",
             param="loop",
         )
+    _logger.info("loop='auto' takes the genai loop, not slots: %s", reason)
     return _start_genai(folder, settings, kv_tokens, adapters)
 
 
