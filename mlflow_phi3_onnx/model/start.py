@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,10 +72,11 @@ def start_engine(
     if memory is None:
         memory = int(psutil.virtual_memory().available * KV_SHARE_OF_AVAILABLE_MEMORY)
     kv_tokens = max(1, memory // folder.kv_bytes_per_token)
+    eos = frozenset(folder.eos_token_ids)
     return InProcessEngine(
         _start_loop(folder, settings, kv_tokens, adapters),
-        tokenizer=tokenizer,
-        eos=frozenset(folder.eos_token_ids),
+        grammars=partial(tokenizer.grammars, folder.vocab_size, eos),
+        eos=eos,
         vocab_size=folder.vocab_size,
         kv_tokens=kv_tokens,
         kv_bytes_per_token=folder.kv_bytes_per_token,

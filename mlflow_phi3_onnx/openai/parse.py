@@ -1,4 +1,4 @@
-"""From a request's fields to a checked :class:`~mlflow_phi3_onnx.core.request.Request`."""
+"""From a request's fields to a :class:`ParsedRequest`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core import checks
-from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Request, Sampling
+from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, Parameter, Task
@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.openai.tools.grammar import CallRule
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-__all__ = ["INPUT_FIELDS", "Asked", "check_parameters", "parse_request"]
+__all__ = ["INPUT_FIELDS", "ParsedRequest", "check_parameters", "parse_request"]
 
 INPUT_FIELDS: Mapping[Task, str] = {
     "llm/v1/chat": "messages",
@@ -31,22 +31,24 @@ _LIMITS = ("max_tokens", "max_completion_tokens", "max_length")
 _SAMPLES = ("temperature", "top_p", "top_k", "min_p")
 
 PREDICTION_DRAFT = 8
-"""How many tokens are guessed ahead where a request has only a prediction."""
+"""How many draft tokens are verified in one step where a request has only a prediction."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, and what its caller wants of the answer's form.
+class ParsedRequest:
+    """A checked request.
 
     Attributes:
-        request: For the engine.
+        prompts: Prompts, a chat exactly one.
+        options: What to do with each of them.
         stream: ``stream`` as it was given, if it was.
         include_usage: Whether a stream ends with the usage.
         echo: Whether the answer begins with the prompt.
         calls: How tools are to be called, where that is enforced.
     """
 
-    request: Request
+    prompts: tuple[Prompt, ...]
+    options: Options
     stream: bool | None = None
     include_usage: bool = True
     echo: bool = False
@@ -103,7 +105,7 @@ def parse_request(
     model_defaults: Mapping[str, Any] | None = None,
     adapters: Collection[str] = (),
     own_name: str = "",
-) -> Asked:
+) -> ParsedRequest:
     """Check a request and settle every option.
 
     An option comes from the request, else from params, else from the model's saved configuration,
@@ -136,8 +138,9 @@ def parse_request(
             f" {MAX_ANSWERS:,} answers. Lower n or send several requests.",
             param="n",
         )
-    return Asked(
-        request=Request(prompts, options),
+    return ParsedRequest(
+        prompts=prompts,
+        options=options,
         stream=merged.get("stream"),
         include_usage=merged.get("stream_options", {}).get("include_usage", True),
         echo=merged.get("echo", False),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from types import TracebackType
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
 
 __all__ = ["Failing", "Loop"]
 
@@ -31,11 +31,11 @@ class Loop(Protocol):
         """Whether it can check guesses, and take back wrong ones."""
         ...
 
-    def needs(self, row: Row) -> int:
+    def needs(self, row: SequenceState) -> int:
         """Count the tokens of KV cache that a row takes at most, alone."""
         ...
 
-    def admit(self, waiting: Sequence[Row]) -> Collection[Row]:
+    def admit(self, waiting: Sequence[SequenceState]) -> Collection[SequenceState]:
         """Begin with as many of the waiting rows as there is room for now, the first one first.
 
         Args:
@@ -55,7 +55,7 @@ class Loop(Protocol):
         """Compute one step: one more token, or a piece of a prompt. Failures reach their rows."""
         ...
 
-    def interrupt(self, row: Row) -> None:
+    def interrupt(self, row: SequenceState) -> None:
         """Stop computing a row that is over, where that is possible within a step."""
         ...
 
@@ -70,7 +70,7 @@ class Failing:
     A class, because a generator costs a plain token more than its text does.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[SequenceState]) -> None:
         self._rows = rows
 
     def __enter__(self) -> None:
@@ -88,6 +88,6 @@ class Failing:
             failure = GenerationError(f"Generation failed ({type(error).__name__}).")
             failure.__cause__ = error
         for row in self._rows:
-            if not row.over:
+            if not row.finished:
                 row.fail(failure)
         return True

@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
     from mlflow_phi3_onnx.runtime.genai import NativeModel
 
 __all__ = ["GenAILoop", "GenAITraits"]
@@ -94,7 +94,7 @@ class GenAILoop:
         """Whether it can check guesses, and take back wrong ones."""
         return self._traits.all_logits and self._traits.goes_back
 
-    def needs(self, row: Row) -> int:
+    def needs(self, row: SequenceState) -> int:
         """Count the tokens of KV cache that a row takes at most, alone."""
         return most_kv_tokens([row])
 
@@ -103,7 +103,7 @@ class GenAILoop:
         """Whether a row is not over."""
         return bool(self._batches)
 
-    def admit(self, waiting: Sequence[Row]) -> set[Row]:
+    def admit(self, waiting: Sequence[SequenceState]) -> set[SequenceState]:
         """Begin with the waiting rows, as far as there is room.
 
         Where more wait than there is room for, they wait until half of it is free: many small
@@ -114,7 +114,7 @@ class GenAILoop:
         if len(waiting) > room and 2 * running > self._max_batch_size:
             return set()
         left = list(waiting)
-        taken: set[Row] = set()
+        taken: set[SequenceState] = set()
         while left and len(taken) < room:
             rows = self._next_batch(left, self._free(), room - len(taken))
             if not rows:
@@ -137,7 +137,7 @@ class GenAILoop:
             if batch.live:
                 self._batches.append(self._batch(batch.live))
 
-    def interrupt(self, row: Row) -> None:
+    def interrupt(self, row: SequenceState) -> None:
         """Do nothing: onnxruntime-genai cannot be stopped within a step."""
 
     def close(self) -> None:
@@ -148,14 +148,16 @@ class GenAILoop:
     def _free(self) -> int:
         return self._kv_tokens - sum(batch.kv_tokens for batch in self._batches)
 
-    def _batch(self, rows: Sequence[Row]) -> _Batch:
+    def _batch(self, rows: Sequence[SequenceState]) -> _Batch:
         assert self._pool is not None, "the loop is closed"
         if len(rows) > 1:
             return Group(self._pool, rows, self._traits.eos, self._chunks, self._free())
         chunks = self._chunks if self._traits.goes_back else None
         return Single(self._pool, rows[0], chunks, self._traits.context_length, self._free())
 
-    def _next_batch(self, waiting: Sequence[Row], free: int, most: int) -> list[Row]:
+    def _next_batch(
+        self, waiting: Sequence[SequenceState], free: int, most: int
+    ) -> list[SequenceState]:
         """Choose rows around the one that has waited longest, as long as they fit."""
         first, *others = waiting
         if not self._traits.groups or _wants_a_generator(first):
@@ -164,7 +166,7 @@ class GenAILoop:
             row for row in others if row.adapter == first.adapter and not _wants_a_generator(row)
         ]
         others.sort(key=lambda row: _difference(row, first))
-        rows: list[Row] = []
+        rows: list[SequenceState] = []
         for row in [first, *others]:
             joined = [*rows, row]
             if len(rows) == most or most_kv_tokens(joined) > free:
@@ -174,17 +176,17 @@ class GenAILoop:
             rows = joined
         return rows
 
-    def _short(self, rows: Sequence[Row]) -> bool:
+    def _short(self, rows: Sequence[SequenceState]) -> bool:
         tokens = len(rows) * max(len(row.prompt) for row in rows)
         return self._chunks.next(tokens, alone=True) == tokens
 
 
-def _difference(one: Row, other: Row) -> int:
+def _difference(one: SequenceState, other: SequenceState) -> int:
     """Count the tokens that one of two rows is computed in vain beside the other, at most."""
     prompts = abs(len(one.prompt) - len(other.prompt))
     return prompts + abs(one.max_tokens - other.max_tokens)
 
 
-def _wants_a_generator(row: Row) -> bool:
+def _wants_a_generator(row: SequenceState) -> bool:
     """Whether a row cannot share one: its prompt's logits are wanted, or guesses are checked."""
     return row.scores_prompt or row.drafts

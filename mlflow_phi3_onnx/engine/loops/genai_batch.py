@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
     from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
     from mlflow_phi3_onnx.runtime.genai import NativeGenerator
 
 __all__ = ["Group", "Single", "most_kv_tokens"]
@@ -33,12 +33,12 @@ ENOUGH = 128
 """Tokens of room that are enough for an answer to begin in, where its prompt is found again."""
 
 
-def most_kv_tokens(rows: Sequence[Row]) -> int:
+def most_kv_tokens(rows: Sequence[SequenceState]) -> int:
     """Count the tokens of KV cache that rows take at most together: the widest's, for each."""
     return len(rows) * (max(len(r.prompt) for r in rows) + max(r.max_tokens for r in rows))
 
 
-def _first_room(rows: Sequence[Row]) -> int:
+def _first_room(rows: Sequence[SequenceState]) -> int:
     longest = max(row.remaining for row in rows)
     return min(longest, max(GROWTH, *(len(row.tokens) for row in rows)))
 
@@ -70,7 +70,12 @@ class Group(_Holder):
     """
 
     def __init__(
-        self, pool: GeneratorPool, rows: Sequence[Row], eos: int, chunks: ChunkSize, budget: int
+        self,
+        pool: GeneratorPool,
+        rows: Sequence[SequenceState],
+        eos: int,
+        chunks: ChunkSize,
+        budget: int,
     ) -> None:
         self.rows = rows
         self.kv_tokens = most_kv_tokens(rows)
@@ -78,14 +83,14 @@ class Group(_Holder):
         self._eos = eos
         self._chunks = chunks
         self._budget = budget
-        self._inside: Sequence[Row] = ()
+        self._inside: Sequence[SequenceState] = ()
         self._room = 0
         self._wasted = 0
 
     @property
-    def live(self) -> list[Row]:
+    def live(self) -> list[SequenceState]:
         """The rows that are not over."""
-        return [row for row in self.rows if not row.over]
+        return [row for row in self.rows if not row.finished]
 
     @property
     def wasteful(self) -> bool:
@@ -103,15 +108,15 @@ class Group(_Holder):
             self._open()
         generator = self._take_generator()
         self._room -= 1
-        live = [row for row in self._inside if not row.over]
-        if all(row.takes_likeliest for row in live):
+        live = [row for row in self._inside if not row.finished]
+        if all(row.is_greedy for row in live):
             tokens = generator.advance()
         else:
             logits = generator.logits()
             tokens = [self._choose(row, logits[i]) for i, row in enumerate(self._inside)]
             generator.force(tokens)
         for row, token in zip(self._inside, tokens, strict=True):
-            if not row.over:
+            if not row.finished:
                 row.take(token)
         self._wasted += len(self._inside) - len(live)
         self._generator = generator
@@ -121,8 +126,8 @@ class Group(_Holder):
         if self._generator is not None:
             self._pool.give(self._take_generator())
 
-    def _choose(self, row: Row, logits: NDArray[np.float32]) -> int:
-        if row.over:
+    def _choose(self, row: SequenceState, logits: NDArray[np.float32]) -> int:
+        if row.finished:
             return self._eos
         try:
             return row.choose(logits)
@@ -161,7 +166,7 @@ class Single(_Holder):
     def __init__(
         self,
         pool: GeneratorPool,
-        row: Row,
+        row: SequenceState,
         chunks: ChunkSize | None,
         context_length: int,
         budget: int,
@@ -172,7 +177,7 @@ class Single(_Holder):
         self._chunks = chunks
         self._budget = budget
         self._computed = 0
-        self._likeliest = False
+        self._greedy = False
         # Where a follow-up may begin like this row, its KV cache has room for one.
         most = most_kv_tokens(self.rows)
         roomy = min(len(row.prompt) + len(row.tokens) + GROWTH, context_length, budget)
@@ -180,9 +185,9 @@ class Single(_Holder):
         self.kv_tokens = max(most, self._roomy)
 
     @property
-    def live(self) -> list[Row]:
+    def live(self) -> list[SequenceState]:
         """The row, unless it is over."""
-        return [] if self._row.over else [self._row]
+        return [] if self._row.finished else [self._row]
 
     @property
     def wasteful(self) -> bool:
@@ -202,10 +207,10 @@ class Single(_Holder):
         if self._generator is None or needed > self._generator.max_length:
             self._open()
         generator = self._take_generator()
-        if not self._likeliest and length - self._computed > bool(row.tokens):
+        if not self._greedy and length - self._computed > bool(row.tokens):
             self._prefill(generator, alone=alone)
-        elif row.takes_likeliest and not row.drafts:
-            self._take_likeliest(generator)
+        elif row.is_greedy and not row.drafts:
+            self._take_greedily(generator)
         else:
             self._choose(generator)
         self._generator = generator
@@ -214,13 +219,13 @@ class Single(_Holder):
         """Give the generator back, with what is computed in it."""
         if self._generator is not None:
             # The token that a generator has chosen last is not computed.
-            computed = -1 if self._likeliest else self._computed
+            computed = -1 if self._greedy else self._computed
             self._pool.give(self._take_generator(), self._row.sequence[:computed])
 
     def _open(self) -> None:
         row = self._row
         self.close()
-        self._likeliest = False
+        self._greedy = False
         sequence = row.sequence
         scored = row.scores_prompt and not row.tokens  # all of its logits are wanted
         self._generator, self._computed = self._pool.take(
@@ -252,12 +257,12 @@ class Single(_Holder):
         if self._computed == len(row.prompt):
             row.end_prompt()
 
-    def _take_likeliest(self, generator: NativeGenerator) -> None:
+    def _take_greedily(self, generator: NativeGenerator) -> None:
         """Let the generator choose, which it does from here on."""
         row = self._row
-        if not self._likeliest and len(row.prompt) + len(row.tokens) > self._computed:
+        if not self._greedy and len(row.prompt) + len(row.tokens) > self._computed:
             generator.extend(np.array(row.tokens[-1:], dtype=np.int32))
-        self._likeliest = True
+        self._greedy = True
         row.take(generator.advance()[0])
 
     def _choose(self, generator: NativeGenerator) -> None:

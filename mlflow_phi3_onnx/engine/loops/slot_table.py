@@ -12,7 +12,7 @@ from mlflow_phi3_onnx.engine.loops.prefix import MIN_PREFIX, common_prefix
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
     from mlflow_phi3_onnx.runtime.ort import SlotSession
 
 __all__ = ["Slot", "SlotTable"]
@@ -28,7 +28,7 @@ class Slot:
     """
 
     def __init__(self) -> None:
-        self.row: Row | None = None
+        self.row: SequenceState | None = None
         self.reserved = 0
         self.used = 0
         self._tokens = np.zeros(0, dtype=np.int32)
@@ -76,7 +76,7 @@ class SlotTable:
         self._clock = 0
         self.slots = [Slot() for _ in range(session.slots)]
 
-    def take(self, row: Row, needed: int) -> int | None:
+    def take(self, row: SequenceState, needed: int) -> int | None:
         """Give a row a slot, filled with as much of its prompt as some slot holds.
 
         Args:
@@ -121,7 +121,7 @@ class SlotTable:
         self._session.swap(one, other, len(first), len(second))
         self.slots[one], self.slots[other] = second, first
 
-    def _longest_prefix(self, row: Row) -> tuple[int | None, int]:
+    def _longest_prefix(self, row: SequenceState) -> tuple[int | None, int]:
         """Find the slot that holds the most of a prompt, less what is always computed."""
         if not self._reuse or row.scores_prompt:
             return None, 0

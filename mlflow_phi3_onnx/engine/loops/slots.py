@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
 
 __all__ = ["SlotsLoop"]
 
@@ -43,9 +43,9 @@ class SlotsLoop:
     ) -> None:
         self._session: SlotSession | None = session
         self._table = SlotTable(session, kv_tokens, reuse=reuse_prefixes)
-        self._prefilling: list[Row] = []
+        self._prefilling: list[SequenceState] = []
         self._decoding = range(0)
-        self._computing: Row | None = None
+        self._computing: SequenceState | None = None
         self._chunks = ChunkSize()
 
     @property
@@ -58,7 +58,7 @@ class SlotsLoop:
         """Whether it can check guesses, and take back wrong ones: it always can."""
         return True
 
-    def needs(self, row: Row) -> int:
+    def needs(self, row: SequenceState) -> int:
         """Count the tokens of KV cache that a row takes at most."""
         return len(row.prompt) + row.max_tokens
 
@@ -67,9 +67,9 @@ class SlotsLoop:
         """Whether a row has a slot."""
         return bool(self._prefilling) or len(self._decoding) > 0
 
-    def admit(self, waiting: Sequence[Row]) -> set[Row]:
+    def admit(self, waiting: Sequence[SequenceState]) -> set[SequenceState]:
         """Give slots to the waiting rows, in order, as far as there is room."""
-        taken: set[Row] = set()
+        taken: set[SequenceState] = set()
         for row in waiting:
             index = self._table.take(row, self.needs(row))
             if index is None:
@@ -93,7 +93,7 @@ class SlotsLoop:
                 self._decode(rows)
         self._remove_finished()
 
-    def interrupt(self, row: Row) -> None:
+    def interrupt(self, row: SequenceState) -> None:
         """Stop a chunk of a row's prompt while it is computed."""
         session = self._session
         if self._computing is row and session is not None:
@@ -105,7 +105,7 @@ class SlotsLoop:
         self._prefilling = []
         self._decoding = range(0)
 
-    def _prefill(self, row: Row) -> None:
+    def _prefill(self, row: SequenceState) -> None:
         """Compute the next chunk of a prompt; after the last one, the row is decoded."""
         index = self._index(row)
         slot = self._table.slots[index]
@@ -119,7 +119,7 @@ class SlotsLoop:
         try:
             logits = self._run(index, chunk[None, :], [done + size], wanted, interruptible=True)
         except Interrupted:
-            if not row.over:
+            if not row.finished:
                 # Another row's cancellation came late, and stopped this chunk instead of its own.
                 self._prefilling.insert(0, row)
             return
@@ -132,12 +132,12 @@ class SlotsLoop:
             self._prefilling.append(row)
             return
         row.end_prompt()
-        if not row.over:
+        if not row.finished:
             _advance(row, logits[0, -1:])
-        if not row.over:
+        if not row.finished:
             self._join(self._index(row))
 
-    def _decode(self, rows: Sequence[Row]) -> None:
+    def _decode(self, rows: Sequence[SequenceState]) -> None:
         """Compute the last token of every row, and choose the next."""
         slots = [self._table.slots[index] for index in self._decoding]
         draft = rows[0].draft() if len(rows) == 1 else []
@@ -178,7 +178,7 @@ class SlotsLoop:
         self._decoding = range(min(span.start, target), max(span.stop, target + 1))
 
     def _remove_finished(self) -> None:
-        for row in [row for row in self._prefilling if row.over]:
+        for row in [row for row in self._prefilling if row.finished]:
             self._prefilling.remove(row)
         # Looked for anew each time: leaving may exchange two slots.
         while (index := self._finished_slot()) is not None:
@@ -186,7 +186,7 @@ class SlotsLoop:
 
     def _finished_slot(self) -> int | None:
         slots = enumerate(self._table.slots)
-        return next((i for i, slot in slots if slot.row is not None and slot.row.over), None)
+        return next((i for i, slot in slots if slot.row is not None and slot.row.finished), None)
 
     def _leave(self, index: int) -> None:
         span = self._decoding
@@ -201,16 +201,16 @@ class SlotsLoop:
             self._table.swap(index, last)
         self._decoding = range(span.start, last)
 
-    def _index(self, row: Row) -> int:
+    def _index(self, row: SequenceState) -> int:
         return next(i for i, slot in enumerate(self._table.slots) if slot.row is row)
 
-    def _row(self, index: int) -> Row:
+    def _row(self, index: int) -> SequenceState:
         row = self._table.slots[index].row
         assert row is not None
         return row
 
 
-def _advance(row: Row, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
+def _advance(row: SequenceState, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
     try:
         row.advance(logits, draft)
     except GenAIError as error:
