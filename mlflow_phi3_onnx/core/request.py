@@ -1,7 +1,8 @@
 """The one request and the one completion that every door uses.
 
 A door (native method, pyfunc row, HTTP body) parses what it got into prompts and
-:class:`Options`; what comes back is a :class:`Completion` or a stream of :class:`Delta`. All of it is plain, immutable data.
+:class:`Options`; what comes back is a :class:`Completion` or a stream of :class:`Delta`. All of it
+is plain, immutable data.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ class Options:
     Attributes:
         sampling: How tokens are chosen.
         max_tokens: The most tokens of a completion; None means as many as fit.
-        max_length: The most tokens of prompt and completion together; None means the context length.
+        max_length: The most tokens of prompt and completion together; None means the context
+            length.
         strict_limit: Whether a limit that does not fit in the context is an error (the caller
             asked for it) or an upper bound (the model's saved configuration did).
         min_tokens: The fewest tokens before the completion may end.

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from mlflow_phi3_onnx.core.request import FinishReason, Grammar, Sampling
-from mlflow_phi3_onnx.errors import GenAIError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from mlflow_phi3_onnx.errors import GenAIError
 
 __all__ = ["Deliver", "Engine", "Job", "JobHandle", "TokenDelta", "TokenScore"]
 

@@ -81,7 +81,8 @@ def test_a_cancel_that_comes_late_leaves_the_next_prompt_to_be_answered(
         interrupt, interrupted = session.interrupt, threading.Event()
 
         def late() -> None:
-            until(lambda: loop._computing is second.handle.state and session._running is not None)
+            handle: Any = second.handle
+            until(lambda: loop._computing is handle.state and session._running is not None)
             interrupt()
             interrupted.set()
 
@@ -90,5 +91,5 @@ def test_a_cancel_that_comes_late_leaves_the_next_prompt_to_be_answered(
         first, second = submit(model, *((prompt, 2, Options()) for prompt in prompts))
         until(lambda: loop._computing is not None)
         first.cancel()
-        assert second._future.result(timeout=60).token_ids
+        assert second.result().tokens >= 1
         assert interrupted.is_set()

@@ -28,35 +28,35 @@ class Loop(Protocol):
 
     @property
     def drafts(self) -> bool:
-        """Whether it can check guesses, and take back wrong ones."""
+        """Whether it can verify draft tokens, and take back wrong ones."""
         ...
 
-    def needs(self, row: SequenceState) -> int:
-        """Count the tokens of KV cache that a row takes at most, alone."""
+    def needs(self, state: SequenceState) -> int:
+        """Count the tokens of KV cache that a sequence takes at most, alone."""
         ...
 
     def admit(self, waiting: Sequence[SequenceState]) -> Collection[SequenceState]:
-        """Begin with as many of the waiting rows as there is room for now, the first one first.
+        """Begin with as many waiting sequences as there is room for now, the first one first.
 
         Args:
-            waiting: Rows in the order in which they came; none of them is over.
+            waiting: Sequences in the order in which they came; none of them is finished.
 
         Returns:
-            The rows that it has begun with.
+            The sequences that it has begun with.
         """
         ...
 
     @property
     def busy(self) -> bool:
-        """Whether a row that it has begun with is not over."""
+        """Whether a sequence that it has begun with is not over."""
         ...
 
     def step(self) -> None:
-        """Compute one step: one more token, or a piece of a prompt. Failures reach their rows."""
+        """Compute one step: a token, or a chunk of a prompt. Failures reach their sequences."""
         ...
 
-    def interrupt(self, row: SequenceState) -> None:
-        """Stop computing a row that is over, where that is possible within a step."""
+    def interrupt(self, state: SequenceState) -> None:
+        """Stop computing a sequence that is finished, where that is possible within a step."""
         ...
 
     def close(self) -> None:
@@ -65,13 +65,13 @@ class Loop(Protocol):
 
 
 class Failing:
-    """Lets whatever goes wrong inside end these rows, and nothing else.
+    """Lets whatever goes wrong inside end these sequences, and nothing else.
 
     A class, because a generator costs a plain token more than its text does.
     """
 
-    def __init__(self, rows: Sequence[SequenceState]) -> None:
-        self._rows = rows
+    def __init__(self, states: Sequence[SequenceState]) -> None:
+        self._states = states
 
     def __enter__(self) -> None:
         pass
@@ -87,7 +87,7 @@ class Failing:
             _logger.error("Generation failed: %s", type(error).__name__)
             failure = GenerationError(f"Generation failed ({type(error).__name__}).")
             failure.__cause__ = error
-        for row in self._rows:
-            if not row.finished:
-                row.fail(failure)
+        for state in self._states:
+            if not state.finished:
+                state.fail(failure)
         return True

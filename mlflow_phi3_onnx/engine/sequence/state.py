@@ -177,8 +177,8 @@ class SequenceState:
         """
         if self.is_greedy:
             return int(logits.argmax())
-        reports = self._top_logprobs is not None
-        report = read_scores(logits, self._top_logprobs) if reports else None
+        top = self._top_logprobs
+        report = None if top is None else read_scores(logits, top)
         for processor in self._processors:
             processor.apply(logits, self.tokens)
         token = self._sampler.choose(logits)
