@@ -47,15 +47,9 @@ def main(repeats: int = 10) -> None:
         config = {"loop": loop, "intra_op_num_threads": 1}
         with GenAIModel(demo_model_path(), model_config=config) as model:
             for name, (stream, options) in FORMS.items():
-                fields = {"prompt": "Tell me a long story.", **length, **options}
-
-                def ask(fields: dict[str, Any] = fields, *, stream: bool = stream) -> object:
-                    return (
-                        [*model.stream_complete(**fields)] if stream else model.complete(**fields)
-                    )
-
+                ask = _asker(model, {**length, **options}, stream=stream)
                 for callers in CALLERS:
-                    micro = measure(lambda: list(ask(**fields)), callers, repeats)  # noqa: B023
+                    micro = measure(ask, callers, repeats)
                     print(f"{loop:<6} {name:<17} {callers} callers {micro:8.1f} µs/token")
 
 
