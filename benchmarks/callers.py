@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CALLERS = (1, 8)
 TOKENS = 150
+PROMPT = "Tell me a long story."
 FORMS: Mapping[str, tuple[bool, dict[str, Any]]] = {
     "whole": (False, {}),
     "whole, with stop": (False, {"stop": ["\u2603\u2603", "\n\n###"]}),
@@ -40,9 +41,15 @@ def measure(ask: Callable[[], object], callers: int, repeats: int) -> float:
     return 1e6 * statistics.median(times[1:]) / (callers * TOKENS)
 
 
+def _asker(model: GenAIModel, options: dict[str, Any], *, stream: bool) -> Callable[[], object]:
+    if stream:
+        return lambda: list(model.stream_complete(PROMPT, **options))
+    return lambda: model.complete(PROMPT, **options)
+
+
 def main(repeats: int = 10) -> None:
     """Print a line for each loop, form and number of callers."""
-    length = {"max_tokens": TOKENS, "min_tokens": TOKENS}
+    length: dict[str, Any] = {"max_tokens": TOKENS, "min_tokens": TOKENS}
     for loop in ("genai", "slots"):
         config = {"loop": loop, "intra_op_num_threads": 1}
         with GenAIModel(demo_model_path(), model_config=config) as model:

@@ -119,7 +119,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def spy(state: inprocess.SequenceState, token: int) -> None:
         tokens.append(token)
-        take(row, token)
+        take(state, token)
 
     monkeypatch.setattr(inprocess.SequenceState, "take", spy)
     return tokens
