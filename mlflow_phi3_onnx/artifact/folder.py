@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.onnx.graph import ELEMENT_BYTES, GraphFacts, read_graph
+from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, read_graph
+from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
+from mlflow_phi3_onnx.core.files import inside, read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.providers import provider_name
 from mlflow_phi3_onnx.runtime.session_options import (
@@ -25,7 +25,6 @@ CONFIG_FILE = "genai_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 _SHOWN = 12
-_LONGEST_KEY = 60
 
 # Other forms of a tokenizer, which are not read.
 _OTHER_TOKENIZERS = (
@@ -109,7 +108,7 @@ def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFo
     path = Path(path)
     tokenizer_path = tokenizer_path or path
     _check_layout(path)
-    config = _read_json(path, CONFIG_FILE)
+    config = read_json_object(path / CONFIG_FILE)
     _check_native_options(config)
     model = _section(config, "model")
     decoder = _section(model, "decoder", "model.")
@@ -160,27 +159,6 @@ def some_of(names: Sequence[str], shown: int = _SHOWN) -> str:
     """List names for a message, the first few of many, and count the others."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        text = (path / name).read_text(encoding="utf-8")
-        value = json.loads(text, object_pairs_hook=partial(_object, name))
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{name} is not valid JSON.") from error
-    if not isinstance(value, dict):
-        raise InvalidModelError(f"{name} must hold a JSON object.")
-    return value
-
-
-def _object(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object. Native code reads a key that stands twice otherwise than Python does."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise InvalidModelError(f"{name} has the key {twice[:_LONGEST_KEY]!r} twice in one object.")
-    return value
 
 
 def _check_native_options(config: Any) -> None:
@@ -272,16 +250,17 @@ def _check_tokenizer(path: Path) -> None:
             ' the checkpoint that the model was made from: python -c "from transformers import'
             " AutoTokenizer as A; A.from_pretrained('CHECKPOINT').save_pretrained('MODEL_FOLDER')\""
         )
-    _read_json(path, "tokenizer_config.json")
+    # Infinity is taken: transformers writes one as model_max_length, and only Python reads it.
+    read_json_object(path / "tokenizer_config.json", infinite=True)
 
 
 def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:
     name = decoder.get("filename")
     if not isinstance(name, str) or not name:
         raise InvalidModelError(f"{CONFIG_FILE}: model.decoder.filename must name the graph.")
-    graph = read_graph(_inside(path, name, f"{CONFIG_FILE}: model.decoder.filename"))
+    graph = read_graph(_existing(path, name, f"{CONFIG_FILE}: model.decoder.filename"))
     for external in graph.external.values():
-        file = _inside(path, external.location, f"{name}: external data")
+        file = _existing(path, external.location, f"{name}: external data")
         size = file.stat().st_size
         if size < external.size:
             raise InvalidModelError(
@@ -291,13 +270,8 @@ def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:
     return graph
 
 
-def _inside(path: Path, name: str, what: str) -> Path:
-    """Return the path of a file that must be in the folder, by plain relative name."""
-    relative = PurePosixPath(name.replace("\\", "/"))
-    parts = relative.parts or ("..",)
-    if relative.is_absolute() or ".." in parts or ":" in parts[0]:
-        raise InvalidModelError(f"{what} leads out of the model folder.")
-    file = path.joinpath(*relative.parts)
+def _existing(path: Path, name: Any, what: str) -> Path:
+    file = inside(path, name, f"{what} leads out of the model folder")
     if not file.is_file():
         raise InvalidModelError(f"The model folder has no {name} ({what}).")
     return file
@@ -308,5 +282,6 @@ def _kv_bytes_per_token(decoder: Mapping[str, Any], graph: GraphFacts) -> int:
     heads = _positive(decoder, "num_key_value_heads", "model.decoder.")
     size = _positive(decoder, "head_size", "model.decoder.")
     elements = [kind for name, kind in graph.inputs.items() if "past_key_values" in name]
-    width = max((ELEMENT_BYTES.get(kind, 4) for kind in elements), default=4)
+    sizes = [TENSOR_TYPES[kind].size for kind in elements if kind in TENSOR_TYPES]
+    width = max(sizes, default=4)
     return 2 * layers * heads * size * width

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import time
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.engine.loops.base import Failing
 from mlflow_phi3_onnx.engine.sequence.state import SequenceState
+from mlflow_phi3_onnx.engine.waiting import WaitingJobs
 from mlflow_phi3_onnx.errors import (
     CancelledError,
     GenerationError,
@@ -92,7 +94,7 @@ class InProcessEngine:
         self._kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
         self._longest = longest
-        self._waiting: list[SequenceState] = []
+        self._waiting = WaitingJobs()
         self._running: list[SequenceState] = []
         self._closed = False
         self._begin()
@@ -123,9 +125,9 @@ class InProcessEngine:
 
     def _begin(self) -> None:
         """Be as an engine that has taken no jobs; what it had taken is no longer its own."""
-        for state in self._waiting + self._running:
+        for state in (*self._waiting, *self._running):
             state.finished = True
-        self._waiting = []
+        self._waiting = WaitingJobs()
         self._running = []
         self._inbox: queue.SimpleQueue[Sequence[SequenceState] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -193,12 +195,12 @@ class InProcessEngine:
         with self._lock:
             self._thread = None
             while not self._inbox.empty():
-                self._waiting += self._inbox.get() or ()
+                self._waiting.add(self._inbox.get() or ())
             failure = GenerationError(f"The engine failed ({type(error).__name__}). Try again.")
             failure.__cause__ = error
-            for state in self._waiting + self._running:
+            for state in (*self._waiting, *self._running):
                 state.fail(failure)
-            self._waiting = []
+            self._waiting = WaitingJobs()
             self._running = []
 
     def _serve(self) -> None:
@@ -206,10 +208,10 @@ class InProcessEngine:
             while not self._inbox.empty() or not (self._waiting or self._loop.busy):
                 states = self._inbox.get()
                 if states is None:
-                    for state in self._waiting + self._running:
+                    for state in (*self._waiting, *self._running):
                         state.fail(CancelledError("The model was closed."))
                     return
-                self._waiting += states
+                self._waiting.add(states)
             # A fork waits for the end of a step, so that it finds nothing half done.
             with self._stepping:
                 self._give_up_late_ones()
@@ -217,8 +219,8 @@ class InProcessEngine:
                 self._loop.step()
 
     def _give_up_late_ones(self) -> None:
-        for state in self._waiting + self._running:
-            if state.expired and not state.finished:
+        for state in self._waiting.expired(time.monotonic()):
+            if not state.finished:
                 state.fail(
                     GenerationTimeoutError(
                         "The answer was not whole when its timeout was over. Raise timeout, or"
@@ -229,14 +231,14 @@ class InProcessEngine:
 
     def _admit(self) -> None:
         self._running = [state for state in self._running if not state.finished]
-        self._waiting = [state for state in self._waiting if not state.finished]
-        if not self._waiting:
+        waiting = self._waiting.first()
+        if not waiting:
             return
         begun: Collection[SequenceState] = ()
-        with Failing(self._waiting):
-            begun = self._loop.admit(self._waiting)
-        self._running += [state for state in self._waiting if state in begun]
-        self._waiting = [state for state in self._waiting if state not in begun]
+        with Failing(waiting):
+            begun = self._loop.admit(waiting)
+        self._running += [state for state in waiting if state in begun]
+        self._waiting.remove(begun)
 
     def before_fork(self) -> None:
         """Wait for the end of a step, and keep the next one from beginning."""

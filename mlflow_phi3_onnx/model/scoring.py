@@ -6,12 +6,12 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.checks import describe_kind, integer
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model.planning import PlannedRequest
 from mlflow_phi3_onnx.openai.logprobs import entry
-from mlflow_phi3_onnx.openai.parameters import MAX_LOGPROBS
+from mlflow_phi3_onnx.openai.parameters import CHAT, PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
-
-_alternatives = integer(0, MAX_LOGPROBS)
-_count = integer(1, 2**31 - 1)
 
 
 def is_one(text: Any) -> bool:
@@ -41,13 +38,7 @@ def plan_greedy(ids: Any, max_tokens: Any, planner: Planner) -> PlannedRequest:
         InvalidRequestError: If an argument is not what it may be.
         ContextLengthError: If the prompt, or what is asked for, is too long.
     """
-    try:
-        limit = _count(max_tokens)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"max_tokens must be an integer from 1; got {describe_kind(max_tokens)}.",
-            param="max_tokens",
-        ) from error
+    limit = PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
     job = planner.plan_greedy(TokenPrompt(check_ids(ids, "ids"), "ids"), limit)
     return PlannedRequest([job], lambda completions: list(completions[0].token_ids))
 
@@ -61,14 +52,7 @@ def plan_token_logprobs(
         InvalidRequestError: If an argument is not what it may be.
         ContextLengthError: If a text is too long.
     """
-    try:
-        top = _alternatives(top_logprobs)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"top_logprobs must be an integer from 0 to {MAX_LOGPROBS}; got"
-            f" {describe_kind(top_logprobs)}.",
-            param="top_logprobs",
-        ) from error
+    top = PARAMETERS[CHAT]["top_logprobs"].read(top_logprobs)
     scores: list[PlannedRequest] = []
     for prompt in _check_texts(text):
         job = planner.plan_scoring(prompt, top)

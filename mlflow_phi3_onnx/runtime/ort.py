@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_phi3_onnx.core.dtypes import FLOATS
 from mlflow_phi3_onnx.errors import (
     DependencyError,
     GenerationError,
@@ -39,11 +40,9 @@ _NEEDED_FOR = (
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-_ELEMENTS = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
+_LOGITS = {"tensor(float)": FLOATS[1], "tensor(float16)": FLOATS[10]}
 
-_LOGITS = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
-
-CACHE_TYPES = frozenset(_ELEMENTS)
+CACHE_TYPES = frozenset(FLOATS)
 """The element types of a cache that a session takes, as ``TensorProto.DataType``."""
 
 
@@ -100,7 +99,7 @@ class SlotSession:
             ) from error
         self.slots = slots
         self.capacity = capacity
-        self._dtype = _ELEMENTS[element]
+        self._dtype = FLOATS[element]
         shape = (slots, heads, capacity, head_size)
         try:
             self._slabs = [_Slab(shape, self._dtype) for _ in range(2 * layers)]

@@ -35,6 +35,7 @@ class ScriptedLoop:
     """
 
     def __init__(self, token: int) -> None:
+        self.name = "scripted"
         self.token = token
         self.steps = 0
         self.room = 10_000
@@ -43,6 +44,7 @@ class ScriptedLoop:
         self.gate = threading.Event()
         self.gate.set()
         self.states: list[SequenceState] = []
+        self.begun: list[SequenceState] = []
 
     def needs(self, state: SequenceState) -> int:
         return len(state.prompt) + state.max_tokens
@@ -56,6 +58,7 @@ class ScriptedLoop:
                 break
             taken.append(state)
         self.states += taken
+        self.begun += taken
         return taken
 
     @property

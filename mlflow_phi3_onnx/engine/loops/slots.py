@@ -38,6 +38,8 @@ class SlotsLoop:
             it differs.
     """
 
+    name = "slots"
+
     def __init__(
         self, session: SlotSession, *, kv_tokens: int, reuse_prefixes: bool = True
     ) -> None:

@@ -59,7 +59,7 @@ class SequenceState:
         self.cached_tokens = 0
         self.adapter = job.adapter
         self.scores_prompt = job.prompt_logprobs
-        self._deadline = None if job.timeout is None else time.monotonic() + job.timeout
+        self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
         self._streamed = job.streamed
         self._top_logprobs = job.top_logprobs
         self._eos = eos
@@ -83,11 +83,6 @@ class SequenceState:
         self._deliver = deliver
         self._delivering = threading.Lock()
         self._ended = False
-
-    @property
-    def expired(self) -> bool:
-        """Whether its time is up."""
-        return self._deadline is not None and time.monotonic() > self._deadline
 
     @property
     def sequence(self) -> NDArray[np.int32]:
