@@ -1,8 +1,8 @@
-"""The one request and the one result that every door uses.
+"""The one request and the one completion that every door uses.
 
-A door (native call, pyfunc row, HTTP body) parses what it got into a :class:`Request`; the engine
-answers with a :class:`Result` or a stream of :class:`Delta`. Everything here is plain, immutable
-data that could cross a process boundary.
+A door (native method, pyfunc row, HTTP body) parses what it got into prompts and
+:class:`Options`; what comes back is a :class:`Completion` or a stream of :class:`Delta`. All of it
+is plain, immutable data.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ __all__ = [
     "Limits",
     "Options",
     "Prompt",
-    "Request",
-    "Result",
     "Sampling",
     "TextPrompt",
     "TokenLogprob",
@@ -83,15 +81,16 @@ class Sampling:
     """How one sequence chooses its tokens.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
-        top_k: Sample among this many likeliest tokens; 0 means all.
-        top_p: Sample among the fewest likeliest tokens with this much probability together.
-        min_p: Drop tokens less likely than this share of the likeliest token's probability.
+        temperature: 0 always takes the most likely token.
+        top_k: Sample among this many most likely tokens; 0 means all.
+        top_p: Nucleus sampling: the smallest set of most likely tokens whose probabilities sum to
+            at least this.
+        min_p: Drop tokens less likely than this share of the most likely token's probability.
         seed: Makes sampling repeatable, whatever else runs beside it. None draws a fresh one.
         repetition_penalty: Divides positive and multiplies negative logits of every token that the
-            prompt or the answer holds (CTRL, https://arxiv.org/abs/1909.05858).
-        presence_penalty: Subtracted once from the logit of a token that the answer holds.
-        frequency_penalty: Subtracted for each time that the answer holds it.
+            prompt or the completion holds (CTRL, https://arxiv.org/abs/1909.05858).
+        presence_penalty: Subtracted once from the logit of a token that the completion holds.
+        frequency_penalty: Subtracted for each time that the completion holds it.
         logit_bias: Added to logits, by token id.
         no_repeat_ngram_size: No run of this many tokens occurs twice; 0 allows all.
     """
@@ -107,22 +106,10 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
     no_repeat_ngram_size: int = 0
 
-    @property
-    def plain_greedy(self) -> bool:
-        """Whether the likeliest raw logit is all that counts."""
-        return (
-            (self.temperature == 0 or self.top_k == 1)
-            and self.repetition_penalty == 1
-            and self.presence_penalty == 0
-            and self.frequency_penalty == 0
-            and not self.logit_bias
-            and not self.no_repeat_ngram_size
-        )
-
 
 @dataclass(frozen=True)
 class Grammar:
-    """What an answer must match, as a whole.
+    """What a completion must match, as a whole.
 
     Attributes:
         kind: What the text is: a JSON schema, a regular expression in Rust's syntax, or a grammar
@@ -142,23 +129,24 @@ class Options:
 
     Attributes:
         sampling: How tokens are chosen.
-        max_tokens: The most tokens of an answer; None means as many as fit.
-        max_length: The most tokens of prompt and answer together; None means the context length.
+        max_tokens: The most tokens of a completion; None means as many as fit.
+        max_length: The most tokens of prompt and completion together; None means the context
+            length.
         strict_limit: Whether a limit that does not fit in the context is an error (the caller
             asked for it) or an upper bound (the model's saved configuration did).
-        min_tokens: The fewest tokens before the answer may end.
-        stop: Texts that end the answer and are not part of it.
-        n: How many answers to each prompt.
+        min_tokens: The fewest tokens before the completion may end.
+        stop: Texts that end the completion and are not part of it.
+        n: How many completions of each prompt.
         top_logprobs: How many alternatives to report for each token; None reports none at all.
         prompt_logprobs: Whether to report the log-probabilities of the prompt's own tokens, with
             ``top_logprobs`` alternatives each; ``max_tokens`` may then be 0.
         keep_control_tokens: Whether control tokens stay in the text, for marks of tool calls.
-        grammar: What every answer must match, unless a token limit ends it; None allows all.
-        timeout: Seconds after which an answer that is not whole is given up; None waits for ever.
-        draft_tokens: The most tokens that are guessed ahead and checked in one step; 0 guesses
-            none. Guesses are looked up in the prompt and the answer (prompt lookup decoding).
-        prediction: A text that the answer is likely to repeat, where guesses are looked up too.
-        adapter: The adapter that the model is to answer with; None for none.
+        grammar: What every completion must match, unless a token limit ends it; None allows all.
+        timeout: Seconds after which a completion that is not finished fails; None waits for ever.
+        draft_tokens: The most draft tokens that are verified in one step; 0 drafts none. They are
+            looked up in the prompt and the completion (prompt lookup decoding).
+        prediction: A text that the completion is likely to repeat: drafts are looked up there too.
+        adapter: The adapter that computes the completion; None for none.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -179,23 +167,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Request:
-    """Prompts, a chat exactly one, and what to do with each of them."""
-
-    prompts: tuple[Prompt, ...]
-    options: Options = field(default_factory=Options)
-
-
-@dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of one token of an answer.
+    """The log-probability of one token.
 
     Attributes:
         token_id: The token.
         text: The token's text, with U+FFFD where it is part of a character.
         raw: The token's bytes.
         logprob: Its natural logarithm of probability under the raw logits.
-        top: The likeliest tokens at this position, likeliest first; their own ``top`` is empty.
+        top: The most likely tokens at this position, most likely first; their own ``top`` is empty.
     """
 
     token_id: int
@@ -207,19 +187,21 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of an answer, as it is written.
+    """What was added to a completion since the delta before.
 
     Attributes:
-        text: New text, maybe empty.
-        tokens: How many tokens the answer has so far, the one that ended it included.
-        finish_reason: Why it ended, on the last piece.
-        logprobs: The log-probabilities of the tokens since the piece before.
-        prompt_logprobs: One entry a token of the prompt, where asked for, on the first piece; the
+        text: New text, maybe empty, without the stop sequence or control token that ended it.
+        tokens: How many tokens the completion has so far, the one that ended it included.
+        finish_reason: On the last delta, ``"stop"`` for an end-of-sequence token or stop sequence,
+            ``"length"`` where a token limit ended it.
+        logprobs: The log-probabilities of the new tokens, where asked for.
+        prompt_logprobs: One entry a token of the prompt, where asked for, on the first delta; the
             first token's is None, for nothing comes before it.
         cached_tokens: How many of the prompt's tokens were found in a cache.
-        drafted_tokens: How many tokens were guessed ahead so far.
-        accepted_tokens: How many of those are part of the answer.
-        token_ids: All of the answer's tokens, the one that ended it included, on the last piece.
+        drafted_tokens: How many draft tokens were verified so far.
+        accepted_tokens: How many of those are part of the completion.
+        token_ids: All of the completion's tokens, the one that ended it included, on the last
+            delta.
     """
 
     text: str
@@ -233,32 +215,8 @@ class Delta:
     token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One finished answer.
-
-    Attributes:
-        text: The answer, without the stop sequence or control token that ended it.
-        tokens: How many tokens were generated, the one that ended it included.
-        finish_reason: ``"stop"`` for an end-of-sequence token or stop sequence, ``"length"`` when
-            a token limit ended it.
-        logprobs: One entry a token, where asked for.
-        prompt_logprobs: One entry a token of the prompt, where asked for; the first one is None.
-        cached_tokens: How many of the prompt's tokens were found in a cache.
-        drafted_tokens: How many tokens were guessed ahead.
-        accepted_tokens: How many of those are part of the answer.
-        token_ids: The answer's tokens, the one that ended it included.
-    """
-
-    text: str
-    tokens: int
-    finish_reason: FinishReason
-    logprobs: tuple[TokenLogprob, ...] | None = None
-    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-    cached_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    token_ids: tuple[int, ...] = ()
+Completion: TypeAlias = Delta
+"""A whole completion: one delta from its beginning to its end."""
 
 
 @dataclass(frozen=True)
@@ -278,25 +236,11 @@ class EncodedPrompt:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The answers to one request.
-
-    Attributes:
-        completions: The answers to the first prompt, then those to the second, and so on;
-            :attr:`Options.n` to each.
-        prompts: The prompts.
-    """
-
-    completions: tuple[Completion, ...]
-    prompts: tuple[EncodedPrompt, ...]
-
-
-@dataclass(frozen=True)
 class Limits:
     """What a model can do at most.
 
     Attributes:
-        context_length: Tokens of prompt and answer together.
+        context_length: Tokens of prompt and completion together.
         vocab_size: Token ids.
         kv_bytes_per_token: Bytes of KV cache that one token of one sequence takes.
     """

@@ -1,22 +1,25 @@
-"""The interface of an engine.
+"""The engine's edge: token ids go in, token ids come out, as plain data that pickles.
 
-Jobs are plain data, so that an engine may live in another process.
+So an engine may live in this process or in another. No text crosses the edge: prompts are encoded,
+stop sequences found and log-probabilities given their texts on the caller's side.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from mlflow_phi3_onnx.core.request import Completion, Delta, Options
+from mlflow_phi3_onnx.core.request import FinishReason, Grammar, Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Engine", "Job", "Stream", "Ticket"]
+    from mlflow_phi3_onnx.errors import GenAIError
+
+__all__ = ["Deliver", "Engine", "Job", "JobHandle", "TokenDelta", "TokenScore"]
 
 
 @dataclass(frozen=True)
@@ -27,45 +30,84 @@ class Job:
         prompt: Token ids, at least one.
         max_tokens: The most tokens to generate; 0 only where the prompt's log-probabilities are
             all that is wanted.
-        options: What the request asks for.
-        index: Which of the request's answers this is.
+        sampling: How tokens are chosen.
+        index: Which completion of its request this is: each draws other random numbers.
+        streamed: Whether each token is delivered at once, or all of them together at the end.
+        min_tokens: The fewest tokens before an end-of-sequence token may be chosen.
+        top_logprobs: How many alternatives to report for each token; None reports none at all.
+        prompt_logprobs: Whether to report the prompt's own tokens too.
+        grammar: What the completion must match, if anything.
+        timeout: Seconds after which a sequence that is not finished fails.
+        draft_tokens: The most draft tokens that are verified in one step; 0 drafts none.
+        draft_source: Token ids that the completion is likely to repeat, beside the prompt's.
+        adapter: The adapter that computes it; None for none.
     """
 
     prompt: NDArray[np.int32]
     max_tokens: int
-    options: Options = field(default_factory=Options)
+    sampling: Sampling = field(default_factory=Sampling)
     index: int = 0
+    streamed: bool = False
+    min_tokens: int = 0
+    top_logprobs: int | None = None
+    prompt_logprobs: bool = False
+    grammar: Grammar | None = None
+    timeout: float | None = None
+    draft_tokens: int = 0
+    draft_source: tuple[int, ...] = ()
+    adapter: str | None = None
 
 
-class Ticket(Protocol):
+class TokenScore(NamedTuple):
+    """The log-probability of one token.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its natural logarithm of probability under the raw logits.
+        top: The most likely tokens there with theirs, most likely first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class TokenDelta(NamedTuple):
+    """What was added to a sequence since the delta before.
+
+    Attributes:
+        token_ids: New tokens, the end-of-sequence token included.
+        finish_reason: Why the sequence is finished, on the last delta.
+        logprobs: One entry a new token where asked for, but none for an end-of-sequence token.
+        prompt_logprobs: One entry a token of the prompt where asked for, on the first delta; the
+            first token's is None, for nothing comes before it.
+        cached_tokens: How many of the prompt's tokens were found in a cache.
+        drafted_tokens: How many draft tokens were verified so far.
+        accepted_tokens: How many of those are part of the completion.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenScore, ...] = ()
+    prompt_logprobs: tuple[TokenScore | None, ...] = ()
+    cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+Deliver: TypeAlias = "Callable[[int, TokenDelta | GenAIError], bool]"
+"""Takes what comes of the job at a position; a last delta or an error is the last it gets.
+
+It is called from the engine's own thread, so it must not wait. It returns whether more is wanted:
+the sequence is cancelled where it is not.
+"""
+
+
+class JobHandle(Protocol):
     """A job that an engine has taken."""
 
-    def result(self) -> Completion:
-        """Wait for the whole answer. Stops the job where the waiting is interrupted."""
-        ...
-
-    async def aresult(self) -> Completion:
-        """Wait as :meth:`result`, without blocking the event loop."""
-        ...
-
     def cancel(self) -> None:
-        """Stop the job: at most one more step is computed. Does nothing when it is over."""
-        ...
-
-
-class Stream(Protocol):
-    """Jobs whose answers come in pieces, to be read in a thread or in an event loop."""
-
-    def __iter__(self) -> Generator[tuple[int, Delta]]:
-        """Yield each piece with its job's position. Stops the jobs where the loop is left."""
-        ...
-
-    def __aiter__(self) -> AsyncGenerator[tuple[int, Delta]]:
-        """Yield as :meth:`__iter__`, without blocking the event loop."""
-        ...
-
-    def cancel(self) -> None:
-        """Stop the jobs: at most one more step is computed."""
+        """Stop the job: at most one more step is computed. Does nothing once it is finished."""
         ...
 
 
@@ -74,20 +116,20 @@ class Engine(Protocol):
 
     @property
     def kv_tokens(self) -> int:
-        """How many tokens the KV memory holds."""
+        """How many tokens the KV cache may hold in all."""
         ...
 
-    def submit(self, jobs: Sequence[Job]) -> Sequence[Ticket]:
-        """Take jobs, in order, to be waited for.
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Sequence[JobHandle]:
+        """Take jobs, in order.
+
+        Args:
+            jobs: The jobs.
+            deliver: Takes what comes of them, maybe before this returns.
 
         Raises:
             MemoryBudgetError: If a job can never fit into the KV memory.
             CancelledError: If the engine is closed.
         """
-        ...
-
-    def stream(self, jobs: Sequence[Job]) -> Stream:
-        """Take jobs whose answers are wanted in pieces. Raises as :meth:`submit` does."""
         ...
 
     def close(self) -> None:

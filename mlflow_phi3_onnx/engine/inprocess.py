@@ -17,9 +17,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.engine.handles import Answer, JobTicket, Pieces, PiecesStream
 from mlflow_phi3_onnx.engine.loops.base import Failing
-from mlflow_phi3_onnx.engine.sequence.state import Row
+from mlflow_phi3_onnx.engine.sequence.state import SequenceState
 from mlflow_phi3_onnx.engine.waiting import WaitingJobs
 from mlflow_phi3_onnx.errors import (
     CancelledError,
@@ -30,15 +29,35 @@ from mlflow_phi3_onnx.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from mlflow_phi3_onnx.engine.base import Job
+    from mlflow_phi3_onnx.engine.base import Deliver, Job, TokenDelta
     from mlflow_phi3_onnx.engine.loops.base import Loop
-    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+    from mlflow_phi3_onnx.errors import GenAIError
+    from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 
 __all__ = ["InProcessEngine"]
 
 _logger = logging.getLogger(__name__)
+
+
+class InProcessHandle:
+    """A job that was taken.
+
+    Args:
+        loop: The loop that computes it.
+        state: Its sequence.
+    """
+
+    def __init__(self, loop: Loop, state: SequenceState) -> None:
+        self._loop = loop
+        self.state = state
+
+    def cancel(self) -> None:
+        """Stop the job: at most one more step is computed. Does nothing once it is finished."""
+        if not self.state.finished:
+            self.state.fail(CancelledError("Generation was cancelled."))
+            self._loop.interrupt(self.state)
 
 
 class InProcessEngine:
@@ -49,19 +68,19 @@ class InProcessEngine:
 
     Args:
         loop: The loop that computes.
-        tokenizer: The model's tokenizer.
-        eos: The ids that end an answer.
+        grammars: Gives the compiler of grammars, which is made when it is first asked for.
+        eos: The end-of-sequence ids.
         vocab_size: The width of the logits.
         kv_tokens: How many tokens the KV memory holds.
         kv_bytes_per_token: Bytes of KV cache that one token takes.
-        longest: Seconds after which any answer is given up; None leaves that to the requests.
+        longest: Seconds after which any sequence fails; None leaves that to the requests.
     """
 
     def __init__(
         self,
         loop: Loop,
         *,
-        tokenizer: PromptTokenizer,
+        grammars: Callable[[], GrammarCompiler],
         eos: frozenset[int],
         vocab_size: int,
         kv_tokens: int,
@@ -69,14 +88,14 @@ class InProcessEngine:
         longest: float | None = None,
     ) -> None:
         self._loop = loop
-        self._tokenizer = tokenizer
+        self._grammars = grammars
         self._eos = eos
         self._vocab_size = vocab_size
         self._kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
         self._longest = longest
         self._waiting = WaitingJobs()
-        self._running: list[JobTicket] = []
+        self._running: list[SequenceState] = []
         self._closed = False
         self._begin()
         _engines.add(self)
@@ -86,26 +105,11 @@ class InProcessEngine:
         """How many tokens the KV memory holds."""
         return self._kv_tokens
 
-    def submit(self, jobs: Sequence[Job]) -> list[Answer]:
-        """Take jobs to be waited for."""
-        tickets: list[Answer] = []
-        for job in jobs:
-            ticket = Answer(self._loop, reports_logprobs=job.options.top_logprobs is not None)
-            ticket.row = self._row(job, ticket, in_pieces=False)
-            tickets.append(ticket)
-        self._take(tickets)
-        return tickets
-
-    def stream(self, jobs: Sequence[Job]) -> PiecesStream:
-        """Take jobs whose answers are wanted in pieces."""
-        pieces = Pieces()
-        tickets: list[JobTicket] = []
-        for position, job in enumerate(jobs):
-            ticket = JobTicket(self._loop, partial(pieces.put, position))
-            ticket.row = self._row(job, ticket, in_pieces=True)
-            tickets.append(ticket)
-        self._take(tickets)
-        return PiecesStream(tickets, pieces)
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[InProcessHandle]:
+        """Take jobs, in order."""
+        states = [self._state(job, partial(deliver, at)) for at, job in enumerate(jobs)]
+        self._take(states)
+        return [InProcessHandle(self._loop, state) for state in states]
 
     def close(self) -> None:
         """Cancel everything, stop the thread and free the model."""
@@ -121,16 +125,16 @@ class InProcessEngine:
 
     def _begin(self) -> None:
         """Be as an engine that has taken no jobs; what it had taken is no longer its own."""
-        for ticket in (*self._waiting, *self._running):
-            ticket.row.cancelled = True
+        for state in (*self._waiting, *self._running):
+            state.finished = True
         self._waiting = WaitingJobs()
         self._running = []
-        self._inbox: queue.SimpleQueue[Sequence[JobTicket] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence[SequenceState] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def _take(self, tickets: Sequence[JobTicket]) -> None:
+    def _take(self, states: Sequence[SequenceState]) -> None:
         with self._lock:
             if self._closed:
                 raise CancelledError("The model is closed.")
@@ -144,35 +148,30 @@ class InProcessEngine:
                         " to spare. Try again."
                     ) from error
                 self._thread = thread
-            self._inbox.put(tickets)
+            self._inbox.put(states)
 
-    def _row(self, job: Job, ticket: JobTicket, *, in_pieces: bool) -> Row:
-        options = job.options
-        if options.prompt_logprobs and not self._loop.scores:
+    def _state(self, job: Job, deliver: Callable[[TokenDelta | GenAIError], bool]) -> SequenceState:
+        if job.prompt_logprobs and not self._loop.scores:
             raise UnsupportedParameterError(
                 "The model's graph gives no logits of a prompt's tokens, so their log-probabilities"
                 " cannot be reported."
             )
-        if options.draft_tokens and not self._loop.drafts:
+        if job.draft_tokens and not self._loop.drafts:
             raise UnsupportedParameterError(
                 "prompt_lookup_num_tokens and prediction are not supported with this model: its"
-                " cache cannot be taken back where a guess is wrong. Leave them out.",
+                " cache cannot be taken back where a draft token is wrong. Leave them out.",
                 param="prompt_lookup_num_tokens",
             )
         if self._longest is not None:
-            options = replace(options, timeout=min(options.timeout or self._longest, self._longest))
-        row = Row(
-            job.prompt,
-            job.max_tokens,
-            options,
-            tokenizer=self._tokenizer,
+            job = replace(job, timeout=min(job.timeout or self._longest, self._longest))
+        state = SequenceState(
+            job,
             eos=self._eos,
             vocab_size=self._vocab_size,
-            sink=ticket.put,
-            index=job.index,
-            in_pieces=in_pieces,
+            matcher=job.grammar and self._grammars().matcher(job.grammar),
+            deliver=deliver,
         )
-        needed = self._loop.needs(row)
+        needed = self._loop.needs(state)
         if needed > self._kv_tokens:
             per_token = self._kv_bytes_per_token
             raise MemoryBudgetError(
@@ -182,7 +181,7 @@ class InProcessEngine:
                 " kv_cache_memory.",
                 param="max_tokens",
             )
-        return row
+        return state
 
     def _run(self) -> None:
         try:
@@ -199,20 +198,20 @@ class InProcessEngine:
                 self._waiting.add(self._inbox.get() or ())
             failure = GenerationError(f"The engine failed ({type(error).__name__}). Try again.")
             failure.__cause__ = error
-            for ticket in (*self._waiting, *self._running):
-                ticket.row.fail(failure)
+            for state in (*self._waiting, *self._running):
+                state.fail(failure)
             self._waiting = WaitingJobs()
             self._running = []
 
     def _serve(self) -> None:
         while True:
             while not self._inbox.empty() or not (self._waiting or self._loop.busy):
-                tickets = self._inbox.get()
-                if tickets is None:
-                    for ticket in (*self._waiting, *self._running):
-                        ticket.row.fail(CancelledError("The model was closed."))
+                states = self._inbox.get()
+                if states is None:
+                    for state in (*self._waiting, *self._running):
+                        state.fail(CancelledError("The model was closed."))
                     return
-                self._waiting.add(tickets)
+                self._waiting.add(states)
             # A fork waits for the end of a step, so that it finds nothing half done.
             with self._stepping:
                 self._give_up_late_ones()
@@ -220,9 +219,9 @@ class InProcessEngine:
                 self._loop.step()
 
     def _give_up_late_ones(self) -> None:
-        for ticket in self._waiting.expired(time.monotonic()):
-            if not ticket.row.over:
-                ticket.row.fail(
+        for state in self._waiting.expired(time.monotonic()):
+            if not state.finished:
+                state.fail(
                     GenerationTimeoutError(
                         "The answer was not whole when its timeout was over. Raise timeout, or"
                         " lower max_tokens.",
@@ -231,15 +230,14 @@ class InProcessEngine:
                 )
 
     def _admit(self) -> None:
-        self._running = [ticket for ticket in self._running if not ticket.row.over]
+        self._running = [state for state in self._running if not state.finished]
         waiting = self._waiting.first()
         if not waiting:
             return
-        rows = [ticket.row for ticket in waiting]
-        begun: Collection[Row] = ()
-        with Failing(rows):
-            begun = self._loop.admit(rows)
-        self._running += [ticket for ticket in waiting if ticket.row in begun]
+        begun: Collection[SequenceState] = ()
+        with Failing(waiting):
+            begun = self._loop.admit(waiting)
+        self._running += [state for state in waiting if state in begun]
         self._waiting.remove(begun)
 
     def before_fork(self) -> None:

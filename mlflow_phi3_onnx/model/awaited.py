@@ -24,9 +24,8 @@ from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
-    from mlflow_phi3_onnx.engine.base import Engine, Stream, Ticket
-    from mlflow_phi3_onnx.model.calls import Calls, Question
-    from mlflow_phi3_onnx.model.planning import Planner
+    from mlflow_phi3_onnx.model.assembly import CompletionHandle, DeltaStream, TextEngine
+    from mlflow_phi3_onnx.model.planning import PlannedRequest, Planner
     from mlflow_phi3_onnx.openai.stream import Writer
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -43,9 +42,8 @@ class AsyncMethods:
     stream, stops the generation.
     """
 
-    _calls: Calls
-    _engine: Engine
     _planner: Planner
+    _texts: TextEngine
     _tokenizer: PromptTokenizer
 
     async def achat(self, messages: Sequence[Mapping[str, Any]], **params: Any) -> dict[str, Any]:
@@ -87,8 +85,8 @@ class AsyncMethods:
         return self.arun_stream(TEXT, {"prompt": prompt, **params})
 
     async def agreedy_tokens(self, ids: Sequence[int], max_tokens: int) -> list[int]:
-        """Continue token ids with the likeliest ones, as ``greedy_tokens``."""
-        return (await self._aanswers(lambda: [plan_greedy(ids, max_tokens, self._planner)]))[0]
+        """Continue token ids greedily, as ``greedy_tokens``."""
+        return (await self._arespond(lambda: [plan_greedy(ids, max_tokens, self._planner)]))[0]
 
     @overload
     async def atoken_logprobs(
@@ -104,10 +102,10 @@ class AsyncMethods:
         self, text: str | list[int] | list[str] | list[list[int]], top_logprobs: int = 0
     ) -> list[Any]:
         """Report how likely each token of a text is, as ``token_logprobs``."""
-        answers = await self._aanswers(
+        found = await self._arespond(
             lambda: plan_token_logprobs(text, top_logprobs, self._planner, self._tokenizer)
         )
-        return answers[0] if is_one(text) else answers
+        return found[0] if is_one(text) else found
 
     @overload
     async def aperplexity(self, text: str | list[int]) -> float: ...
@@ -119,8 +117,8 @@ class AsyncMethods:
         self, text: str | list[int] | list[str] | list[list[int]]
     ) -> float | list[float]:
         """Measure how surprised the model is by a text, as ``perplexity``."""
-        answers = await self._aanswers(lambda: plan_perplexity(text, self._planner))
-        return answers[0] if is_one(text) else answers
+        found = await self._arespond(lambda: plan_perplexity(text, self._planner))
+        return found[0] if is_one(text) else found
 
     async def arun(
         self,
@@ -129,16 +127,16 @@ class AsyncMethods:
         params: Mapping[str, Any] | None = None,
     ) -> list[Any]:
         """Answer several requests together, as ``run``."""
-        return await self._aanswers(lambda: self._calls.plan_each(task, requests, params))
+        return await self._arespond(lambda: self._planner.plan_requests(task, requests, params))
 
     async def arun_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> AsyncGenerator[Any]:
         """Answer one request in pieces, as ``run_stream``."""
 
-        def begin() -> tuple[Writer, Stream]:
-            call = self._calls.plan_stream(task, fields, params)
-            return call.writer(), self._engine.stream(call.jobs)
+        def begin() -> tuple[Writer, DeltaStream]:
+            planned = self._planner.plan_request(task, fields, params, stream=True)
+            return planned.writer(), self._texts.stream(planned.jobs)
 
         writer, stream = await _begin(begin, lambda begun: begun[1].cancel())
         try:
@@ -153,31 +151,30 @@ class AsyncMethods:
         finally:
             stream.cancel()
 
-    async def _aanswers(self, plan: Callable[[], Sequence[Question]]) -> list[Any]:
-        """Plan questions, and let the engine answer them together."""
+    async def _arespond(self, plan: Callable[[], Sequence[PlannedRequest]]) -> list[Any]:
+        """Plan requests, and run them together."""
 
-        def begin() -> tuple[Sequence[Question], Sequence[Ticket]]:
-            questions = plan()
-            jobs = [job for question in questions for job in question.jobs]
-            return questions, self._engine.submit(jobs)
+        def begin() -> tuple[Sequence[PlannedRequest], Sequence[CompletionHandle]]:
+            planned = plan()
+            return planned, self._texts.submit([job for one in planned for job in one.jobs])
 
-        questions, taken = await _begin(begin, lambda begun: _cancel(begun[1]))
-        tickets = deque(taken)
-        answers: list[Any] = []
+        planned, taken = await _begin(begin, lambda begun: _cancel(begun[1]))
+        handles = deque(taken)
+        responses: list[Any] = []
         try:
-            with rows_done(len(questions)) as bar:
-                for question in questions:
-                    done = [await tickets.popleft().aresult() for _ in question.jobs]
-                    answers.append(question.answer(done))
+            with rows_done(len(planned)) as bar:
+                for request in planned:
+                    completions = [await handles.popleft().aresult() for _ in request.jobs]
+                    responses.append(request.respond(completions))
                     bar.update()
         finally:
-            _cancel(tickets)
-        return answers
+            _cancel(handles)
+        return responses
 
 
-def _cancel(tickets: Iterable[Ticket]) -> None:
-    for ticket in tickets:
-        ticket.cancel()
+def _cancel(handles: Iterable[CompletionHandle]) -> None:
+    for handle in handles:
+        handle.cancel()
 
 
 async def _begin(begin: Callable[[], _T], stop: Callable[[_T], object]) -> _T:

@@ -12,9 +12,9 @@ from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.model.assembly import TextEngine
 from mlflow_phi3_onnx.model.awaited import AsyncMethods
-from mlflow_phi3_onnx.model.calls import Call, Calls, Question
-from mlflow_phi3_onnx.model.planning import Planner
+from mlflow_phi3_onnx.model.planning import PlannedRequest, Planner
 from mlflow_phi3_onnx.model.scoring import (
     is_one,
     plan_greedy,
@@ -91,15 +91,16 @@ class GenAIModel(AsyncMethods, TextMethods):
                 self._folder, self._tokenizer, settings.engine, policy, files
             )
         self._execution_provider = settings.engine.provider(self._folder)
-        self._planner = Planner(self._folder, self._tokenizer, self._engine.kv_tokens)
-        self._calls = Calls(
+        self._planner = Planner(
             self._folder,
             self._tokenizer,
-            self._planner,
+            self._engine.kv_tokens,
             settings.generation,
             self._adapters,
             tool_format_of(self._tokenizer, settings.tool_format),
         )
+        eos = frozenset(self._folder.eos_token_ids)
+        self._texts = TextEngine(self._engine, self._tokenizer, eos)
         # The engine's thread keeps the engine alive, but must not outlive its model.
         self._finalizer = weakref.finalize(self, self._engine.close)
 
@@ -228,7 +229,7 @@ class GenAIModel(AsyncMethods, TextMethods):
         return self.run_stream(TEXT, {"prompt": prompt, **params})
 
     def greedy_tokens(self, ids: Sequence[int], max_tokens: int) -> list[int]:
-        """Continue a prompt of token ids with the likeliest token, again and again.
+        """Continue a prompt of token ids with the most likely token, again and again.
 
         The raw logits alone decide: no sampling, penalty or stop sequence of the saved
         configuration or of the model's own defaults counts. That is how models are compared.
@@ -244,7 +245,7 @@ class GenAIModel(AsyncMethods, TextMethods):
             InvalidRequestError: If an argument is not what it may be.
             ContextLengthError: If the prompt, or what is asked for, is too long.
         """
-        return self._answers([plan_greedy(ids, max_tokens, self._planner)])[0]
+        return self._respond([plan_greedy(ids, max_tokens, self._planner)])[0]
 
     @overload
     def token_logprobs(
@@ -264,20 +265,21 @@ class GenAIModel(AsyncMethods, TextMethods):
         Args:
             text: A text, tokenized as by :meth:`tokenize`, or its token ids; or several, to compute
                 together.
-            top_logprobs: How many of the likeliest tokens to report at each position, from 0 to 20.
+            top_logprobs: How many of the most likely tokens to report at each position, from 0 to
+                20.
 
         Returns:
             For each text, one object a token: ``token_id``, ``token`` (its text), ``bytes``,
             ``logprob`` (the natural logarithm of its probability, None for the first token, which
-            nothing comes before) and ``top_logprobs`` (such objects, likeliest first).
+            nothing comes before) and ``top_logprobs`` (such objects, most likely first).
 
         Raises:
             InvalidRequestError: If an argument is not what it may be, or a text is empty.
             ContextLengthError: If a text has more tokens than the model's context.
         """
         scores = plan_token_logprobs(text, top_logprobs, self._planner, self._tokenizer)
-        answers = self._answers(scores)
-        return answers[0] if is_one(text) else answers
+        found = self._respond(scores)
+        return found[0] if is_one(text) else found
 
     @overload
     def perplexity(self, text: str | list[int]) -> float: ...
@@ -302,8 +304,8 @@ class GenAIModel(AsyncMethods, TextMethods):
             InvalidRequestError: If a text has fewer than two tokens.
             ContextLengthError: If a text has more tokens than the model's context.
         """
-        answers = self._answers(plan_perplexity(text, self._planner))
-        return answers[0] if is_one(text) else answers
+        found = self._respond(plan_perplexity(text, self._planner))
+        return found[0] if is_one(text) else found
 
     def run(
         self,
@@ -327,33 +329,32 @@ class GenAIModel(AsyncMethods, TextMethods):
             InvalidRequestError: If a request is not what it may be; with several requests, the
                 message says which.
         """
-        return self._answers(self._calls.plan_each(task, requests, params))
+        return self._respond(self._planner.plan_requests(task, requests, params))
 
     def run_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> Generator[Any]:
-        """Answer one request in pieces: OpenAI chunks, or strings for ``text-generation``."""
-        return self._pieces(self._calls.plan_stream(task, fields, params))
+        """Answer one request in deltas: OpenAI chunks, or strings for ``text-generation``."""
+        return self._write(self._planner.plan_request(task, fields, params, stream=True))
 
-    def _answers(self, questions: Sequence[Question]) -> list[Any]:
-        """Let the engine answer several questions together."""
-        jobs = [job for question in questions for job in question.jobs]
-        tickets = deque(self._engine.submit(jobs))
-        answers: list[Any] = []
+    def _respond(self, planned: Sequence[PlannedRequest]) -> list[Any]:
+        """Run several requests together."""
+        handles = deque(self._texts.submit([job for request in planned for job in request.jobs]))
+        responses: list[Any] = []
         try:
-            with rows_done(len(questions)) as bar:
-                for question in questions:
-                    done = [tickets.popleft().result() for _ in question.jobs]
-                    answers.append(question.answer(done))
+            with rows_done(len(planned)) as bar:
+                for request in planned:
+                    completions = [handles.popleft().result() for _ in request.jobs]
+                    responses.append(request.respond(completions))
                     bar.update()
         finally:
-            for ticket in tickets:
-                ticket.cancel()
-        return answers
+            for handle in handles:
+                handle.cancel()
+        return responses
 
-    def _pieces(self, call: Call) -> Generator[Any]:
-        writer = call.writer()
-        stream = self._engine.stream(call.jobs)
+    def _write(self, planned: PlannedRequest) -> Generator[Any]:
+        writer = planned.writer()
+        stream = self._texts.stream(planned.jobs)
         try:
             yield from writer.begin()
             for index, delta in stream:

@@ -1,9 +1,14 @@
-"""From a checked request to the engine's jobs: token ids, and how long each answer may get."""
+"""From a request's fields to the engine's jobs, and from completions to what was asked for.
+
+A request is planned before anything runs: it is checked, its prompts are rendered and tokenized,
+its grammar is compiled.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -16,31 +21,49 @@ from mlflow_phi3_onnx.core.request import (
     TokenPrompt,
 )
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.errors import (
+    ContextLengthError,
+    GenAIError,
+    InvalidModelError,
+    InvalidRequestError,
+)
+from mlflow_phi3_onnx.model.assembly import TextJob
+from mlflow_phi3_onnx.openai import responses
+from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
+from mlflow_phi3_onnx.openai.parse import parse_request
+from mlflow_phi3_onnx.openai.stream import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
-    from mlflow_phi3_onnx.openai.parse import Asked
+    from mlflow_phi3_onnx.core.request import Completion
+    from mlflow_phi3_onnx.openai.parse import ParsedRequest
+    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["Plan", "Planner"]
+    Respond: TypeAlias = Callable[[Sequence[Completion]], Any]
+
+__all__ = ["PlannedRequest", "Planner", "engine_job"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedRequest:
     """What a request comes to.
 
     Attributes:
-        jobs: The jobs for the first prompt, one an answer, then those for the second, and so on.
-        prompts: The prompts, for the response.
+        jobs: The jobs for the first prompt, one a completion, then those for the second, and so on.
+        respond: Puts their completions, in order, into the form that was asked for.
+        writer: Makes what writes the same as a stream.
     """
 
-    jobs: tuple[Job, ...]
-    prompts: tuple[EncodedPrompt, ...]
+    jobs: Sequence[TextJob]
+    respond: Respond
+    writer: Callable[[], Writer] = PlainWriter
 
 
 class Planner:
@@ -50,34 +73,120 @@ class Planner:
         folder: The model folder.
         tokenizer: Its tokenizer.
         kv_tokens: How many tokens the KV memory holds.
+        config: Checked generation parameters of the saved ``model_config``.
+        adapters: The names of the model's adapters.
+        tool_format: How the model writes tool calls, where that is known.
     """
 
-    def __init__(self, folder: ModelFolder, tokenizer: PromptTokenizer, kv_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: ModelFolder,
+        tokenizer: PromptTokenizer,
+        kv_tokens: int,
+        config: Mapping[str, Any],
+        adapters: Collection[str],
+        tool_format: ToolFormat | None,
+    ) -> None:
+        self._tool_format = tool_format
         self._folder = folder
         self._tokenizer = tokenizer
         self._kv_tokens = kv_tokens
+        self._config = config
+        self._adapters = adapters
 
-    def plan(self, asked: Asked) -> Plan:
-        """Turn a request into jobs, one an answer.
+    def plan_requests(
+        self,
+        task: Task,
+        requests: Sequence[Mapping[str, Any]],
+        params: Mapping[str, Any] | None = None,
+    ) -> list[PlannedRequest]:
+        """Plan several requests whose completions are wanted as a whole.
 
         Raises:
-            InvalidRequestError: If a prompt is empty, or an option does not fit the model, or the
-                answer is to match a grammar that is not valid.
+            InvalidRequestError: If one is not what it may be; with several requests, the message
+                says which.
+        """
+        planned: list[PlannedRequest] = []
+        for number, fields in enumerate(requests):
+            try:
+                planned.append(self.plan_request(task, fields, params))
+            except GenAIError as error:
+                if len(requests) == 1:
+                    raise
+                message = f"row {number}: {error.message}"
+                raise type(error)(message, param=error.param) from error
+        return planned
+
+    def plan_request(
+        self,
+        task: Task,
+        fields: Mapping[str, Any],
+        params: Mapping[str, Any] | None = None,
+        *,
+        stream: bool = False,
+    ) -> PlannedRequest:
+        """Check a request, and turn it into jobs.
+
+        Args:
+            task: What is asked for.
+            fields: The request: ``messages`` or ``prompt``, and parameters.
+            params: Parameters beside the request.
+            stream: Whether its completions are wanted as they are written.
+
+        Raises:
+            InvalidRequestError: If a field is not what it may be, or does not fit the model.
+            UnsupportedParameterError: If a parameter is unknown or not supported.
             ContextLengthError: If a prompt, or what is asked for, is too long.
         """
-        options = self._with_grammar(asked)
+        name = self._folder.model_type
+        request = parse_request(
+            fields,
+            task,
+            params=params,
+            config=self._config,
+            model_defaults=self._folder.search,
+            adapters=self._adapters,
+            own_name=name,
+            tool_format=self._tool_format,
+        )
+        if request.stream is not None and request.stream != stream:
+            raise InvalidRequestError(
+                "stream is false, but this call answers in pieces. Use predict, or leave stream"
+                " out."
+                if stream
+                else "stream is true, but this call answers as a whole. Use predict_stream or one"
+                " of the stream_ methods, or leave stream out.",
+                param="stream",
+            )
+        options = self._with_grammar(request)
         self._check_bias(options)
-        reads = asked.echo or options.top_logprobs is not None
-        jobs: list[Job] = []
+        reads = request.echo or options.top_logprobs is not None
+        jobs: list[TextJob] = []
         prompts: list[EncodedPrompt] = []
-        for prompt in asked.request.prompts:
+        for prompt in request.prompts:
             ids = self.encode(prompt)
-            limit = self._max_tokens(len(ids), options, _subject(prompt))
-            jobs += [Job(ids, limit, options, index) for index in range(options.n)]
+            job = self._job(ids, options, _subject(prompt))
+            jobs += [replace(job, job=replace(job.job, index=i)) for i in range(options.n)]
             prompts.append(self._encoded(prompt, ids, options, reads=reads))
-        return Plan(tuple(jobs), tuple(prompts))
+        name = options.adapter or name
+        if task == CHAT:
+            return PlannedRequest(
+                jobs,
+                lambda completions: responses.chat_response(request, prompts, completions, name),
+                partial(ChatWriter, request, prompts, name),
+            )
+        if task == COMPLETIONS:
+            silent = self._tokenizer.control_ids
+            return PlannedRequest(
+                jobs,
+                lambda completions: responses.text_response(
+                    request, prompts, completions, name, silent
+                ),
+                partial(TextWriter, request, prompts, name, silent),
+            )
+        return PlannedRequest(jobs, lambda completions: completions[0].text)
 
-    def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> Job:
+    def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> TextJob:
         """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
 
         Raises:
@@ -85,19 +194,16 @@ class Planner:
             ContextLengthError: If it is too long.
         """
         options = Options(max_tokens=0, top_logprobs=top_logprobs, prompt_logprobs=True)
-        ids = self.encode(prompt)
-        return Job(ids, self._max_tokens(len(ids), options, prompt.param), options)
+        return self._job(self.encode(prompt), options, prompt.param)
 
-    def plan_greedy(self, prompt: TokenPrompt, max_tokens: int) -> Job:
-        """Make a job that always takes the likeliest token, whatever the model's defaults are.
+    def plan_greedy(self, prompt: TokenPrompt, max_tokens: int) -> TextJob:
+        """Make a job that decodes greedily, whatever the model's defaults are.
 
         Raises:
             InvalidRequestError: If the prompt has ids that the model has not.
             ContextLengthError: If the prompt, or what is asked for, is too long.
         """
-        options = Options(max_tokens=max_tokens)
-        ids = self.encode(prompt)
-        return Job(ids, self._max_tokens(len(ids), options, prompt.param), options)
+        return self._job(self.encode(prompt), Options(max_tokens=max_tokens), prompt.param)
 
     def encode(self, prompt: Prompt) -> NDArray[np.int32]:
         """Turn a prompt into token ids, at least one, all of the model's vocabulary.
@@ -143,15 +249,15 @@ class Planner:
         offsets = self._tokenizer.offsets(prompt.text) if options.prompt_logprobs else ()
         return EncodedPrompt(len(ids), prompt.text, offsets)
 
-    def _with_grammar(self, asked: Asked) -> Options:
-        """Settle what the answer must match, and compile it, so that nothing runs if it is bad."""
-        options = asked.request.options
-        if options.grammar is None and asked.calls is None:
+    def _with_grammar(self, request: ParsedRequest) -> Options:
+        """Settle what the completion must match, and compile it: nothing runs if it is bad."""
+        options = request.options
+        if options.grammar is None and request.calls is None:
             return options
         eos = frozenset(self._folder.eos_token_ids)
         compiler = self._tokenizer.grammars(self._folder.vocab_size, eos)
-        if asked.calls is not None:
-            (prompt,) = asked.request.prompts
+        if request.calls is not None:
+            (prompt,) = request.prompts
             assert isinstance(prompt, ChatPrompt)
             assert prompt.tools is not None
 
@@ -160,7 +266,7 @@ class Planner:
                 return token if token is not None and compiler.is_control(token) else None
 
             marks = Markings(self._tokenizer.template_shows, control_id)
-            grammar = tool_call_grammar(asked.tool_format, prompt.tools, asked.calls, marks)
+            grammar = tool_call_grammar(request.tool_format, prompt.tools, request.calls, marks)
             if grammar is None:
                 return options
             options = replace(options, grammar=grammar)
@@ -170,6 +276,10 @@ class Planner:
         sampling = replace(options.sampling, no_repeat_ngram_size=0)
         return replace(options, sampling=sampling)
 
+    def _job(self, ids: NDArray[np.int32], options: Options, subject: str) -> TextJob:
+        limit = self._max_tokens(len(ids), options, subject)
+        return engine_job(ids, limit, options, self._tokenizer)
+
     def _check_bias(self, options: Options) -> None:
         vocab_size = self._folder.vocab_size
         if any(token >= vocab_size for token in options.sampling.logit_bias):
@@ -178,7 +288,7 @@ class Planner:
             )
 
     def _max_tokens(self, prompt: int, options: Options, subject: str) -> int:
-        """Settle how many tokens an answer may have, or say why that many do not fit."""
+        """Settle how many tokens a completion may have, or say why that many do not fit."""
         context = self._folder.context_length
         fewest = 0 if options.max_tokens == 0 else 1
         if prompt + fewest > context:
@@ -229,3 +339,24 @@ def _subject(prompt: Prompt) -> str:
     if isinstance(prompt, ChatPrompt) or prompt.param == "prompt":
         return "The prompt"
     return prompt.param
+
+
+def engine_job(
+    ids: NDArray[np.int32], max_tokens: int, options: Options, tokenizer: PromptTokenizer
+) -> TextJob:
+    """Make the job of a prompt's first completion, and say what its text is to be like."""
+    predicted = tokenizer.encode(options.prediction) if options.prediction else ()
+    job = Job(
+        ids,
+        max_tokens,
+        sampling=options.sampling,
+        min_tokens=options.min_tokens,
+        top_logprobs=options.top_logprobs,
+        prompt_logprobs=options.prompt_logprobs,
+        grammar=options.grammar,
+        timeout=options.timeout,
+        draft_tokens=options.draft_tokens,
+        draft_source=tuple(map(int, predicted)),
+        adapter=options.adapter,
+    )
+    return TextJob(job, options.stop, options.keep_control_tokens)

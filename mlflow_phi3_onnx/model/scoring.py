@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.model.planning import PlannedRequest
 from mlflow_phi3_onnx.openai.logprobs import entry
 from mlflow_phi3_onnx.openai.parameters import CHAT, PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from mlflow_phi3_onnx.core.request import Completion, TokenLogprob
-    from mlflow_phi3_onnx.engine.base import Job
+    from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.model.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["Greedy", "Score", "is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """A text that is to be scored.
-
-    Attributes:
-        job: The job that reports its log-probabilities.
-        read: Turns the report into what was asked for.
-    """
-
-    job: Job
-    read: Callable[[Sequence[TokenLogprob | None]], Any]
-
-    @property
-    def jobs(self) -> Sequence[Job]:
-        """What the engine is to run."""
-        return (self.job,)
-
-    def answer(self, completions: Sequence[Completion]) -> Any:
-        """Return what was asked for of the text."""
-        (completion,) = completions
-        assert completion.prompt_logprobs is not None
-        return self.read(completion.prompt_logprobs)
-
-
-@dataclass(frozen=True)
-class Greedy:
-    """A prompt that is to be continued with the likeliest tokens.
-
-    Attributes:
-        job: The job that generates them.
-    """
-
-    job: Job
-
-    @property
-    def jobs(self) -> Sequence[Job]:
-        """What the engine is to run."""
-        return (self.job,)
-
-    def answer(self, completions: Sequence[Completion]) -> list[int]:
-        """Return the ids of the answer's tokens, the one that ended it included."""
-        (completion,) = completions
-        return list(completion.token_ids)
+__all__ = ["is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
 
 
 def is_one(text: Any) -> bool:
@@ -76,20 +31,21 @@ def is_one(text: Any) -> bool:
     return bool(text) and not isinstance(text[0], str | list | tuple)
 
 
-def plan_greedy(ids: Any, max_tokens: Any, planner: Planner) -> Greedy:
-    """Plan the likeliest continuation of a prompt of token ids.
+def plan_greedy(ids: Any, max_tokens: Any, planner: Planner) -> PlannedRequest:
+    """Plan the greedy continuation of a prompt of token ids.
 
     Raises:
         InvalidRequestError: If an argument is not what it may be.
         ContextLengthError: If the prompt, or what is asked for, is too long.
     """
     limit = PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
-    return Greedy(planner.plan_greedy(TokenPrompt(check_ids(ids, "ids"), "ids"), limit))
+    job = planner.plan_greedy(TokenPrompt(check_ids(ids, "ids"), "ids"), limit)
+    return PlannedRequest([job], lambda completions: list(completions[0].token_ids))
 
 
 def plan_token_logprobs(
     text: Any, top_logprobs: Any, planner: Planner, tokenizer: PromptTokenizer
-) -> list[Score]:
+) -> list[PlannedRequest]:
     """Plan the report of each token of one text or several.
 
     Raises:
@@ -97,31 +53,30 @@ def plan_token_logprobs(
         ContextLengthError: If a text is too long.
     """
     top = PARAMETERS[CHAT]["top_logprobs"].read(top_logprobs)
-    scores: list[Score] = []
+    scores: list[PlannedRequest] = []
     for prompt in _check_texts(text):
         job = planner.plan_scoring(prompt, top)
-        first = int(job.prompt[0])
-        scores.append(Score(job, lambda tokens, first=first: _entries(tokens, first, tokenizer)))
+        scores.append(PlannedRequest([job], partial(_entries, int(job.job.prompt[0]), tokenizer)))
     return scores
 
 
-def plan_perplexity(text: Any, planner: Planner) -> list[Score]:
+def plan_perplexity(text: Any, planner: Planner) -> list[PlannedRequest]:
     """Plan the perplexity of one text or several.
 
     Raises:
         InvalidRequestError: If a text is not one of at least two tokens.
         ContextLengthError: If a text is too long.
     """
-    scores: list[Score] = []
+    scores: list[PlannedRequest] = []
     for prompt in _check_texts(text):
         job = planner.plan_scoring(prompt, 0)
-        if len(job.prompt) < 2:
+        if len(job.job.prompt) < 2:
             raise InvalidRequestError(
                 f"{prompt.param} has one token; perplexity is the mean over all tokens but the"
                 " first, so it needs at least two.",
                 param=prompt.param,
             )
-        scores.append(Score(job, _perplexity))
+        scores.append(PlannedRequest([job], _perplexity))
     return scores
 
 
@@ -147,10 +102,10 @@ def _check_texts(value: Any) -> list[TextPrompt] | list[TokenPrompt]:
 
 
 def _entries(
-    tokens: Sequence[TokenLogprob | None], first: int, tokenizer: PromptTokenizer
+    first: int, tokenizer: PromptTokenizer, completions: Sequence[Completion]
 ) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
-    for token in tokens:
+    for token in completions[0].prompt_logprobs:
         if token is None:
             text, raw = tokenizer.token_text(first)
             head = {"token_id": first, "token": text, "logprob": None, "bytes": list(raw)}
@@ -161,6 +116,7 @@ def _entries(
     return entries
 
 
-def _perplexity(tokens: Sequence[TokenLogprob | None]) -> float:
+def _perplexity(completions: Sequence[Completion]) -> float:
+    tokens = completions[0].prompt_logprobs
     logprobs = [token.logprob for token in tokens if token is not None]
     return math.exp(-math.fsum(logprobs) / len(logprobs))

@@ -72,6 +72,7 @@ def start_engine(
     if memory is None:
         memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY)
     kv_tokens = max(1, memory // folder.kv_bytes_per_token)
+    eos = frozenset(folder.eos_token_ids)
     begun = time.monotonic()
     loop = _start_loop(folder, options, policy, kv_tokens, adapters)
     _logger.info(
@@ -86,8 +87,8 @@ def start_engine(
     )
     return InProcessEngine(
         loop,
-        tokenizer=tokenizer,
-        eos=frozenset(folder.eos_token_ids),
+        grammars=partial(tokenizer.grammars, folder.vocab_size, eos),
+        eos=eos,
         vocab_size=folder.vocab_size,
         kv_tokens=kv_tokens,
         kv_bytes_per_token=folder.kv_bytes_per_token,

@@ -1,4 +1,4 @@
-"""From a request's fields to a checked :class:`~mlflow_phi3_onnx.core.request.Request`."""
+"""From a request's fields to a :class:`ParsedRequest`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.options import read
-from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Request, Sampling
+from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import (
@@ -25,7 +25,7 @@ from mlflow_phi3_onnx.openai.tools.formats.base import ToolCallRule, ToolFormat
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["INPUT_FIELDS", "Asked", "parse_request"]
+__all__ = ["INPUT_FIELDS", "ParsedRequest", "parse_request"]
 
 INPUT_FIELDS: Mapping[Task, str] = {
     "llm/v1/chat": "messages",
@@ -39,11 +39,12 @@ _SAMPLES = ("temperature", "top_p", "top_k", "min_p")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, and what its caller wants of the answer's form.
+class ParsedRequest:
+    """A checked request.
 
     Attributes:
-        request: For the engine.
+        prompts: Prompts, a chat exactly one.
+        options: What to do with each of them.
         stream: ``stream`` as it was given, if it was.
         include_usage: Whether a stream ends with the usage.
         echo: Whether the answer begins with the prompt.
@@ -51,7 +52,8 @@ class Asked:
         tool_format: How the model writes calls, where that is known.
     """
 
-    request: Request
+    prompts: tuple[Prompt, ...]
+    options: Options
     stream: bool | None = None
     include_usage: bool = True
     echo: bool = False
@@ -69,7 +71,7 @@ def parse_request(
     adapters: Collection[str] = (),
     own_name: str = "",
     tool_format: ToolFormat | None = None,
-) -> Asked:
+) -> ParsedRequest:
     """Check a request and settle every option.
 
     An option comes from the request, else from params, else from the model's saved configuration,
@@ -107,8 +109,9 @@ def parse_request(
             f" {MAX_ANSWERS:,} answers. Lower n or send several requests.",
             param="n",
         )
-    return Asked(
-        request=Request(prompts, options),
+    return ParsedRequest(
+        prompts=prompts,
+        options=options,
         stream=merged.get("stream"),
         include_usage={**DEFAULTS["stream_options"], **settled["stream_options"]}["include_usage"],
         echo=settled["echo"],

@@ -1,4 +1,4 @@
-"""From results to OpenAI's response objects.
+"""From completions to OpenAI's response objects.
 
 The fields of a response that are always there are those of MLflow's signature; ``logprobs``,
 ``tool_calls`` and the details of the usage are there only where there is something to tell.
@@ -23,17 +23,17 @@ from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
-    from mlflow_phi3_onnx.core.request import Completion, Delta, EncodedPrompt, Result
-    from mlflow_phi3_onnx.openai.parse import Asked
+    from mlflow_phi3_onnx.core.request import Completion, EncodedPrompt
+    from mlflow_phi3_onnx.openai.parse import ParsedRequest
 
 __all__ = ["chat_response", "finish_reason", "head", "text_response", "tool_parser", "usage"]
 
 
-def usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Completion | Delta]) -> dict[str, Any]:
+def usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Completion]) -> dict[str, Any]:
     """Build the usage object.
 
-    Details are there where a part of a prompt was found in a cache, and where tokens were guessed
-    ahead. What was found of a prompt is the least that any of its answers found.
+    Details are there where a part of a prompt was found in a cache, and where draft tokens were
+    verified. What was found of a prompt is the least that any of its completions found.
 
     Args:
         prompts: The request's prompts.
@@ -61,36 +61,46 @@ def usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Completion | Delta]) 
     return counts
 
 
-def chat_response(asked: Asked, result: Result, model: str) -> dict[str, Any]:
+def chat_response(
+    request: ParsedRequest,
+    prompts: Sequence[EncodedPrompt],
+    completions: Sequence[Completion],
+    model: str,
+) -> dict[str, Any]:
     """Build a ``chat.completion`` object."""
-    choices = [_chat_choice(i, c, asked) for i, c in enumerate(result.completions)]
+    choices = [_chat_choice(i, c, request) for i, c in enumerate(completions)]
     return {
         **head("chat.completion", "chatcmpl", model),
         "choices": choices,
-        "usage": usage(result.prompts, result.completions),
+        "usage": usage(prompts, completions),
     }
 
 
 def text_response(
-    asked: Asked, result: Result, model: str, silent: Container[int]
+    request: ParsedRequest,
+    prompts: Sequence[EncodedPrompt],
+    completions: Sequence[Completion],
+    model: str,
+    silent: Container[int],
 ) -> dict[str, Any]:
     """Build a ``text_completion`` object.
 
     Args:
-        asked: The request.
-        result: Its answers.
+        request: The request.
+        prompts: Its prompts.
+        completions: As many to each prompt, in order.
         model: The model's name.
         silent: The ids of tokens that are left out of the answers' text.
     """
-    n = asked.request.options.n
+    n = request.options.n
     choices = [
-        _text_choice(i, completion, result.prompts[i // n], asked, silent)
-        for i, completion in enumerate(result.completions)
+        _text_choice(i, completion, prompts[i // n], request, silent)
+        for i, completion in enumerate(completions)
     ]
     return {
         **head("text_completion", "cmpl", model),
         "choices": choices,
-        "usage": usage(result.prompts, result.completions),
+        "usage": usage(prompts, completions),
     }
 
 
@@ -104,12 +114,12 @@ def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
     }
 
 
-def tool_parser(asked: Asked) -> ToolCallParser | None:
+def tool_parser(request: ParsedRequest) -> ToolCallParser | None:
     """Make what finds tool calls in one completion, where there are tools and a known format."""
-    (prompt,) = asked.request.prompts
-    if not isinstance(prompt, ChatPrompt) or not prompt.tools or asked.tool_format is None:
+    (prompt,) = request.prompts
+    if not isinstance(prompt, ChatPrompt) or not prompt.tools or request.tool_format is None:
         return None
-    return ToolCallParser(asked.tool_format, prompt.tools)
+    return ToolCallParser(request.tool_format, prompt.tools)
 
 
 def finish_reason(reason: str, parser: ToolCallParser) -> str:
@@ -117,10 +127,10 @@ def finish_reason(reason: str, parser: ToolCallParser) -> str:
     return "tool_calls" if reason == "stop" and parser.calls else reason
 
 
-def _chat_choice(index: int, completion: Completion, asked: Asked) -> dict[str, Any]:
+def _chat_choice(index: int, completion: Completion, request: ParsedRequest) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": completion.text}
-    reason: str = completion.finish_reason
-    if parser := tool_parser(asked):
+    reason = completion.finish_reason or "stop"
+    if parser := tool_parser(request):
         pieces = [*parser.add(completion.text), *parser.finish()]
         message["content"], calls = whole_message(pieces)
         if calls:
@@ -128,7 +138,7 @@ def _chat_choice(index: int, completion: Completion, asked: Asked) -> dict[str, 
             message["tool_calls"] = calls
         reason = finish_reason(reason, parser)
     choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": reason}
-    if completion.logprobs is not None:
+    if request.options.top_logprobs is not None:
         choice["logprobs"] = chat_logprobs(completion.logprobs)
     return choice
 
@@ -137,19 +147,19 @@ def _text_choice(
     index: int,
     completion: Completion,
     prompt: EncodedPrompt,
-    asked: Asked,
+    request: ParsedRequest,
     silent: Container[int],
 ) -> dict[str, Any]:
     choice: dict[str, Any] = {
         "index": index,
-        "text": prompt.text + completion.text if asked.echo else completion.text,
+        "text": prompt.text + completion.text if request.echo else completion.text,
         "finish_reason": completion.finish_reason,
     }
-    if completion.logprobs is not None:
+    if request.options.top_logprobs is not None:
         offsets = OffsetCounter(len(prompt.text), silent)
-        unreported = asked.echo and completion.tokens > len(completion.logprobs)
+        unreported = request.echo and completion.tokens > len(completion.logprobs)
         choice["logprobs"] = text_logprobs(completion.logprobs, offsets, ending=unreported)
-        if completion.prompt_logprobs is not None:
+        if completion.prompt_logprobs:
             before = prompt_logprobs(completion.prompt_logprobs, prompt)
             choice["logprobs"] = {
                 name: [*values, *choice["logprobs"][name]] for name, values in before.items()

@@ -1,6 +1,6 @@
-"""Answers in pieces: from the engine's deltas to OpenAI's stream chunks.
+"""Streams: from the deltas of completions to OpenAI's chunks.
 
-A writer is told of each piece and returns the chunks that it makes, so that the same one serves a
+A writer is told of each delta and returns the chunks that it makes, so that the same one serves a
 loop in a thread and one in an event loop.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
 
     from mlflow_phi3_onnx.core.request import Delta, EncodedPrompt
-    from mlflow_phi3_onnx.openai.parse import Asked
+    from mlflow_phi3_onnx.openai.parse import ParsedRequest
     from mlflow_phi3_onnx.openai.tools.deltas import Part
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
@@ -51,16 +51,18 @@ class ChatWriter:
     """Writes ``chat.completion.chunk`` objects: role, content or calls, finish reason, usage.
 
     Args:
-        asked: The request.
+        request: The request.
         prompts: Its one prompt.
         model: The model's name.
     """
 
-    def __init__(self, asked: Asked, prompts: Sequence[EncodedPrompt], model: str) -> None:
-        self._include_usage = asked.include_usage
+    def __init__(
+        self, request: ParsedRequest, prompts: Sequence[EncodedPrompt], model: str
+    ) -> None:
+        self._include_usage = request.include_usage
         self._prompts = prompts
         self._head = head("chat.completion.chunk", "chatcmpl", model)
-        self._parsers = [tool_parser(asked) for _ in range(asked.request.options.n)]
+        self._parsers = [tool_parser(request) for _ in range(request.options.n)]
         self._last: dict[int, Delta] = {}
 
     def begin(self) -> Iterator[dict[str, Any]]:
@@ -100,7 +102,7 @@ class TextWriter:
     """Writes ``text_completion`` chunks: maybe the prompt, text, finish reason, then usage.
 
     Args:
-        asked: The request.
+        request: The request.
         prompts: Its prompts.
         model: The model's name.
         silent: The ids of tokens that are left out of the answers' text.
@@ -108,20 +110,20 @@ class TextWriter:
 
     def __init__(
         self,
-        asked: Asked,
+        request: ParsedRequest,
         prompts: Sequence[EncodedPrompt],
         model: str,
         silent: Container[int],
     ) -> None:
-        options = asked.request.options
-        self._include_usage = asked.include_usage
+        options = request.options
+        self._include_usage = request.include_usage
         self._prompts = prompts
         self._head = head("text_completion", "cmpl", model)
         # Of each answer's prompt, in the order of the answers.
         self._prompt_of = [prompt for prompt in prompts for _ in range(options.n)]
         self._offsets = [OffsetCounter(len(prompt.text), silent) for prompt in self._prompt_of]
         self._reports = options.top_logprobs is not None
-        self._echo = asked.echo
+        self._echo = request.echo
         self._reported = [0] * len(self._prompt_of)
         self._last: dict[int, Delta] = {}
 

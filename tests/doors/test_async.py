@@ -113,15 +113,15 @@ def test_an_error_in_the_middle_of_rows_is_named(model: GenAIModel) -> None:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens that rows take, as they take them."""
+    """The tokens that sequences take, as they take them."""
     tokens: list[int] = []
-    take = inprocess.Row.take
+    take = inprocess.SequenceState.take
 
-    def spy(row: inprocess.Row, token: int) -> None:
+    def spy(state: inprocess.SequenceState, token: int) -> None:
         tokens.append(token)
-        take(row, token)
+        take(state, token)
 
-    monkeypatch.setattr(inprocess.Row, "take", spy)
+    monkeypatch.setattr(inprocess.SequenceState, "take", spy)
     return tokens
 
 

@@ -11,8 +11,7 @@ import pytest
 
 from mlflow_phi3_onnx import GenAIModel, GenerationTimeoutError
 from mlflow_phi3_onnx.core.request import Options
-from mlflow_phi3_onnx.engine.base import Job
-from tests.support.engines import ScriptedLoop, engine, job, until
+from tests.support.engines import ScriptedLoop, engine, job, submit, until
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -85,11 +84,8 @@ def test_a_server_gives_up_when_its_own_timeout_is_over(
 
 def test_a_real_answer_in_time_and_one_that_is_late(model: GenAIModel) -> None:
     prompt = model._tokenizer.encode("The capital of Spain is")
-    in_time, late = model._engine.submit(
-        [
-            Job(prompt, 5, Options(timeout=3600.0)),
-            Job(prompt, 5, Options(timeout=NEVER)),
-        ]
+    in_time, late = submit(
+        model, (prompt, 5, Options(timeout=3600.0)), (prompt, 5, Options(timeout=NEVER))
     )
     with pytest.raises(GenerationTimeoutError):
         late.result()

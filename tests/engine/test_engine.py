@@ -22,8 +22,7 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
 )
 from mlflow_phi3_onnx.core.request import Options, Sampling
-from mlflow_phi3_onnx.engine.base import Job
-from tests.support.engines import ScriptedLoop, engine, job, until
+from tests.support.engines import ScriptedLoop, engine, job, submit, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,11 +138,11 @@ def test_a_row_that_cannot_choose_fails_alone(demo: Path, loop: str) -> None:
             sampling=Sampling(logit_bias=dict.fromkeys(range(vocabulary), -np.inf))
         )
         prompt = np.array([5, 6, 7], dtype=np.int32)
-        submit = model._engine.submit
-        bad, good = submit([Job(prompt, 4, impossible), Job(prompt, 4)])
+        plain = (prompt, 4, Options())
+        bad, good = submit(model, (prompt, 4, impossible), plain)
         with pytest.raises(GenerationError, match="not finite"):
             bad.result()
-        assert good.result() == submit([Job(prompt, 4)])[0].result()
+        assert good.result() == submit(model, plain)[0].result()
 
 
 def test_a_late_request_does_not_wait_for_a_long_answer(
@@ -164,7 +163,7 @@ def test_kv_memory_is_a_budget(scripted: ScriptedLoop, tokenizer: PromptTokenize
     running = engine(scripted, tokenizer)
     scripted.gate.clear()
     tickets = running.submit([job(length=3, max_tokens=5) for _ in range(4)])
-    until(lambda: len(scripted.rows) == 2)
+    until(lambda: len(scripted.states) == 2)
     scripted.gate.set()
     assert [ticket.result().tokens for ticket in tickets] == [5] * 4
     assert scripted.steps == 10

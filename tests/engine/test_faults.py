@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mlflow_phi3_onnx import GenAIModel, GenerationError
-from mlflow_phi3_onnx.engine.base import Job
+from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.loops import prefill
-from tests.support.engines import ScriptedLoop, engine, job, until
+from tests.support.engines import ScriptedLoop, engine, job, submit, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,7 @@ def test_whatever_ends_the_thread_fails_all_callers_and_the_next_call_starts_ane
     running: Any = engine(loop, tokenizer)
     first, waits = running.submit([job(6, 5), job(6, 5)])
     stream = running.stream([job(6, 5)])
-    until(lambda: bool(loop.rows))
+    until(lambda: bool(loop.states))
 
     def panic(*_: Any) -> None:
         raise Panic
@@ -60,8 +60,8 @@ def test_whatever_ends_the_thread_fails_all_callers_and_the_next_call_starts_ane
         for answer in (first.result, waits.result, lambda: list(stream)):
             with pytest.raises(GenerationError, match=r"The engine failed \(Panic\)"):
                 answer()
-        until(lambda: running._thread is None)
-    loop.rows.clear()
+        until(lambda: running.engine._thread is None)
+    loop.states.clear()
     (after,) = running.submit([job(6, 5)])
     assert after.result().tokens == 5
     running.close()
@@ -81,14 +81,15 @@ def test_a_cancel_that_comes_late_leaves_the_next_prompt_to_be_answered(
         interrupt, interrupted = session.interrupt, threading.Event()
 
         def late() -> None:
-            until(lambda: loop._computing is second.row and session._running is not None)
+            handle: Any = second.handle
+            until(lambda: loop._computing is handle.state and session._running is not None)
             interrupt()
             interrupted.set()
 
         monkeypatch.setattr(session, "interrupt", late)
         prompts = [np.full(3900, token, dtype=np.int32) for token in (400, 401)]
-        first, second = model._engine.submit([Job(prompt, 2) for prompt in prompts])
+        first, second = submit(model, *((prompt, 2, Options()) for prompt in prompts))
         until(lambda: loop._computing is not None)
         first.cancel()
-        assert second._future.result(timeout=60).tokens >= 1
+        assert second.result().tokens >= 1
         assert interrupted.is_set()

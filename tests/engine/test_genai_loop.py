@@ -11,11 +11,10 @@ import pytest
 
 from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.core.request import Options
-from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.loops import prefill as chunks
 from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
 from mlflow_phi3_onnx.engine.options import ServingPolicy
-from tests.support.engines import until
+from tests.support.engines import submit, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,10 +135,10 @@ def test_the_logprobs_of_a_prompt_are_the_same_in_pieces(
     model: GenAIModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = model._tokenizer.encode("The capital of Spain is Madrid. The capital of Italy is")
-    scored = Job(prompt, 0, Options(top_logprobs=2, prompt_logprobs=True))
-    (whole,) = (ticket.result() for ticket in model._engine.submit([scored]))
+    scored = (prompt, 0, Options(top_logprobs=2, prompt_logprobs=True))
+    (whole,) = (ticket.result() for ticket in submit(model, scored))
     monkeypatch.setattr(chunks, "MAX_CHUNK", 4)
-    (pieces,) = (ticket.result() for ticket in model._engine.submit([scored]))
+    (pieces,) = (ticket.result() for ticket in submit(model, scored))
     assert (whole.text, whole.tokens, whole.finish_reason) == ("", 0, "length")
     assert whole.prompt_logprobs is not None
     assert pieces.prompt_logprobs is not None

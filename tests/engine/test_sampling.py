@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from mlflow_phi3_onnx import GenAIModel, GenerationError
 from mlflow_phi3_onnx.core.request import Sampling
-from mlflow_phi3_onnx.engine.sequence.sampler import Sampler, likeliest, log_of_sum
-from mlflow_phi3_onnx.engine.sequence.stop import StopMatcher
+from mlflow_phi3_onnx.engine.sequence.processors import build
+from mlflow_phi3_onnx.engine.sequence.sampler import Sampler, log_of_sum, top_k_ids
 from mlflow_phi3_onnx.openai.parse import parse_request
+from mlflow_phi3_onnx.prompt.stop import StopMatcher
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +27,23 @@ def logits(seed: int = 0, spread: float = 3.0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, spread, VOCABULARY).astype(np.float32)
 
 
+class Choices:
+    """Chooses token after token, as a sequence does."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.processors = build(sampling, PROMPT, VOCABULARY)
+        self.sampler = Sampler(sampling)
+        self.tokens: list[int] = []
+
+    def choose(self, values: NDArray[np.float32]) -> int:
+        for processor in self.processors:
+            processor.apply(values, self.tokens)
+        self.tokens.append(self.sampler.choose(values))
+        return self.tokens[-1]
+
+
 def draw(sampling: Sampling, values: NDArray[np.float32], times: int = 4000) -> NDArray[np.int64]:
-    sampler = Sampler(sampling, PROMPT, VOCABULARY)
+    sampler = Choices(sampling)
     return np.array([sampler.choose(values.copy()) for _ in range(times)])
 
 
@@ -84,7 +100,7 @@ def test_a_seed_repeats_and_another_differs() -> None:
 
 def test_penalties_follow_their_formulas() -> None:
     sampling = Sampling(repetition_penalty=1.5, presence_penalty=0.4, frequency_penalty=0.3)
-    sampler = Sampler(sampling, PROMPT, VOCABULARY)
+    sampler = Choices(sampling)
     start = np.zeros(VOCABULARY, dtype=np.float32)
     start[7] = 5.0
     assert [sampler.choose(start.copy()) for _ in range(3)] == [7, 7, 7]
@@ -99,7 +115,7 @@ def test_penalties_follow_their_formulas() -> None:
 
 
 def test_no_repeated_ngrams() -> None:
-    sampler = Sampler(Sampling(no_repeat_ngram_size=2), PROMPT, VOCABULARY)
+    sampler = Choices(Sampling(no_repeat_ngram_size=2))
     wants_two = np.zeros(VOCABULARY, dtype=np.float32)
     wants_two[[2, 3, 9]] = [3.0, 2.0, 1.0]
     # The prompt ends with 2 and holds "2 3": 3 is banned, 2 is not. "2 2" is banned the next time.
@@ -108,7 +124,7 @@ def test_no_repeated_ngrams() -> None:
 
 
 def test_logits_that_are_not_numbers_are_an_error() -> None:
-    sampler = Sampler(Sampling(), PROMPT, VOCABULARY)
+    sampler = Choices(Sampling())
     with pytest.raises(GenerationError, match="not finite"):
         sampler.choose(np.full(VOCABULARY, np.nan, dtype=np.float32))
     with pytest.raises(GenerationError, match="not finite"):
@@ -127,7 +143,7 @@ def test_the_likeliest_are_in_order_and_equal_ones_by_id(count: int) -> None:
     values = np.round(logits(spread=2.0))
     values[3:6] = -np.inf
     expected = sorted(range(VOCABULARY), key=lambda i: (-values[i], i))
-    found = likeliest(values, count).tolist()
+    found = top_k_ids(values, count).tolist()
     assert found == [i for i in expected if np.isfinite(values[i]) or i in found][:count]
     assert len(found) >= min(count, VOCABULARY - 3)
 
@@ -137,7 +153,7 @@ def settle(search: dict[str, Any], **fields: Any) -> Sampling:
     asked = parse_request(
         {"prompt": "x", **fields}, "text-generation", model_defaults=search, config=config
     )
-    return asked.request.options.sampling
+    return asked.options.sampling
 
 
 GREEDY = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
@@ -188,7 +204,7 @@ def test_a_limit_replaces_every_limit_below_it(
     config: dict[str, Any], params: dict[str, Any], row: dict[str, Any], limits: Any
 ) -> None:
     asked = parse_request({"prompt": "x", **row}, "text-generation", params=params, config=config)
-    options = asked.request.options
+    options = asked.options
     assert (options.max_tokens, options.max_length, options.strict_limit) == limits
 
 

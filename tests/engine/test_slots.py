@@ -15,10 +15,11 @@ import pytest
 
 from mlflow_phi3_onnx import CancelledError, GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
-from mlflow_phi3_onnx.engine.base import Job
+from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.loops import prefill as chunks
 from mlflow_phi3_onnx.engine.options import LoopName, ServingPolicy
 from mlflow_phi3_onnx.model.start import why_not_slots
+from tests.support.engines import submit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +144,7 @@ def test_cancelling_a_prompt_stops_it_within_a_chunk(demo: Path) -> None:
             return run(*arguments, **named)
 
         session.run = watched
-        (ticket,) = model._engine.submit([Job(prompt, 5)])
+        (ticket,) = submit(model, (prompt, 5, Options()))
         begun.wait(20)
         ticket.cancel()
         with pytest.raises(CancelledError):

@@ -12,18 +12,10 @@ from mlflow_phi3_onnx.engine.waiting import LOOKED_AT, WaitingJobs
 from tests.support.engines import ScriptedLoop, engine, job, until
 
 
-class FakeRow:
-    def __init__(self, deadline: float | None) -> None:
-        self.over = False
-        self.deadline = deadline
-
-
 def call(name: str, count: int, deadline: float | None = None) -> list[Any]:
-    return [SimpleNamespace(name=f"{name}{i}", row=FakeRow(deadline)) for i in range(count)]
-
-
-def rows(tickets: Any) -> Any:
-    return [ticket.row for ticket in tickets]
+    return [
+        SimpleNamespace(name=f"{name}{i}", finished=False, deadline=deadline) for i in range(count)
+    ]
 
 
 def names(waiting: WaitingJobs) -> list[str]:
@@ -41,11 +33,11 @@ def test_calls_take_turns() -> None:
 def test_who_comes_later_does_not_overtake_for_ever() -> None:
     waiting = WaitingJobs()
     waiting.add(call("a", 4))
-    waiting.remove(rows(waiting.first()[:2]))
+    waiting.remove(waiting.first()[:2])
     assert names(waiting) == ["a2", "a3"]
     waiting.add(call("b", 1))
     assert names(waiting) == ["b0", "a2", "a3"]
-    waiting.remove(rows(waiting.first()[:2]))
+    waiting.remove(waiting.first()[:2])
     waiting.add(call("c", 2))
     assert names(waiting) == ["c0", "a3", "c1"]
 
@@ -53,12 +45,12 @@ def test_who_comes_later_does_not_overtake_for_ever() -> None:
 def test_no_more_are_looked_at_than_a_step_can_bear() -> None:
     waiting = WaitingJobs()
     tickets = call("a", LOOKED_AT + 2)
-    tickets[0].row.over = True
+    tickets[0].finished = True
     waiting.add(tickets)
     assert len(waiting.first()) == LOOKED_AT
     assert names(waiting)[-1] == f"a{LOOKED_AT}"
-    assert len(waiting) == LOOKED_AT + 1, "what is over is forgotten"
-    waiting.remove(rows(waiting.first()))
+    assert len(waiting) == LOOKED_AT + 1, "what is finished is forgotten"
+    waiting.remove(waiting.first())
     assert names(waiting) == [f"a{LOOKED_AT + 1}"]
 
 
@@ -79,12 +71,12 @@ def test_a_call_of_many_jobs_keeps_nobody_out(tokenizer: Any) -> None:
     loop.gate.clear()
     running = engine(loop, tokenizer)
     many: list[Any] = running.submit([job(1, 5) for _ in range(20)])
-    until(lambda: len(loop.rows) == 2)
+    until(lambda: len(loop.states) == 2)
     one: Any = running.submit([job(1, 5)])[0]
     loop.gate.set()
     assert [ticket.result().tokens for ticket in [*many, one]] == [5] * 21
     # The two that ran when it came, and then its turn.
-    assert loop.begun.index(one.row) == 2
+    assert loop.begun.index(one.handle.state) == 2
     running.close()
 
 
@@ -92,9 +84,10 @@ def test_who_waits_is_given_up_at_its_deadline_while_another_runs(tokenizer: Any
     loop = ScriptedLoop(token=5)
     loop.room = 2_000_001
     running = engine(loop, tokenizer)
+    first: Any
     first, waits = running.submit([job(1, 2_000_000), job(1, 2_000_000, timeout=0.05)])
     with pytest.raises(GenerationTimeoutError):
         waits.result()
-    assert not first.row.over
+    assert not first.handle.state.finished
     first.cancel()
     running.close()

@@ -97,7 +97,7 @@ class Subject(NamedTuple):
 
     def ids(self, messages: Any, tools: Any = None) -> list[int]:
         fields = {"messages": messages, **({"tools": tools} if tools else {})}
-        (prompt,) = parse_request(fields, "llm/v1/chat").request.prompts
+        (prompt,) = parse_request(fields, "llm/v1/chat").prompts
         assert isinstance(prompt, ChatPrompt)
         return self.tokenizer.encode_chat(prompt).tolist()
 

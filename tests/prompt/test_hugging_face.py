@@ -222,7 +222,7 @@ def test_parts_are_joined_as_templates_of_parts_join_them(tmp_path: Path) -> Non
     )
     parts = [{"type": "text", "text": text} for text in ("What is ", "the capital\n", " of Spain?")]
     messages = [{"role": "user", "content": parts}]
-    (chat,) = parse_request({"messages": messages}, "llm/v1/chat").request.prompts
+    (chat,) = parse_request({"messages": messages}, "llm/v1/chat").prompts
     assert isinstance(chat, ChatPrompt)
     expected = theirs(shown(theirs, messages), add_special_tokens=False)["input_ids"]
     assert encoded(ours, chat) == expected

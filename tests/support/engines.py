@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.engine.loops.base import Failing
+from mlflow_phi3_onnx.model.assembly import TextEngine, TextJob
+from mlflow_phi3_onnx.model.planning import engine_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from numpy.typing import NDArray
+
+    from mlflow_phi3_onnx.core.request import Options
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
+    from mlflow_phi3_onnx.model.assembly import CompletionHandle
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["ScriptedLoop", "engine", "job", "until"]
+__all__ = ["EngineUnderTest", "ScriptedLoop", "engine", "job", "submit", "until"]
 
 
 class ScriptedLoop:
@@ -38,62 +43,77 @@ class ScriptedLoop:
         self.scores = self.drafts = True
         self.gate = threading.Event()
         self.gate.set()
-        self.rows: list[Row] = []
-        self.begun: list[Row] = []
+        self.states: list[SequenceState] = []
+        self.begun: list[SequenceState] = []
 
-    def needs(self, row: Row) -> int:
-        return len(row.prompt) + row.max_tokens
+    def needs(self, state: SequenceState) -> int:
+        return len(state.prompt) + state.max_tokens
 
-    def admit(self, waiting: Sequence[Row]) -> list[Row]:
-        free = self.room - sum(map(self.needs, self.rows))
-        taken: list[Row] = []
-        for row in waiting:
-            free -= self.needs(row)
+    def admit(self, waiting: Sequence[SequenceState]) -> list[SequenceState]:
+        free = self.room - sum(map(self.needs, self.states))
+        taken: list[SequenceState] = []
+        for state in waiting:
+            free -= self.needs(state)
             if free < 0:
                 break
-            taken.append(row)
-        self.rows += taken
+            taken.append(state)
+        self.states += taken
         self.begun += taken
         return taken
 
     @property
     def busy(self) -> bool:
-        return bool(self.rows)
+        return bool(self.states)
 
     def step(self) -> None:
         self.gate.wait(20)
         self.steps += 1
-        with Failing(self.rows):
+        with Failing(self.states):
             if self.fail is not None:
                 raise self.fail
-            for row in self.rows:
-                if not row.over:
-                    row.take(self.token)
-        self.rows = [row for row in self.rows if not row.over]
+            for state in self.states:
+                if not state.finished:
+                    state.take(self.token)
+        self.states = [state for state in self.states if not state.finished]
 
-    def interrupt(self, row: Row) -> None:
+    def interrupt(self, state: SequenceState) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-def engine(loop: ScriptedLoop, tokenizer: PromptTokenizer, **options: Any) -> InProcessEngine:
-    """An engine that runs a scripted loop."""
-    return InProcessEngine(
-        loop,
-        tokenizer=tokenizer,
-        eos=frozenset({0}),
-        vocab_size=100,
-        kv_tokens=loop.room,
-        kv_bytes_per_token=1,
-        **options,
-    )
+class EngineUnderTest(TextEngine):
+    """An engine that runs a scripted loop, and what makes text of its tokens."""
+
+    def __init__(self, loop: ScriptedLoop, tokenizer: PromptTokenizer, **options: Any) -> None:
+        eos = frozenset({0})
+        self.engine = InProcessEngine(
+            loop,
+            grammars=lambda: tokenizer.grammars(100, eos),
+            eos=eos,
+            vocab_size=100,
+            kv_tokens=loop.room,
+            kv_bytes_per_token=1,
+            **options,
+        )
+        super().__init__(self.engine, tokenizer, eos)
+
+    def close(self) -> None:
+        self.engine.close()
 
 
-def job(length: int = 1, max_tokens: int = 5, **options: Any) -> Job:
+engine = EngineUnderTest
+
+
+def job(length: int = 1, max_tokens: int = 5, timeout: float | None = None) -> TextJob:
     """A job with a prompt of a given length."""
-    return Job(np.ones(length, dtype=np.int32), max_tokens, Options(**options))
+    return TextJob(Job(np.ones(length, dtype=np.int32), max_tokens, timeout=timeout))
+
+
+def submit(model: Any, *jobs: tuple[NDArray[np.int32], int, Options]) -> list[CompletionHandle]:
+    """Let a model's engine take jobs: prompts, the most tokens, and options of a request."""
+    return model._texts.submit([engine_job(*each, model._tokenizer) for each in jobs])
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

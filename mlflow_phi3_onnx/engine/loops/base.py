@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from types import TracebackType
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
 
 __all__ = ["Failing", "Loop"]
 
@@ -33,35 +33,35 @@ class Loop(Protocol):
 
     @property
     def drafts(self) -> bool:
-        """Whether it can check guesses, and take back wrong ones."""
+        """Whether it can verify draft tokens, and take back wrong ones."""
         ...
 
-    def needs(self, row: Row) -> int:
-        """Count the tokens of KV cache that a row takes at most, alone."""
+    def needs(self, state: SequenceState) -> int:
+        """Count the tokens of KV cache that a sequence takes at most, alone."""
         ...
 
-    def admit(self, waiting: Sequence[Row]) -> Collection[Row]:
-        """Begin with as many of the waiting rows as there is room for now, the first one first.
+    def admit(self, waiting: Sequence[SequenceState]) -> Collection[SequenceState]:
+        """Begin with as many waiting sequences as there is room for now, the first one first.
 
         Args:
-            waiting: Rows in the order in which they came; none of them is over.
+            waiting: Sequences in the order in which they came; none of them is finished.
 
         Returns:
-            The rows that it has begun with.
+            The sequences that it has begun with.
         """
         ...
 
     @property
     def busy(self) -> bool:
-        """Whether a row that it has begun with is not over."""
+        """Whether a sequence that it has begun with is not over."""
         ...
 
     def step(self) -> None:
-        """Compute one step: one more token, or a piece of a prompt. Failures reach their rows."""
+        """Compute one step: a token, or a chunk of a prompt. Failures reach their sequences."""
         ...
 
-    def interrupt(self, row: Row) -> None:
-        """Stop computing a row that is over, where that is possible within a step."""
+    def interrupt(self, state: SequenceState) -> None:
+        """Stop computing a sequence that is finished, where that is possible within a step."""
         ...
 
     def close(self) -> None:
@@ -70,13 +70,13 @@ class Loop(Protocol):
 
 
 class Failing:
-    """Lets whatever goes wrong inside end these rows, and nothing else.
+    """Lets whatever goes wrong inside end these sequences, and nothing else.
 
     A class, because a generator costs a plain token more than its text does.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
+    def __init__(self, states: Sequence[SequenceState]) -> None:
+        self._states = states
 
     def __enter__(self) -> None:
         pass
@@ -92,7 +92,7 @@ class Failing:
             _logger.error("Generation failed: %s", type(error).__name__)
             failure = GenerationError(f"Generation failed ({type(error).__name__}).")
             failure.__cause__ = error
-        for row in self._rows:
-            if not row.over:
-                row.fail(failure)
+        for state in self._states:
+            if not state.finished:
+                state.fail(failure)
         return True

@@ -1,8 +1,8 @@
 """The reference loop: onnxruntime-genai's generator, for every model and device that it runs.
 
-The generator's batch is fixed: its rows start together, and nothing joins it later. Sampling
-options are fixed for a whole generator too, so each row chooses its own token from the logits;
-where every row takes the likeliest token, the generator chooses itself.
+The generator's batch is fixed: its sequences start together, and nothing joins it later. Sampling
+options are fixed for a whole generator too, so each sequence chooses its own token from the logits;
+where every sequence takes the most likely token, the generator chooses itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
     from mlflow_phi3_onnx.runtime.genai import NativeModel
 
 __all__ = ["GenAILoop", "GenAITraits"]
@@ -31,11 +31,11 @@ class GenAITraits:
     """What a model allows onnxruntime-genai to do.
 
     Attributes:
-        context_length: Tokens of prompt and answer together.
-        eos: An id that ends an answer.
-        groups: Whether rows can share a generator.
+        context_length: Tokens of prompt and completion together.
+        eos: An end-of-sequence id.
+        groups: Whether sequences can share a generator.
         goes_back: Whether a cache can be taken back to an earlier state, and prompts be computed
-            in pieces.
+            in chunks.
         all_logits: Whether the graph gives the logits of every token of a prompt.
     """
 
@@ -49,15 +49,16 @@ class GenAITraits:
 class GenAILoop:
     """Runs a model with onnxruntime-genai's generator.
 
-    Rows of one adapter that wait at the same time share a generator, those of like lengths first,
-    so that little is padded and few are computed on when they are over. The next ones start beside
-    them, and every generator has its turn, so nobody waits for someone else's whole answer.
+    Sequences of one adapter that wait at the same time share a generator, those of like lengths
+    first, so that little is padded and few are computed on when they are finished. The next ones
+    start beside them, and every generator has its turn, so nobody waits for someone else's whole
+    completion.
 
     Args:
         model: The loaded model.
         traits: What it allows.
         kv_tokens: How many tokens the KV memory holds.
-        max_batch_size: The most rows that are computed together.
+        max_batch_size: The most sequences that are computed together.
         reuse_prefixes: Whether a prompt that begins as an earlier one is computed only from where
             it differs.
         patient: Whether the interpreter's lock may be held for as long as the prompts of a batch
@@ -93,20 +94,20 @@ class GenAILoop:
 
     @property
     def drafts(self) -> bool:
-        """Whether it can check guesses, and take back wrong ones."""
+        """Whether it can verify draft tokens, and take back wrong ones."""
         return self._traits.all_logits and self._traits.goes_back
 
-    def needs(self, row: Row) -> int:
-        """Count the tokens of KV cache that a row takes at most, alone."""
-        return most_kv_tokens([row])
+    def needs(self, state: SequenceState) -> int:
+        """Count the tokens of KV cache that a sequence takes at most, alone."""
+        return most_kv_tokens([state])
 
     @property
     def busy(self) -> bool:
-        """Whether a row is not over."""
+        """Whether a sequence is not over."""
         return bool(self._batches)
 
-    def admit(self, waiting: Sequence[Row]) -> set[Row]:
-        """Begin with the waiting rows, as far as there is room.
+    def admit(self, waiting: Sequence[SequenceState]) -> set[SequenceState]:
+        """Begin with the waiting sequences, as far as there is room.
 
         Where more wait than there is room for, they wait until half of it is free: many small
         batches would take longer than one.
@@ -116,22 +117,22 @@ class GenAILoop:
         if len(waiting) > room and 2 * running > self._max_batch_size:
             return set()
         left = list(waiting)
-        taken: set[Row] = set()
+        taken: set[SequenceState] = set()
         while left and len(taken) < room:
-            rows = self._next_batch(left, self._free(), room - len(taken))
-            if not rows:
+            states = self._next_batch(left, self._free(), room - len(taken))
+            if not states:
                 break
-            self._batches.append(self._batch(rows))
-            taken.update(rows)
-            left = [row for row in left if row not in taken]
+            self._batches.append(self._batch(states))
+            taken.update(states)
+            left = [state for state in left if state not in taken]
         return taken
 
     def step(self) -> None:
-        """Compute one more token for every row of every batch, or a piece of a prompt."""
+        """Compute one more token for every sequence of every batch, or a chunk of a prompt."""
         alone = len(self._batches) == 1
         for batch in self._batches:
             if batch.live:
-                with Failing(batch.rows):
+                with Failing(batch.states):
                     batch.step(alone=alone and self._patient)
         for batch in [batch for batch in self._batches if batch.wasteful or not batch.live]:
             self._batches.remove(batch)
@@ -139,7 +140,7 @@ class GenAILoop:
             if batch.live:
                 self._batches.append(self._batch(batch.live))
 
-    def interrupt(self, row: Row) -> None:
+    def interrupt(self, state: SequenceState) -> None:
         """Do nothing: onnxruntime-genai cannot be stopped within a step."""
 
     def close(self) -> None:
@@ -150,43 +151,47 @@ class GenAILoop:
     def _free(self) -> int:
         return self._kv_tokens - sum(batch.kv_tokens for batch in self._batches)
 
-    def _batch(self, rows: Sequence[Row]) -> _Batch:
+    def _batch(self, states: Sequence[SequenceState]) -> _Batch:
         assert self._pool is not None, "the loop is closed"
-        if len(rows) > 1:
-            return Group(self._pool, rows, self._traits.eos, self._chunks, self._free())
+        if len(states) > 1:
+            return Group(self._pool, states, self._traits.eos, self._chunks, self._free())
         chunks = self._chunks if self._traits.goes_back else None
-        return Single(self._pool, rows[0], chunks, self._traits.context_length, self._free())
+        return Single(self._pool, states[0], chunks, self._traits.context_length, self._free())
 
-    def _next_batch(self, waiting: Sequence[Row], free: int, most: int) -> list[Row]:
-        """Choose rows around the one that has waited longest, as long as they fit."""
+    def _next_batch(
+        self, waiting: Sequence[SequenceState], free: int, most: int
+    ) -> list[SequenceState]:
+        """Choose sequences around the one that has waited longest, as long as they fit."""
         first, *others = waiting
         if not self._traits.groups or _wants_a_generator(first):
             others = []
         others = [
-            row for row in others if row.adapter == first.adapter and not _wants_a_generator(row)
+            state
+            for state in others
+            if state.adapter == first.adapter and not _wants_a_generator(state)
         ]
-        others.sort(key=lambda row: _difference(row, first))
-        rows: list[Row] = []
-        for row in [first, *others]:
-            joined = [*rows, row]
-            if len(rows) == most or most_kv_tokens(joined) > free:
+        others.sort(key=lambda state: _difference(state, first))
+        states: list[SequenceState] = []
+        for state in [first, *others]:
+            joined = [*states, state]
+            if len(states) == most or most_kv_tokens(joined) > free:
                 break
-            if rows and not self._patient and not self._short(joined):
+            if states and not self._patient and not self._short(joined):
                 break
-            rows = joined
-        return rows
+            states = joined
+        return states
 
-    def _short(self, rows: Sequence[Row]) -> bool:
-        tokens = len(rows) * max(len(row.prompt) for row in rows)
+    def _short(self, states: Sequence[SequenceState]) -> bool:
+        tokens = len(states) * max(len(state.prompt) for state in states)
         return self._chunks.next(tokens, alone=True) == tokens
 
 
-def _difference(one: Row, other: Row) -> int:
-    """Count the tokens that one of two rows is computed in vain beside the other, at most."""
+def _difference(one: SequenceState, other: SequenceState) -> int:
+    """Count the tokens that one of two sequences is computed in vain beside the other, at most."""
     prompts = abs(len(one.prompt) - len(other.prompt))
     return prompts + abs(one.max_tokens - other.max_tokens)
 
 
-def _wants_a_generator(row: Row) -> bool:
-    """Whether a row cannot share one: its prompt's logits are wanted, or guesses are checked."""
-    return row.scores_prompt or row.drafts
+def _wants_a_generator(state: SequenceState) -> bool:
+    """Whether a sequence cannot share one: its prompt is scored, or drafts are verified."""
+    return state.scores_prompt or state.drafts

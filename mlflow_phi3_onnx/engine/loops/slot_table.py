@@ -12,7 +12,7 @@ from mlflow_phi3_onnx.engine.loops.prefix import MIN_PREFIX, common_prefix
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
     from mlflow_phi3_onnx.runtime.ort import SlotSession
 
 __all__ = ["Slot", "SlotTable"]
@@ -22,13 +22,13 @@ class Slot:
     """One place of the cache.
 
     Attributes:
-        row: The row that is computed in it, if one is.
+        state: The sequence that is computed in it, if one is.
         reserved: How many tokens it may come to hold.
         used: When it was last used, in steps.
     """
 
     def __init__(self) -> None:
-        self.row: Row | None = None
+        self.state: SequenceState | None = None
         self.reserved = 0
         self.used = 0
         self._tokens = np.zeros(0, dtype=np.int32)
@@ -76,31 +76,31 @@ class SlotTable:
         self._clock = 0
         self.slots = [Slot() for _ in range(session.slots)]
 
-    def take(self, row: Row, needed: int) -> int | None:
-        """Give a row a slot, filled with as much of its prompt as some slot holds.
+    def take(self, state: SequenceState, needed: int) -> int | None:
+        """Give a sequence a slot, filled with as much of its prompt as some slot holds.
 
         Args:
-            row: The row.
+            state: The sequence.
             needed: How many tokens it may come to hold.
 
         Returns:
             The slot, or None where there is no room now.
         """
-        free = [i for i, slot in enumerate(self.slots) if slot.row is None]
-        busy = sum(slot.reserved for slot in self.slots if slot.row is not None)
+        free = [i for i, slot in enumerate(self.slots) if slot.state is None]
+        busy = sum(slot.reserved for slot in self.slots if slot.state is not None)
         if not free or busy + needed > self._kv_tokens:
             return None
-        source, prefix = self._longest_prefix(row)
-        if source is not None and self.slots[source].row is None:
+        source, prefix = self._longest_prefix(state)
+        if source is not None and self.slots[source].state is None:
             index = source
         else:
             index = min(free, key=lambda i: (len(self.slots[i]), self.slots[i].used))
             if source is not None:
                 self._session.copy(source, index, prefix)
         slot = self.slots[index]
-        slot.row = row
+        slot.state = state
         slot.cut(0)
-        slot.extend(row.prompt[:prefix])
+        slot.extend(state.prompt[:prefix])
         slot.reserved = needed
         self._touch(slot)
         self._forget_until(self._kv_tokens - busy - needed)
@@ -109,7 +109,7 @@ class SlotTable:
     def leave(self, index: int) -> None:
         """Free a slot."""
         slot = self.slots[index]
-        slot.row = None
+        slot.state = None
         slot.reserved = 0
         self._touch(slot)
         if not self._reuse:
@@ -121,18 +121,18 @@ class SlotTable:
         self._session.swap(one, other, len(first), len(second))
         self.slots[one], self.slots[other] = second, first
 
-    def _longest_prefix(self, row: Row) -> tuple[int | None, int]:
+    def _longest_prefix(self, state: SequenceState) -> tuple[int | None, int]:
         """Find the slot that holds the most of a prompt, less what is always computed."""
-        if not self._reuse or row.scores_prompt:
+        if not self._reuse or state.scores_prompt:
             return None, 0
-        lengths = [common_prefix(slot.tokens, row.prompt[:-MIN_COMPUTED]) for slot in self.slots]
+        lengths = [common_prefix(slot.tokens, state.prompt[:-MIN_COMPUTED]) for slot in self.slots]
         # Of equal ones, a free slot: its content need not be copied.
-        best = max(range(len(lengths)), key=lambda i: (lengths[i], self.slots[i].row is None))
+        best = max(range(len(lengths)), key=lambda i: (lengths[i], self.slots[i].state is None))
         return (best, lengths[best]) if lengths[best] >= MIN_PREFIX else (None, 0)
 
     def _forget_until(self, room: int) -> None:
         """Forget the oldest that free slots remember, until the rest takes no more than room."""
-        remembering = [i for i, s in enumerate(self.slots) if s.row is None and len(s)]
+        remembering = [i for i, s in enumerate(self.slots) if s.state is None and len(s)]
         remembering.sort(key=lambda i: self.slots[i].used)
         taken = sum(len(self.slots[i]) for i in remembering)
         for index in remembering:

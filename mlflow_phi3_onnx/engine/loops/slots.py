@@ -1,8 +1,8 @@
 """Continuous batching on plain ONNX Runtime, for decoder graphs on CPU.
 
-A row takes a slot of the cache, its prompt is computed there in chunks, and then it joins the rows
-that are decoded together. It leaves when it is over. Joining and leaving happen between any two
-steps; while rows are decoded, chunks of prompts take turns with them.
+A sequence takes a slot of the cache, its prompt is computed there in chunks, and then it joins
+those that are decoded together. It leaves when it is finished. Joining and leaving happen between
+any two steps; while sequences are decoded, chunks of prompts take turns with them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.engine.sequence.state import Row
+    from mlflow_phi3_onnx.engine.sequence.state import SequenceState
 
 __all__ = ["SlotsLoop"]
 
@@ -45,9 +45,9 @@ class SlotsLoop:
     ) -> None:
         self._session: SlotSession | None = session
         self._table = SlotTable(session, kv_tokens, reuse=reuse_prefixes)
-        self._prefilling: list[Row] = []
+        self._prefilling: list[SequenceState] = []
         self._decoding = range(0)
-        self._computing: Row | None = None
+        self._computing: SequenceState | None = None
         self._chunks = ChunkSize()
 
     @property
@@ -57,48 +57,48 @@ class SlotsLoop:
 
     @property
     def drafts(self) -> bool:
-        """Whether it can check guesses, and take back wrong ones: it always can."""
+        """Whether it can verify draft tokens, and take back wrong ones: it always can."""
         return True
 
-    def needs(self, row: Row) -> int:
-        """Count the tokens of KV cache that a row takes at most."""
-        return len(row.prompt) + row.max_tokens
+    def needs(self, state: SequenceState) -> int:
+        """Count the tokens of KV cache that a sequence takes at most."""
+        return len(state.prompt) + state.max_tokens
 
     @property
     def busy(self) -> bool:
-        """Whether a row has a slot."""
+        """Whether a sequence has a slot."""
         return bool(self._prefilling) or len(self._decoding) > 0
 
-    def admit(self, waiting: Sequence[Row]) -> set[Row]:
-        """Give slots to the waiting rows, in order, as far as there is room."""
-        taken: set[Row] = set()
-        for row in waiting:
-            index = self._table.take(row, self.needs(row))
+    def admit(self, waiting: Sequence[SequenceState]) -> set[SequenceState]:
+        """Give slots to the waiting sequences, in order, as far as there is room."""
+        taken: set[SequenceState] = set()
+        for state in waiting:
+            index = self._table.take(state, self.needs(state))
             if index is None:
                 break
-            row.cached_tokens = len(self._table.slots[index])
-            self._prefilling.append(row)
-            taken.add(row)
+            state.cached_tokens = len(self._table.slots[index])
+            self._prefilling.append(state)
+            taken.add(state)
         return taken
 
     def step(self) -> None:
-        """Compute a chunk of one prompt, and one token of every row that is decoded."""
+        """Compute a chunk of one prompt, and one token of every sequence that is decoded."""
         self._remove_finished()
         if self._prefilling:
-            row = self._prefilling.pop(0)
-            with Failing([row]):
-                self._prefill(row)
+            state = self._prefilling.pop(0)
+            with Failing([state]):
+                self._prefill(state)
         self._remove_finished()
         if self._decoding:
-            rows = [self._row(index) for index in self._decoding]
-            with Failing(rows):
-                self._decode(rows)
+            states = [self._state(index) for index in self._decoding]
+            with Failing(states):
+                self._decode(states)
         self._remove_finished()
 
-    def interrupt(self, row: Row) -> None:
-        """Stop a chunk of a row's prompt while it is computed."""
+    def interrupt(self, state: SequenceState) -> None:
+        """Stop a chunk of a sequence's prompt while it is computed."""
         session = self._session
-        if self._computing is row and session is not None:
+        if self._computing is state and session is not None:
             session.interrupt()
 
     def close(self) -> None:
@@ -107,51 +107,51 @@ class SlotsLoop:
         self._prefilling = []
         self._decoding = range(0)
 
-    def _prefill(self, row: Row) -> None:
-        """Compute the next chunk of a prompt; after the last one, the row is decoded."""
-        index = self._index(row)
+    def _prefill(self, state: SequenceState) -> None:
+        """Compute the next chunk of a prompt; after the last one, the sequence is decoded."""
+        index = self._index(state)
         slot = self._table.slots[index]
         done = len(slot)
-        left = len(row.prompt) - done
+        left = len(state.prompt) - done
         size = self._chunks.next(left, alone=not (self._prefilling or self._decoding))
-        chunk = row.prompt[done : done + size]
-        wanted = len(chunk) if row.scores_prompt else int(size == left)
-        self._computing = row
+        chunk = state.prompt[done : done + size]
+        wanted = len(chunk) if state.scores_prompt else int(size == left)
+        self._computing = state
         start = time.perf_counter()
         try:
             logits = self._run(index, chunk[None, :], [done + size], wanted, interruptible=True)
         except Interrupted:
-            if not row.over:
-                # Another row's cancellation came late, and stopped this chunk instead of its own.
-                self._prefilling.insert(0, row)
+            if not state.finished:
+                # Another's cancellation came late, and stopped this chunk instead of its own.
+                self._prefilling.insert(0, state)
             return
         finally:
             self._computing = None
         self._chunks.measured(size, time.perf_counter() - start)
         slot.extend(chunk)
-        row.take_prompt(done, logits[0])
+        state.take_prompt(done, logits[0])
         if size < left:
-            self._prefilling.append(row)
+            self._prefilling.append(state)
             return
-        row.end_prompt()
-        if not row.over:
-            _advance(row, logits[0, -1:])
-        if not row.over:
-            self._join(self._index(row))
+        state.end_prompt()
+        if not state.finished:
+            _advance(state, logits[0, -1:])
+        if not state.finished:
+            self._join(self._index(state))
 
-    def _decode(self, rows: Sequence[Row]) -> None:
-        """Compute the last token of every row, and choose the next."""
+    def _decode(self, states: Sequence[SequenceState]) -> None:
+        """Compute the last token of every sequence, and choose the next."""
         slots = [self._table.slots[index] for index in self._decoding]
-        draft = rows[0].draft() if len(rows) == 1 else []
-        ids = np.array([[row.tokens[-1], *draft] for row in rows], dtype=np.int64)
+        draft = states[0].draft() if len(states) == 1 else []
+        ids = np.array([[state.tokens[-1], *draft] for state in states], dtype=np.int64)
         lengths = [len(slot) + len(ids[0]) for slot in slots]
         logits = self._run(self._decoding.start, ids, lengths, len(ids[0]))
-        for slot, row, token, values in zip(slots, rows, ids[:, :1], logits, strict=True):
+        for slot, state, token, values in zip(slots, states, ids[:, :1], logits, strict=True):
             slot.extend(token)
-            known = len(row.tokens)
-            _advance(row, values, draft)
-            # Guesses that were right are computed; wrong ones are written over.
-            slot.extend(ids[0, 1 : len(row.tokens) - known])
+            known = len(state.tokens)
+            _advance(state, values, draft)
+            # Accepted draft tokens are computed; wrong ones are written over.
+            slot.extend(ids[0, 1 : len(state.tokens) - known])
 
     def _run(
         self,
@@ -180,15 +180,17 @@ class SlotsLoop:
         self._decoding = range(min(span.start, target), max(span.stop, target + 1))
 
     def _remove_finished(self) -> None:
-        for row in [row for row in self._prefilling if row.over]:
-            self._prefilling.remove(row)
+        for state in [state for state in self._prefilling if state.finished]:
+            self._prefilling.remove(state)
         # Looked for anew each time: leaving may exchange two slots.
         while (index := self._finished_slot()) is not None:
             self._leave(index)
 
     def _finished_slot(self) -> int | None:
         slots = enumerate(self._table.slots)
-        return next((i for i, slot in slots if slot.row is not None and slot.row.over), None)
+        return next(
+            (i for i, slot in slots if slot.state is not None and slot.state.finished), None
+        )
 
     def _leave(self, index: int) -> None:
         span = self._decoding
@@ -203,17 +205,17 @@ class SlotsLoop:
             self._table.swap(index, last)
         self._decoding = range(span.start, last)
 
-    def _index(self, row: Row) -> int:
-        return next(i for i, slot in enumerate(self._table.slots) if slot.row is row)
+    def _index(self, state: SequenceState) -> int:
+        return next(i for i, slot in enumerate(self._table.slots) if slot.state is state)
 
-    def _row(self, index: int) -> Row:
-        row = self._table.slots[index].row
-        assert row is not None
-        return row
+    def _state(self, index: int) -> SequenceState:
+        state = self._table.slots[index].state
+        assert state is not None
+        return state
 
 
-def _advance(row: Row, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
+def _advance(state: SequenceState, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
     try:
-        row.advance(logits, draft)
+        state.advance(logits, draft)
     except GenAIError as error:
-        row.fail(error)
+        state.fail(error)

@@ -1,10 +1,10 @@
-"""Guesses at an answer's next tokens, looked up in the prompt and in what was written so far.
+"""Draft tokens for speculative decoding, looked up in the prompt and the completion so far.
 
-Answers often repeat what came before: quotations, code, JSON. Where the last tokens have occurred
-already, what followed them then is a guess at what follows now, and checking several guesses
-together costs little more than computing one token (prompt lookup decoding,
+Completions often repeat what came before: quotations, code, JSON. Where the last tokens have
+occurred already, what followed them then is a draft of what follows now, and verifying several
+draft tokens together costs little more than computing one (prompt lookup decoding,
 https://github.com/apoorvumang/prompt-lookup-decoding; Leviathan et al.,
-https://arxiv.org/abs/2211.17192, for why the answer stays the same).
+https://arxiv.org/abs/2211.17192, for why the completion stays the same).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _SIZES = (3, 2)
 
 
 class Drafter:
-    """Guesses ahead for one sequence.
+    """Drafts for one sequence.
 
-    The number of guesses rises while they are right and falls when they are wrong, so that an
-    answer that repeats nothing costs next to nothing.
+    The number of draft tokens rises while they are accepted and falls when they are not, so that a
+    completion that repeats nothing costs next to nothing.
 
     Args:
         sources: Sequences of token ids in which to look, the last one being the prompt that the
-            answer follows.
-        most: The most tokens to guess.
+            completion follows.
+        most: The most tokens to draft.
 
     Attributes:
-        drafted: How many tokens were guessed.
-        accepted: How many of them were right.
+        drafted: How many tokens were drafted.
+        accepted: How many of them were accepted.
     """
 
     def __init__(self, sources: Iterable[Sequence[int]], most: int) -> None:
@@ -56,8 +56,8 @@ class Drafter:
                     self._after[tuple(self._tokens[-size:])] = len(self._tokens)
             self._tokens.append(token)
 
-    def guess(self, most: int) -> list[int]:
-        """Guess the next tokens, at most so many, maybe none."""
+    def draft(self, most: int) -> list[int]:
+        """Draft the next tokens, at most so many, maybe none."""
         most = min(most, self._length)
         if most <= 0:
             return []
@@ -68,7 +68,7 @@ class Drafter:
         return []
 
     def adapt(self, drafted: int, accepted: int) -> None:
-        """Guess more after a draft that was right, and less after one that was not."""
+        """Draft more after a draft that was accepted, and less after one that was not."""
         # As transformers' own schedule for assisted generation does.
         length = self._length + 2 if accepted == drafted else self._length - 1
         self._length = min(max(length, 1), self._most)

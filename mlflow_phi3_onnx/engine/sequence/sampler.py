@@ -2,6 +2,10 @@
 
 Every sequence chooses for itself, with its own random numbers, so the sequences of a batch may
 differ in every option, and a seeded sequence is the same whatever runs beside it.
+
+What is drawn from is found by groups and blocks, and not by sorting the vocabulary: that is where
+the time of a sampled token goes, as the ``featured-token`` row of ``python -m benchmarks --only
+tokens`` shows.
 """
 
 from __future__ import annotations
@@ -14,13 +18,11 @@ import numpy as np
 from mlflow_phi3_onnx.errors import GenerationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.core.request import Sampling
 
-__all__ = ["Sampler", "likeliest", "log_of_sum"]
+__all__ = ["Sampler", "log_of_sum", "top_k_ids"]
 
 _FIRST_CANDIDATES = 256
 _SEED_BITS = 64
@@ -32,76 +34,35 @@ _BLOCK = 128
 
 
 class Sampler:
-    """Chooses tokens for one sequence.
+    """Draws the next token from logits that were processed.
 
     Args:
         sampling: The options.
-        prompt: The prompt's token ids; the repetition penalty and the n-gram ban count them.
-        vocab_size: The width of the logits.
-        index: Which answer to the same request this is: each draws different random numbers.
+        index: Which completion of its request this is: each draws other random numbers.
+
+    Attributes:
+        greedy: Whether it always takes the most likely token.
     """
 
-    def __init__(
-        self, sampling: Sampling, prompt: NDArray[np.int32], vocab_size: int, index: int = 0
-    ) -> None:
+    def __init__(self, sampling: Sampling, index: int = 0) -> None:
         self._sampling = sampling
-        self._greedy = sampling.temperature == 0 or sampling.top_k == 1
+        self.greedy = sampling.temperature == 0 or sampling.top_k == 1
         seed = None if sampling.seed is None else [sampling.seed % (1 << _SEED_BITS), index]
         self._random = np.random.default_rng(seed)
-        self._tokens: list[int] = prompt.tolist() if sampling.no_repeat_ngram_size else []
-        self._answer = _Counts()
-        self._seen = _Counts()
-        if sampling.repetition_penalty != 1:
-            for token in np.unique(prompt[prompt < vocab_size]).tolist():
-                self._seen.add(token)
-        bias = sampling.logit_bias
-        self._bias_ids = np.fromiter(bias.keys(), dtype=np.int64, count=len(bias))
-        self._bias = np.fromiter(bias.values(), dtype=np.float32, count=len(bias))
 
-    def choose(
-        self,
-        logits: NDArray[np.float32],
-        banned: Sequence[int] = (),
-        mask: Callable[[NDArray[np.float32]], None] | None = None,
-    ) -> int:
+    def choose(self, logits: NDArray[np.float32]) -> int:
         """Choose the next token.
 
         Args:
-            logits: Raw logits, ``(vocabulary,)``. May be changed.
-            banned: Ids that must not be chosen.
-            mask: Sets the logits of what a grammar forbids to minus infinity, in place.
+            logits: ``(vocabulary,)``.
 
         Raises:
             GenerationError: If the logits leave nothing to choose from.
         """
-        self._penalise(logits)
-        if banned:
-            logits[list(banned)] = -np.inf
-        if mask is not None:
-            mask(logits)
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):
             raise GenerationError("The model's logits are not finite numbers.")
-        token = best if self._greedy else self._sample(logits, best)
-        self._remember(token)
-        return token
-
-    def _penalise(self, logits: NDArray[np.float32]) -> None:
-        sampling = self._sampling
-        if seen := len(self._seen):
-            ids = self._seen.ids[:seen]
-            values = logits[ids]
-            penalty = np.float32(sampling.repetition_penalty)
-            logits[ids] = np.where(values > 0, values / penalty, values * penalty)
-        if held := len(self._answer):
-            counts = self._answer.counts[:held]
-            logits[self._answer.ids[:held]] -= np.float32(
-                sampling.frequency_penalty
-            ) * counts + np.float32(sampling.presence_penalty)
-        if self._bias.size:
-            logits[self._bias_ids] += self._bias
-        if size := sampling.no_repeat_ngram_size:
-            logits[_repeating(self._tokens, size)] = -np.inf
+        return best if self.greedy else self._sample(logits, best)
 
     def _sample(self, logits: NDArray[np.float32], best: int) -> int:
         sampling = self._sampling
@@ -110,7 +71,7 @@ class Sampler:
         if sampling.min_p > 0:
             scaled[scaled < math.log(sampling.min_p)] = -np.inf
         if sampling.top_k:
-            ids = likeliest(scaled, sampling.top_k)
+            ids = top_k_ids(scaled, sampling.top_k)
             weights = np.exp(scaled[ids])
             keep = _place(weights, sampling.top_p * float(weights.sum(dtype=np.float64)))
             return int(ids[self._draw(weights[: keep + 1])])
@@ -126,35 +87,6 @@ class Sampler:
         # A rounded sum may be passed: then it is the last place that has a weight.
         return place if place < weights.size else int(np.flatnonzero(weights)[-1])
 
-    def _remember(self, token: int) -> None:
-        sampling = self._sampling
-        if sampling.repetition_penalty != 1:
-            self._seen.add(token)
-        if sampling.presence_penalty or sampling.frequency_penalty:
-            self._answer.add(token)
-        if sampling.no_repeat_ngram_size:
-            self._tokens.append(token)
-
-
-class _Counts:
-    """How often each of a few ids has occurred, in arrays: most of a vocabulary never does."""
-
-    def __init__(self) -> None:
-        self.ids = np.zeros(64, dtype=np.int64)
-        self.counts = np.zeros(64, dtype=np.float32)
-        self._places: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def add(self, token: int) -> None:
-        place = self._places.setdefault(token, len(self._places))
-        if place == self.ids.size:
-            self.ids = np.concatenate([self.ids, np.zeros_like(self.ids)])
-            self.counts = np.concatenate([self.counts, np.zeros_like(self.counts)])
-        self.ids[place] = token
-        self.counts[place] += 1
-
 
 def log_of_sum(logits: NDArray[np.float32]) -> float:
     """Return the logarithm of the sum of the logits' exponentials.
@@ -166,7 +98,7 @@ def log_of_sum(logits: NDArray[np.float32]) -> float:
     return float(highest) + math.log(float(np.exp(shifted, out=shifted).sum(dtype=np.float64)))
 
 
-def likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+def top_k_ids(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
     """Return the ids of the highest logits, highest first; equal ones in order of their ids.
 
     There are fewer than asked for where all others are minus infinity.
@@ -193,14 +125,14 @@ def _at_most_the_last_of(logits: NDArray[np.float32], count: int) -> float:
 def _nucleus(
     scaled: NDArray[np.float32], top_p: float
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Return the fewest likeliest tokens that have a share of all probability, and their weights.
+    """Return the fewest most likely tokens that have a share of all probability, and their weights.
 
     A handful of tokens hold nearly all probability, as a rule; only where they do not is the whole
     vocabulary sorted.
     """
     weights = np.exp(scaled)
     wanted = top_p * float(weights.sum(dtype=np.float64))
-    ids = likeliest(scaled, _FIRST_CANDIDATES)
+    ids = top_k_ids(scaled, _FIRST_CANDIDATES)
     keep = _place(weights[ids], wanted)
     if keep < ids.size:
         # The first token always stays; the last one kept is the one that reaches top_p.
@@ -228,12 +160,3 @@ def _place(
     before = float(sums[block - 1]) if block else 0.0
     inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK], dtype=np.float64)
     return block * _BLOCK + int(np.searchsorted(inside, wanted - before, side=side))
-
-
-def _repeating(tokens: list[int], size: int) -> list[int]:
-    """Return the tokens that would end a run of ``size`` tokens that has occurred before."""
-    if len(tokens) < size:
-        return []
-    head = tokens[len(tokens) - size + 1 :]
-    ends = range(len(tokens) - size + 1)
-    return [tokens[i + size - 1] for i in ends if tokens[i : i + size - 1] == head]

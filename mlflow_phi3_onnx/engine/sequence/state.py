@@ -1,97 +1,92 @@
-"""One sequence while it is generated: its tokens, its choices, its text and its end."""
+"""One sequence while it is generated: its tokens, its choices and its end. It knows no text."""
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_phi3_onnx.core.request import Delta, FinishReason, Options, TokenLogprob
-from mlflow_phi3_onnx.engine.sequence.logprobs import LogprobReader
+from mlflow_phi3_onnx.engine.base import TokenDelta, TokenScore
+from mlflow_phi3_onnx.engine.sequence.logprobs import read_scores
+from mlflow_phi3_onnx.engine.sequence.processors import build
 from mlflow_phi3_onnx.engine.sequence.prompt_lookup import Drafter
 from mlflow_phi3_onnx.engine.sequence.sampler import Sampler
-from mlflow_phi3_onnx.engine.sequence.stop import StopMatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from mlflow_phi3_onnx.core.request import FinishReason
+    from mlflow_phi3_onnx.engine.base import Job
     from mlflow_phi3_onnx.errors import GenAIError
-    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+    from mlflow_phi3_onnx.grammar.compiler import Matcher
 
-__all__ = ["Row"]
+__all__ = ["SequenceState"]
 
 
-class Row:
+class SequenceState:
     """One sequence in a batch.
 
     Args:
-        prompt: Token ids.
-        max_tokens: The most tokens to generate; 0 only where the prompt is to be scored.
-        options: What the request asks for.
-        tokenizer: The model's tokenizer.
-        eos: The ids that end an answer.
+        job: What is to be generated.
+        eos: The end-of-sequence ids.
         vocab_size: The width of the logits.
-        sink: Called with each piece of the answer, or the error that ended it, from the engine's
-            thread.
-        index: Which of the request's answers this is.
-        in_pieces: Whether each piece is wanted as it is written, or all of them as one at the end.
+        matcher: Follows the job's grammar, if it has one.
+        deliver: Called with each delta, or the error that ended the sequence, from the engine's
+            thread; returns whether more is wanted.
+
+    Attributes:
+        finished: Whether nothing more is to be computed.
+        cached_tokens: How many of the prompt's tokens were found in a cache.
     """
 
     def __init__(
         self,
-        prompt: NDArray[np.int32],
-        max_tokens: int,
-        options: Options,
+        job: Job,
         *,
-        tokenizer: PromptTokenizer,
         eos: frozenset[int],
         vocab_size: int,
-        sink: Callable[[Delta | GenAIError], None],
-        index: int = 0,
-        in_pieces: bool = True,
+        matcher: Matcher | None,
+        deliver: Callable[[TokenDelta | GenAIError], bool],
     ) -> None:
-        self.prompt = prompt
-        self.max_tokens = max_tokens
+        self.prompt = job.prompt
+        self.max_tokens = job.max_tokens
         self.tokens: list[int] = []
         self.finished = False
-        self.cancelled = False
         self.cached_tokens = 0
-        self.adapter = options.adapter
-        self.scores_prompt = options.prompt_logprobs
-        self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
-        self._options = options
+        self.adapter = job.adapter
+        self.scores_prompt = job.prompt_logprobs
+        self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
+        self._streamed = job.streamed
+        self._top_logprobs = job.top_logprobs
         self._eos = eos
-        self._sink = sink
-        self._in_pieces = in_pieces
-        self._detokenizer = tokenizer.detokenizer(keep_control=options.keep_control_tokens)
-        self._stop = StopMatcher(options.stop)
-        self._matcher = None
-        if options.grammar is not None:
-            self._matcher = tokenizer.grammars(vocab_size, eos).matcher(options.grammar)
-        self._reader = None
-        if options.top_logprobs is not None:
-            self._reader = LogprobReader(tokenizer, options.top_logprobs)
-        self._plain = options.sampling.plain_greedy and not (self._reader or self._matcher)
-        self._sampler = Sampler(options.sampling, prompt, vocab_size, index)
+        self._matcher = matcher
+        self._processors = build(
+            job.sampling,
+            job.prompt,
+            vocab_size,
+            eos=eos,
+            min_tokens=job.min_tokens,
+            mask=matcher and matcher.mask,
+        )
+        self._sampler = Sampler(job.sampling, job.index)
+        self._plain = self._sampler.greedy and job.top_logprobs is None
         self._drafter = None
-        if options.draft_tokens:
-            predicted = tokenizer.encode(options.prediction or "").tolist()
-            self._drafter = Drafter([predicted, prompt.tolist()], options.draft_tokens)
-        self._text: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._prompt_logprobs: list[TokenLogprob | None] = []
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more is to be computed for this sequence."""
-        return self.finished or self.cancelled
+        if job.draft_tokens:
+            self._drafter = Drafter([job.draft_source, job.prompt.tolist()], job.draft_tokens)
+        self._logprobs: list[TokenScore] = []
+        self._prompt_logprobs: list[TokenScore | None] = []
+        self._delivered = 0
+        self._deliver = deliver
+        self._delivering = threading.Lock()
+        self._ended = False
 
     @property
     def sequence(self) -> NDArray[np.int32]:
-        """Prompt and answer so far."""
+        """Prompt and completion so far."""
         return np.concatenate([self.prompt, np.array(self.tokens, dtype=np.int32)])
 
     @property
@@ -101,51 +96,57 @@ class Row:
 
     @property
     def drafts(self) -> bool:
-        """Whether tokens are guessed ahead."""
+        """Whether draft tokens are verified."""
         return self._drafter is not None
 
     @property
-    def takes_likeliest(self) -> bool:
+    def is_greedy(self) -> bool:
         """Whether the next token is the one with the highest raw logit, with nothing to report."""
-        return self._plain and len(self.tokens) >= self._options.min_tokens
+        if not (self._plain and self._processors):
+            return self._plain
+        # One that is spent, as a minimum of tokens is, does not come back.
+        self._processors = tuple(
+            processor for processor in self._processors if processor.changes_argmax(self.tokens)
+        )
+        return not self._processors
 
     def draft(self) -> list[int]:
-        """Guess the next tokens, fewer than may follow, maybe none."""
-        return [] if self._drafter is None else self._drafter.guess(self.remaining - 1)
+        """Look draft tokens up, fewer than may follow, maybe none."""
+        return [] if self._drafter is None else self._drafter.draft(self.remaining - 1)
 
     def take_prompt(self, first: int, logits: NDArray[np.float32]) -> None:
-        """Take the logits of a piece of the prompt, ``(positions, vocabulary)``.
+        """Take the logits of a chunk of the prompt, ``(positions, vocabulary)``.
 
         Args:
             first: The position of the first of them.
             logits: Each position's logits of the token that follows it.
         """
-        if self._reader is None or not self.scores_prompt:
+        if self._top_logprobs is None or not self.scores_prompt:
             return
         if first == 0:
             self._prompt_logprobs.append(None)
         following = self.prompt[first + 1 : first + 1 + len(logits)].tolist()
         for row, token in zip(logits, following, strict=False):
-            self._prompt_logprobs.append(self._reader.at(row)(token))
+            self._prompt_logprobs.append(read_scores(row, self._top_logprobs)(token))
 
     def end_prompt(self) -> None:
-        """Begin the answer; without a token to generate, that is its end."""
+        """Begin the completion; without a token to generate, that is its end."""
         if self.max_tokens == 0:
-            self._end("length", "")
+            self._emit("length")
 
     def advance(self, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
         """Choose and take the next tokens.
 
-        What is chosen is the same with and without a draft: each guess only gives the logits that
-        follow it beforehand.
+        What is chosen is the same with and without a draft: each draft token only gives the logits
+        that follow it beforehand.
 
         Args:
-            logits: Raw logits, ``(1 + guesses, vocabulary)``: those of the next token, and those
-                that follow each guess. They may be changed.
-            draft: The guesses.
+            logits: Raw logits, ``(1 + draft tokens, vocabulary)``: those of the next token, and
+                those that follow each draft token. They may be changed.
+            draft: The draft tokens.
 
         Raises:
-            GenAIError: If there is no token to choose; this row alone must then fail.
+            GenAIError: If there is no token to choose; this sequence alone must then fail.
         """
         drafter = self._drafter
         if drafter is not None:
@@ -158,7 +159,7 @@ class Row:
                 drafter.accepted += 1
                 accepted += 1
             self.take(token)
-            if self.over or not right:
+            if self.finished or not right:
                 break
         if drafter is not None and draft:
             drafter.adapt(len(draft), accepted)
@@ -167,13 +168,15 @@ class Row:
         """Choose the next token from raw logits, ``(vocabulary,)``, which may be changed.
 
         Raises:
-            GenAIError: If there is no token to choose; this row alone must then fail.
+            GenAIError: If there is no token to choose; this sequence alone must then fail.
         """
-        if self.takes_likeliest:
+        if self.is_greedy:
             return int(logits.argmax())
-        report = self._reader.at(logits) if self._reader is not None else None
-        banned = tuple(self._eos) if len(self.tokens) < self._options.min_tokens else ()
-        token = self._sampler.choose(logits, banned, self._matcher and self._matcher.mask)
+        top = self._top_logprobs
+        report = None if top is None else read_scores(logits, top)
+        for processor in self._processors:
+            processor.apply(logits, self.tokens)
+        token = self._sampler.choose(logits)
         if self._matcher is not None:
             self._matcher.accept(token)
         if report is not None and token not in self._eos:
@@ -181,49 +184,45 @@ class Row:
         return token
 
     def take(self, token: int) -> None:
-        """Append a token, pass on the text that it completes, and see whether it is the last."""
+        """Append a token, and see whether it is the last."""
         self.tokens.append(token)
         if self._drafter is not None:
             self._drafter.extend([token])
-        if token in self._eos:
-            self._end("stop", self._stop.add(self._detokenizer.flush()) + self._stop.flush())
-            return
-        text = self._stop.add(self._detokenizer.add(token))
-        complete = self._matcher is not None and self._matcher.done
-        if not self._stop.stopped and (complete or self.remaining <= 0):
-            text += self._stop.add(self._detokenizer.flush())
-            if not self._stop.stopped:
-                self._end("stop" if complete else "length", text + self._stop.flush())
-                return
-        if self._stop.stopped:
-            self._end("stop", text)
-        elif self._in_pieces:
-            self._emit(text)
-        else:
-            self._text.append(text)
+        if token in self._eos or (self._matcher is not None and self._matcher.done):
+            self._emit("stop")
+        elif self.remaining <= 0:
+            self._emit("length")
+        elif self._streamed:
+            self._emit()
 
     def fail(self, error: GenAIError) -> None:
-        """End this sequence alone with an error."""
-        self.cancelled = True
-        self._sink(error)
-
-    def _end(self, reason: FinishReason, text: str) -> None:
+        """End this sequence alone with an error. Any thread may call it."""
         self.finished = True
-        self._emit("".join([*self._text, text]), reason)
+        self._pass_on(error, last=True)
 
-    def _emit(self, text: str, reason: FinishReason | None = None) -> None:
-        logprobs, self._logprobs = tuple(self._logprobs), []
-        of_prompt, self._prompt_logprobs = tuple(self._prompt_logprobs), []
-        self._sink(
-            Delta(
-                text,
-                len(self.tokens),
-                reason,
-                logprobs,
-                of_prompt,
-                self.cached_tokens,
-                self._drafter.drafted if self._drafter else 0,
-                self._drafter.accepted if self._drafter else 0,
-                () if reason is None else tuple(self.tokens),
-            )
+    def _emit(self, reason: FinishReason | None = None) -> None:
+        """Deliver what is new."""
+        drafter = self._drafter
+        delta = TokenDelta(
+            tuple(self.tokens[self._delivered :]),
+            reason,
+            tuple(self._logprobs),
+            tuple(self._prompt_logprobs),
+            self.cached_tokens,
+            drafter.drafted if drafter else 0,
+            drafter.accepted if drafter else 0,
         )
+        self._delivered = len(self.tokens)
+        if self._logprobs or self._prompt_logprobs:
+            self._logprobs, self._prompt_logprobs = [], []
+        self.finished = self.finished or reason is not None
+        self._pass_on(delta, last=reason is not None)
+
+    def _pass_on(self, delta: TokenDelta | GenAIError, *, last: bool) -> None:
+        """Deliver, unless the last delta has been."""
+        with self._delivering:
+            if self._ended:
+                return
+            self._ended = last
+            if not self._deliver(delta):
+                self._ended = self.finished = True

@@ -1,4 +1,4 @@
-"""Stop sequences, found in text that arrives in pieces."""
+"""Stop sequences, found in text that arrives in deltas."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StopMatcher:
         self.stopped = False
 
     def add(self, text: str) -> str:
-        """Take the next piece and return what can be passed on."""
+        """Take the next text and return what can be passed on."""
         if not self._stops:
             return text
         text = self._held + text
