@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.model.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["Greedy", "Score", "is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
+__all__ = [
+    "Greedy",
+    "Score",
+    "is_one",
+    "perplexity",
+    "plan_greedy",
+    "plan_perplexity",
+    "plan_token_logprobs",
+]
 
 _alternatives = integer(0, MAX_LOGPROBS)
 _count = integer(1, 2**31 - 1)
@@ -178,5 +186,9 @@ def _entries(
 
 
 def _perplexity(tokens: Sequence[TokenLogprob | None]) -> float:
-    logprobs = [token.logprob for token in tokens if token is not None]
+    return perplexity([token.logprob for token in tokens if token is not None])
+
+
+def perplexity(logprobs: Sequence[float]) -> float:
+    """Return the perplexity of tokens with these natural logarithms of their probabilities."""
     return math.exp(-math.fsum(logprobs) / len(logprobs))
