@@ -137,7 +137,7 @@ def save_model(
         prepared.write(target, mlflow_model or Model(), link=False)
 
 
-def log_model(
+def log_model(  # noqa: D417 - save_model's arguments share one entry
     model: Any,
     artifact_path: str | None = None,
     *,
