@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx.runtime.providers import available_threads
+from mlflow_phi3_onnx.runtime.machine import available_threads
 
 __all__ = ["describe", "load_average"]
 

@@ -24,6 +24,16 @@ PAGES = ("performance.md", "sources.md")
 DATA, PICTURE = "performance.json", "performance.svg"
 MARKED = re.compile(r"(<!-- (\w+): made from performance.json -->\n).*?(\n<!-- end -->)", re.DOTALL)
 NOTHING = "Not measured yet."
+# What a reader wants to know first, and the target whose figures say it.
+EXPECTED = {
+    "one request: time, against onnxruntime-genai's own loop": "predict",
+    "decoding: tokens per second, against `mlflow.transformers` in bf16": "transformers",
+    "32 rows of a data frame: tokens per second, against one at a time": "frame-defaults",
+    "8 clients of a server: tokens per second, against 1 client": "clients",
+    "a short request beside a long completion: first token, against alone": "late-arrival",
+    "the next turn of a conversation: first token, against a new prompt": "second-turn",
+    "`/ping` of a server during a prefill of 2,000 tokens, 99th percentile": "ping",
+}
 
 
 def rows(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -61,6 +71,19 @@ def table(report: Mapping[str, Any]) -> str:
         cells = [measure, row["variant"], _cell(row["ours"]), _cell(row["reference"])]
         cells += [_figure(row), _goal(row), "yes" if row["met"] else "**no**"]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def expected(report: Mapping[str, Any]) -> str:
+    """Return what to expect of each loop and block size, as a table in Markdown."""
+    figures = {(row.get("target"), row["variant"]): row["figure"] for row in rows(report)}
+    variants = [f"`{loop}`, mid4-int4-b{size}" for size in (32, 128) for loop in ("genai", "slots")]
+    names = [name.replace("mid4-int4-b", "blocks of ") for name in variants]
+    lines = [f"| | {' | '.join(names)} |", f"| {' | '.join('---' for _ in range(5))} |"]
+    for about, target in EXPECTED.items():
+        found = [figures.get((target, variant)) for variant in variants]
+        cells = ["" if f is None else _amount(f["median"], f["unit"]) for f in found]
+        lines.append(f"| {about} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -107,8 +130,8 @@ def _converted(row: Mapping[str, Any]) -> str:
         f" {row['model_bytes'] / 1e6:.0f} MB: `log_model` took"
         f" {_number(row['log_model_seconds'])} s and the builder"
         f" {row['builder_bytes'] / 1e9:.1f} GB of memory; loading took"
-        f" {_number(row['load_seconds'])} s, and a first answer of {row['answer_tokens']} tokens"
-        f" {_number(row['answer_seconds'])} s."
+        f" {_number(row['load_seconds'])} s, and a first completion of {row['answer_tokens']}"
+        f" tokens {_number(row['answer_seconds'])} s."
     )
 
 
@@ -140,6 +163,7 @@ def page(text: str, report: Mapping[str, Any] | None) -> str:
     if report is not None:
         picture = f"![How far each figure is from its target]({PICTURE})"
         parts = {
+            "expected": expected(report),
             "table": table(report),
             "speeds": speeds(report),
             "machine": machine(report),

@@ -16,16 +16,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["served"]
+__all__ = ["HTTP", "served", "server"]
 
-_HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# The server is on this machine: no proxy of the environment's is asked for it.
+HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 START_TIMEOUT = 180
 STOP_TIMEOUT = 30
 
 
 @contextmanager
 def served(model: Path) -> Generator[str]:
-    """Serve a saved model with MLflow's scoring server, and return its URL.
+    """Serve a saved model with MLflow's scoring server, and return its URL."""
+    with tempfile.TemporaryDirectory() as name, server(str(model), Path(name)) as (url, _):
+        yield url
+
+
+@contextmanager
+def server(uri: str, folder: Path, **environment: str) -> Generator[tuple[str, Path]]:
+    """Serve a model with MLflow's scoring server, and return its URL and its log.
+
+    Args:
+        uri: The model.
+        folder: Where the server runs, with the store ``mlflow.db`` and the log in it.
+        environment: More variables of the server's environment.
 
     Raises:
         RuntimeError: If the server does not come up; the message is its log.
@@ -34,28 +47,28 @@ def served(model: Path) -> Generator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model)]
-    with tempfile.TemporaryDirectory() as name:
-        log = Path(name) / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
-                env={
-                    **os.environ,
-                    "MLFLOW_TRACKING_URI": f"sqlite:///{name}/mlflow.db",
-                    # MLflow starts uvicorn by name, wherever the interpreter was started from.
-                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                },
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=name,
-            )
-        try:
-            _wait(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(STOP_TIMEOUT)
+    log = folder / f"{port}.log"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
+            env={
+                **os.environ,
+                **environment,
+                "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+                # MLflow starts uvicorn by name, wherever the interpreter was started from.
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            },
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+        )
+    try:
+        _wait(url, process, log)
+        yield url, log
+    finally:
+        process.terminate()
+        process.wait(STOP_TIMEOUT)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -64,7 +77,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"The server did not start:\n{log.read_text()}")
         try:
-            _HTTP.open(f"{url}/ping", timeout=5).close()
+            HTTP.open(f"{url}/ping", timeout=5).close()
         except OSError:
             time.sleep(0.1)
         else:

@@ -15,7 +15,7 @@ from benchmarks.models import model_folder
 from benchmarks.prompts import Prompts
 from benchmarks.raw import RawModel
 from mlflow_phi3_onnx import GenAIModel
-from mlflow_phi3_onnx.runtime.providers import available_threads
+from mlflow_phi3_onnx.runtime.machine import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -17,6 +17,7 @@ import pytest
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from tests.support.doors import REPORTED, Answer, whole_chat
 from tests.support.table import SAME
 
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 def demo() -> Path:
     """The demo model's folder."""
     return Path(mlflow_phi3_onnx.demo_model_path())
+
+
+@pytest.fixture(scope="session")
+def tokenizer(demo: Path) -> PromptTokenizer:
+    """The demo model's tokenizer."""
+    return PromptTokenizer(demo)
 
 
 @pytest.fixture(scope="session", params=["genai", "slots"])

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import TOKENIZER_FILES, ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.package import is_package, read_package
+from mlflow_phi3_onnx.core.files import list_visible
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Bundle", "Variant", "bundle_of_folder", "bundle_of_variants", "list_visible"]
+__all__ = ["Bundle", "Variant", "bundle_of_folder", "bundle_of_variants"]
 
 _TEMPLATE_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -96,13 +97,13 @@ def bundle_of_folder(path: Path, tokenizer_path: Path | None = None) -> Bundle:
             for member in members
         )
         _check_alike({variant.name: variant.model for variant in variants})
-        return Bundle({name: path / name for name in list_visible(path)}, variants)
+        return Bundle(_files(path), variants)
     model = read_folder(path, tokenizer_path)
-    files = {name: path / name for name in list_visible(path)}
+    files = _files(path)
     if model.tokenizer_path != path:
         files |= {
-            name: model.tokenizer_path / name
-            for name in list_visible(model.tokenizer_path)
+            name: file
+            for name, file in _files(model.tokenizer_path).items()
             if _is_of_tokenizer(name)
         }
     return Bundle(files, (Variant("", "", model, model.providers[0]),))
@@ -140,12 +141,9 @@ def bundle_of_variants(models: Mapping[str, Bundle]) -> Bundle:
     )
 
 
-def list_visible(folder: Path) -> list[str]:
-    """List a folder's files, relative and with slashes, in order, without what is hidden."""
-    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return [
-        name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)
-    ]
+def _files(folder: Path) -> dict[str, Path]:
+    files = {name: folder / name for name in list_visible(folder)}
+    return {name: path for name, path in files.items() if path.is_file()}
 
 
 def _check_provider(name: str, bundle: Bundle) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.onnx.graph import ELEMENT_BYTES, GraphFacts, read_graph
+from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, read_graph
+from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
+from mlflow_phi3_onnx.core.files import inside, read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.providers import provider_name
+from mlflow_phi3_onnx.runtime.session_options import (
+    refused_provider_options,
+    refused_session_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,14 +108,16 @@ def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFo
     path = Path(path)
     tokenizer_path = tokenizer_path or path
     _check_layout(path)
-    config = _read_json(path, CONFIG_FILE)
-    _refuse_libraries(config)
+    config = read_json_object(path / CONFIG_FILE)
+    _check_native_options(config)
     model = _section(config, "model")
     decoder = _section(model, "decoder", "model.")
     context_length = _positive(model, "context_length", "model.")
     vocab_size = _positive(model, "vocab_size", "model.")
     if not isinstance(model.get("type"), str):
         raise InvalidModelError(f"{CONFIG_FILE}: model.type must be the architecture's name.")
+    if not isinstance(config.get("search", {}), dict):
+        raise InvalidModelError(f"{CONFIG_FILE}: search must be an object.")
     beams = config.get("search", {}).get("num_beams", 1)
     if beams != 1:
         raise InvalidModelError(
@@ -154,27 +161,58 @@ def some_of(names: Sequence[str], shown: int = _SHOWN) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((path / name).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{name} is not valid JSON.") from error
-    if not isinstance(value, dict):
-        raise InvalidModelError(f"{name} must hold a JSON object.")
-    return value
+def _check_native_options(config: Any) -> None:
+    """Refuse what would have ONNX Runtime run code, write files or read other folders.
 
+    Wherever it stands: a model may have several parts, each with options of its own.
 
-def _refuse_libraries(config: Any) -> None:
-    """Refuse libraries of custom operators: ONNX Runtime would run what is in them."""
-    values = config.values() if isinstance(config, dict) else config
-    if isinstance(config, dict) and config.get("custom_ops_library"):
-        raise InvalidModelError(
-            f"{CONFIG_FILE} names a custom_ops_library. It is native code, and a model is data:"
-            " remove the entry, or build a graph that does without it."
-        )
-    for value in values:
+    Raises:
+        InvalidModelError: If there is such an option, or a pattern of names that native code
+            formats is not one.
+    """
+    for key, value in config.items() if isinstance(config, dict) else enumerate(config):
+        if key == "custom_ops_library" and value:
+            raise InvalidModelError(
+                f"{CONFIG_FILE} names a custom_ops_library. It is native code, and a model is data:"
+                " remove the entry, or build a graph that does without it."
+            )
+        if key == "session_options":
+            _check_session_options(value)
+        if isinstance(key, str) and key.endswith("_names") and not _is_name_pattern(value):
+            raise InvalidModelError(
+                f"{CONFIG_FILE}: {key} must be a name with one %d, for the layer's number, and no"
+                " other %."
+            )
         if isinstance(value, dict | list):
-            _refuse_libraries(value)
+            _check_native_options(value)
+
+
+def _check_session_options(options: Any) -> None:
+    if not isinstance(options, dict):
+        raise InvalidModelError(f"{CONFIG_FILE}: session_options must be an object.")
+    refused = [name for name in refused_session_options(options) if name != "custom_ops_library"]
+    providers = options.get("provider_options") or []
+    if not isinstance(providers, list) or not all(
+        isinstance(provider, dict) and all(isinstance(o, dict) for o in provider.values())
+        for provider in providers
+    ):
+        raise InvalidModelError(
+            f"{CONFIG_FILE}: session_options.provider_options must be a list of objects, each with"
+            " an execution provider's name and its options."
+        )
+    for provider in providers:
+        for values in provider.values():
+            refused += refused_provider_options(values)
+    if refused:
+        raise InvalidModelError(
+            f"{CONFIG_FILE} sets options of ONNX Runtime that a model may not set, or not to this"
+            f" value: {some_of(sorted(set(refused)))}. Some options write files or load libraries,"
+            " so only known ones are taken: remove these entries."
+        )
+
+
+def _is_name_pattern(value: Any) -> bool:
+    return isinstance(value, str) and value.count("%d") == 1 and value.count("%") == 1
 
 
 def _section(config: Mapping[str, Any], key: str, prefix: str = "") -> Mapping[str, Any]:
@@ -212,16 +250,17 @@ def _check_tokenizer(path: Path) -> None:
             ' the checkpoint that the model was made from: python -c "from transformers import'
             " AutoTokenizer as A; A.from_pretrained('CHECKPOINT').save_pretrained('MODEL_FOLDER')\""
         )
-    _read_json(path, "tokenizer_config.json")
+    # Infinity is taken: transformers writes one as model_max_length, and only Python reads it.
+    read_json_object(path / "tokenizer_config.json", infinite=True)
 
 
 def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:
     name = decoder.get("filename")
     if not isinstance(name, str) or not name:
         raise InvalidModelError(f"{CONFIG_FILE}: model.decoder.filename must name the graph.")
-    graph = read_graph(_inside(path, name, f"{CONFIG_FILE}: model.decoder.filename"))
+    graph = read_graph(_existing(path, name, f"{CONFIG_FILE}: model.decoder.filename"))
     for external in graph.external.values():
-        file = _inside(path, external.location, f"{name}: external data")
+        file = _existing(path, external.location, f"{name}: external data")
         size = file.stat().st_size
         if size < external.size:
             raise InvalidModelError(
@@ -231,12 +270,8 @@ def _check_graph(path: Path, decoder: Mapping[str, Any]) -> GraphFacts:
     return graph
 
 
-def _inside(path: Path, name: str, what: str) -> Path:
-    """Return the path of a file that must be in the folder, by plain relative name."""
-    relative = PurePosixPath(name.replace("\\", "/"))
-    if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
-        raise InvalidModelError(f"{what} leads out of the model folder.")
-    file = path.joinpath(*relative.parts)
+def _existing(path: Path, name: Any, what: str) -> Path:
+    file = inside(path, name, f"{what} leads out of the model folder")
     if not file.is_file():
         raise InvalidModelError(f"The model folder has no {name} ({what}).")
     return file
@@ -247,5 +282,6 @@ def _kv_bytes_per_token(decoder: Mapping[str, Any], graph: GraphFacts) -> int:
     heads = _positive(decoder, "num_key_value_heads", "model.decoder.")
     size = _positive(decoder, "head_size", "model.decoder.")
     elements = [kind for name, kind in graph.inputs.items() if "past_key_values" in name]
-    width = max((ELEMENT_BYTES.get(kind, 4) for kind in elements), default=4)
+    sizes = [TENSOR_TYPES[kind].size for kind in elements if kind in TENSOR_TYPES]
+    width = max(sizes, default=4)
     return 2 * layers * heads * size * width

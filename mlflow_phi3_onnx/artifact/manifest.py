@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
+from mlflow_phi3_onnx.core.files import inside, list_visible
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 __all__ = ["Manifest", "Verify", "check_files", "stage", "write_manifest"]
 
@@ -41,13 +42,16 @@ def stage(files: Mapping[str, Path], target: Path, *, link: bool, outside: Path)
 
     Returns:
         What was put there.
+
+    Raises:
+        InvalidModelError: If a file has a name that would be refused when the model is loaded.
     """
     target.mkdir(parents=True)
     placed: dict[str, Path] = {}
     for name, source in files.items():
         if source.is_relative_to(outside):
             continue
-        goal = target / name
+        goal = inside(target, name, "A file of the model cannot be saved under its name")
         goal.parent.mkdir(parents=True, exist_ok=True)
         if not (link and _link(source, goal)):
             shutil.copyfile(source, goal)
@@ -96,16 +100,10 @@ def check_files(folder: Path, manifest: Manifest, level: Verify, *, own: bool = 
 
 
 def _check_file(folder: Path, name: str, size: int, *, own: bool) -> None:
-    relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise InvalidModelError("The MLmodel file lists a file outside the model.")
-    file = folder.joinpath(*relative.parts)
+    refusal = "The MLmodel file lists a file outside the model"
+    file = inside(folder, name, refusal, links=not own)
     if not file.is_file():
         raise InvalidModelError(f"The model has lost its file {name}.")
-    if own and not file.resolve().is_relative_to(folder.resolve()):
-        raise InvalidModelError(
-            f"{name} is a symbolic link that leads out of the model: copy the file itself."
-        )
     found = file.stat().st_size
     if found != size:
         raise InvalidModelError(
@@ -115,13 +113,10 @@ def _check_file(folder: Path, name: str, size: int, *, own: bool) -> None:
 
 
 def _check_no_others(folder: Path, manifest: Manifest) -> None:
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not hidden and not path.is_dir() and name.as_posix() not in manifest:
+    for name in list_visible(folder):
+        if name not in manifest:
             raise InvalidModelError(
-                f"{name.as_posix()} was not saved with the model: remove it, or log the model again"
-                " with it."
+                f"{name} was not saved with the model: remove it, or log the model again with it."
             )
 
 

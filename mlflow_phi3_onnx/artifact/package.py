@@ -7,13 +7,13 @@ onnxruntime-genai do not read it, but each variant of such a package is a folder
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
+from mlflow_phi3_onnx.core.files import inside, read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
 
@@ -59,7 +59,7 @@ def read_package(path: Path) -> list[PackageVariant]:
         InvalidModelError: If it is not a package, is of a later format, holds other than one
             component, refers to what is not inside a variant's folder, or leads out of its own.
     """
-    manifest = _read_object(path, PurePosixPath(MANIFEST_FILE))
+    manifest = read_json_object(path / MANIFEST_FILE)
     version = str(manifest.get("schema_version"))
     if not _VERSION.fullmatch(version):
         raise InvalidModelError(
@@ -79,7 +79,7 @@ def read_package(path: Path) -> list[PackageVariant]:
         if (path / file).is_dir():
             file /= COMPONENT_FILE
         folder, where = file.parent, file.as_posix()
-        component = _read_object(path, file)
+        component = read_json_object(path / file, name=where)
     body = _object(component, f"{where}: the component")
     variants = _object(body.get("variants"), f"{where}: variants")
     found = [
@@ -97,7 +97,7 @@ def _variant(
     folder = _inside(parent, body.get("variant_directory", name), where)
     if not (path / folder / CONFIG_FILE).is_file():
         raise InvalidModelError(f"The package's variant {name} has no {CONFIG_FILE}.")
-    config = _read_object(path, folder / CONFIG_FILE)
+    config = read_json_object(path / folder / CONFIG_FILE)
     if any(_SHARED.match(text) for text in _texts(config)):
         raise InvalidModelError(
             f"The package's variant {name} refers to shared assets (sha256:...), which the wheels"
@@ -115,18 +115,8 @@ def _variant(
 
 def _inside(parent: PurePosixPath, name: Any, where: str) -> PurePosixPath:
     """Return a path of the package's, relative to its top."""
-    relative = PurePosixPath(name) if isinstance(name, str) else PurePosixPath("..")
-    if relative.is_absolute() or ".." in relative.parts or "\\" in str(relative):
-        raise InvalidModelError(f"{where} names a path that leads out of the package.")
-    return parent / relative
-
-
-def _read_object(path: Path, name: PurePosixPath) -> Mapping[str, Any]:
-    try:
-        value = json.loads((path / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{name} is missing, or is not valid JSON.") from error
-    return _object(value, str(name))
+    refusal = f"{where} names a path that leads out of the package"
+    return parent / inside(Path(), name, refusal).as_posix()
 
 
 def _object(value: Any, what: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import ADAPTERS
 from mlflow_phi3_onnx.artifact.manifest import Verify, check_files
+from mlflow_phi3_onnx.core.files import inside
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -46,7 +47,11 @@ class SavedModel:
     @property
     def adapters(self) -> dict[str, Path]:
         """The files of its adapters, by name."""
-        return {name: self.path / facts["path"] for name, facts in self._adapters.items()}
+        refusal = "The MLmodel file lists an adapter outside the model"
+        return {
+            name: inside(self.path, facts["path"], refusal)
+            for name, facts in self._adapters.items()
+        }
 
     @property
     def _adapters(self) -> Mapping[str, Mapping[str, Any]]:
@@ -64,10 +69,8 @@ class SavedModel:
         Raises:
             InvalidModelError: If it is not in the artifact.
         """
-        folder = self.path / self.flavor["data"]
-        if self.path.resolve() not in folder.resolve().parents:
-            raise InvalidModelError("The MLmodel file names a data folder outside the model.")
-        return folder
+        refusal = "The MLmodel file names a data folder outside the model"
+        return inside(self.path, self.flavor["data"], refusal, links=False)
 
     def check(self, folder: Path, level: Verify) -> None:
         """Check its files, in its own folder or in that of a cache, and its adapters.
@@ -101,9 +104,8 @@ class SavedModel:
         return Bundle({name: folder / name for name in self.flavor["files"]}, variants)
 
     def _read(self, folder: Path, facts: Mapping[str, str]) -> ModelFolder:
-        path = folder / facts["folder"]
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InvalidModelError("The MLmodel file names a folder outside the model.")
+        refusal = "The MLmodel file names a folder outside the model"
+        path = inside(folder, facts["folder"], refusal, links=False)
         own = (path / "tokenizer.json").is_file()
         return read_folder(path, None if own else folder)
 

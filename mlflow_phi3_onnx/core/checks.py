@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
+
+
+@dataclass(frozen=True)
+class Check(Generic[T]):
+    """A check of one value.
+
+    Attributes:
+        allowed: What values it lets through, in words.
+        function: Returns the clean value or raises ValueError.
+    """
+
+    allowed: str
+    function: Callable[[Any], T]
+
+    def __call__(self, value: Any) -> T:
+        """Return the clean value or raise ValueError."""
+        return self.function(value)
+
+
+def allows(allowed: str) -> Callable[[Callable[[Any], T]], Check[T]]:
+    """Make a check of the function that is decorated."""
+    return lambda function: Check(allowed, function)
 
 
 def describe_kind(value: Any) -> str:
@@ -24,9 +49,14 @@ def describe_kind(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def number(low: float, high: float, *, above: bool = False) -> Callable[[Any], float]:
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Check[float]:
     """Make a check for a finite number in a range, without its low end if ``above``."""
+    if not above:
+        allowed = f"a number from {low} to {high}"
+    else:
+        allowed = f"a number above {low}" + (f", up to {high}" if high < math.inf else "")
 
+    @allows(allowed)
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError
@@ -37,19 +67,46 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[Any], f
     return check
 
 
-def integer(low: int, high: int) -> Callable[[Any], int]:
-    """Make a check for an integer in a range; ``3.0`` is one."""
+def integer(low: int | None = None, high: int | None = None, *, bits: int = 32) -> Check[int]:
+    """Make a check for an integer in a range; ``3.0`` is one.
 
+    Args:
+        low: The least that is allowed; None for what fits into the bits.
+        high: The most that is allowed; None for what fits into the bits.
+        bits: The width of the number where it is used.
+    """
+    least = -(2 ** (bits - 1)) if low is None else low
+    most = 2 ** (bits - 1) - 1 if high is None else high
+    bounds = f"from {low}" + ("" if high is None else f" to {high}")
+
+    @allows(f"an integer of {bits} bits" if low is None else f"an integer {bounds}")
     def check(value: Any) -> int:
         if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ValueError
         return value
 
     return check
 
 
+def one_of(*allowed: T, note: str = "") -> Check[T]:
+    """Make a check for one of some values; the note follows their list."""
+
+    @allows(f"one of {', '.join(map(str, allowed))}{note}")
+    def check(value: Any) -> T:
+        return allowed[allowed.index(value)]
+
+    return check
+
+
+@allows("anything")
+def anything(value: Any) -> Any:
+    """Let every value through."""
+    return value
+
+
+@allows("true or false")
 def boolean(value: Any) -> bool:
     """Check a truth value."""
     if not isinstance(value, bool):
@@ -57,6 +114,7 @@ def boolean(value: Any) -> bool:
     return value
 
 
+@allows("a string")
 def string(value: Any) -> str:
     """Check a string."""
     if not isinstance(value, str):
@@ -64,15 +122,9 @@ def string(value: Any) -> str:
     return value
 
 
+@allows("an object")
 def json_object(value: Any) -> dict[str, Any]:
     """Check a JSON object."""
     if not isinstance(value, dict):
-        raise ValueError
-    return value
-
-
-def one_of(value: Any, allowed: tuple[str, ...]) -> str:
-    """Check that a value is one of some words."""
-    if value not in allowed:
         raise ValueError
     return value

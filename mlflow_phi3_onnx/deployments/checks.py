@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlparse
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.deployments import lifecycle as _lifecycle
-from mlflow_phi3_onnx.deployments import server as _server
-from mlflow_phi3_onnx.deployments.options import Option, read_config, seconds, text, whole_number
 from mlflow_phi3_onnx.deployments.store import Recipe
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
@@ -22,30 +18,6 @@ from mlflow_phi3_onnx.errors import (
 )
 
 TARGET = "onnx-genai"
-
-OPTIONS = (
-    Option(
-        "host",
-        text,
-        _lifecycle.DEFAULT_HOST,
-        "the address to listen on; the server asks for no password, so anything but this "
-        "machine's own address lets others in",
-    ),
-    Option(
-        "port",
-        whole_number(1, 65535),
-        "a free one, a new one at every update",
-        "the port to listen on",
-    ),
-    Option(
-        "startup_timeout",
-        seconds,
-        f"{_lifecycle.DEFAULT_STARTUP_TIMEOUT_S:g}",
-        "seconds to wait for the server's first answer",
-    ),
-    *_server.OPTIONS,
-)
-"""The keys of a deployment's config."""
 
 _PYFUNC = "python_function"
 _NATIVE = "mlflow_phi3_onnx"
@@ -87,15 +59,6 @@ def check_name(name: Any) -> None:
             f"starts with a letter or digit; {name!r} does not.",
             param="name",
         )
-
-
-def check_config(config: Any) -> dict[str, Any]:
-    """Check a config against ``OPTIONS``, as ``read_config`` does."""
-    if config is not None and not isinstance(config, Mapping):
-        raise InvalidRequestError(
-            f"A deployment's config is a dict, not a {type(config).__name__}.", param="config"
-        )
-    return read_config(OPTIONS, cast("Mapping[str, Any] | None", config))
 
 
 def make_recipe(model_uri: Any, flavor: Any, config: dict[str, Any]) -> Recipe:

@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.deployments import lifecycle as _lifecycle
-from mlflow_phi3_onnx.deployments import process as _process
-from mlflow_phi3_onnx.deployments import server as _server
-from mlflow_phi3_onnx.deployments import store as _store
+from mlflow_phi3_onnx.core.options import help_text
+from mlflow_phi3_onnx.deployments import lifecycle, process, server
 from mlflow_phi3_onnx.deployments.checks import (
-    OPTIONS,
     TARGET,
-    check_config,
     check_name,
     check_target,
     make_recipe,
     refuse_endpoint,
 )
-from mlflow_phi3_onnx.deployments.options import describe, merge
-from mlflow_phi3_onnx.deployments.store import Record, Store
+from mlflow_phi3_onnx.deployments.options import OPTIONS, check_config, merge
+from mlflow_phi3_onnx.deployments.store import CURRENT, FOLDER_VARIABLE, Record, Store
 from mlflow_phi3_onnx.errors import (
     DeploymentError,
     InvalidRequestError,
@@ -89,15 +85,15 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         with self._store.lock(name):
             existing = self._store.read(name)
             if existing is not None:
-                state = _lifecycle.status(existing)
+                state = lifecycle.status(existing)
                 raise DeploymentError(
                     f"Deployment {name!r} already exists ({state}). Update it or delete it first.",
                     error_code=databricks_pb2.RESOURCE_ALREADY_EXISTS,
                 )
             recipe = make_recipe(model_uri, flavor, merge({}, given))
-            _lifecycle.recover(self._store, name)
+            lifecycle.recover(self._store, name)
             self._store.remove_logs(name)
-            return _describe(_lifecycle.launch(self._store, name, recipe, _store.CURRENT))
+            return _describe(lifecycle.launch(self._store, name, recipe, CURRENT))
 
     def update_deployment(  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
         self,
@@ -139,13 +135,13 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         self._read(name)
         with self._store.lock(name):
             old = self._read(name)
-            _lifecycle.recover(self._store, name)
+            lifecycle.recover(self._store, name)
             merged = merge(old.recipe.config, changes)
             if model_uri is None:
                 recipe = replace(old.recipe, config=merged)
             else:
                 recipe = make_recipe(model_uri, flavor, merged)
-            return _describe(_lifecycle.swap(self._store, old, recipe))
+            return _describe(lifecycle.swap(self._store, old, recipe))
 
     def delete_deployment(
         self,
@@ -171,10 +167,10 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         if config:
             raise UnsupportedParameterError("delete takes no config.", param="config")
         with self._store.lock(name):
-            _lifecycle.recover(self._store, name)
+            lifecycle.recover(self._store, name)
             record = self._store.read(name)
             if record is not None:
-                _lifecycle.halt(record)
+                lifecycle.halt(record)
             self._store.remove_all(name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
@@ -257,10 +253,10 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         record = self._read(deployment_name)
         payload = _payload.to_payload(inputs)
         body = _payload.encode(payload)
-        if not _process.is_running(record.process):
+        if not process.is_running(record.process):
             raise _dead(record)
         try:
-            answer = _server.score(record.address, body, record.request_timeout)
+            answer = server.score(record.address, body, record.request_timeout)
         except OSError as error:
             raise _no_answer(record, error) from None
         if answer.status != 200:
@@ -309,7 +305,7 @@ def run_local(
     """
     client = OnnxGenAIDeploymentClient(TARGET)
     deployment = client.create_deployment(name, model_uri, flavor, config)
-    print(f"Deployment {name} listens at {deployment['url']}{_server.PREDICT_PATH}")
+    print(f"Deployment {name} listens at {deployment['url']}{server.PREDICT_PATH}")
     print(f"Stop it with: mlflow deployments delete -t {TARGET} --name {name}")
 
 
@@ -320,13 +316,13 @@ Target {TARGET}: serve a logged model from a process of this machine that lives 
 
 Target URI: {TARGET}   ({TARGET}:/ and {TARGET}://local mean the same)
 
-A deployment runs MLflow's scoring server ({_server.PREDICT_PATH}, {_server.HEALTH_PATH}) until it
+A deployment runs MLflow's scoring server ({server.PREDICT_PATH}, {server.HEALTH_PATH}) until it
 is deleted. A deployment that died, or that a restart of the machine ended, is started again by
 an update. Records and logs: {Store().folder}
-({_store.FOLDER_VARIABLE} names another folder.)
+({FOLDER_VARIABLE} names another folder.)
 
 Config (-C key=value, or the config dict of the Python client):
-{describe(OPTIONS)}
+{help_text(OPTIONS)}
 
 At an update, an empty value puts a key back to its default.
 
@@ -346,7 +342,7 @@ requests.json is a list with one request per item, because MLflow reads it as a 
 def _describe(record: Record) -> dict[str, Any]:
     return {
         "name": record.name,
-        "status": _lifecycle.status(record),
+        "status": lifecycle.status(record),
         "model_uri": record.recipe.model_uri,
         "flavor": record.recipe.flavor,
         "url": record.address.url,
@@ -369,7 +365,7 @@ def _dead(record: Record) -> DeploymentError:
 
 
 def _no_answer(record: Record, error: OSError) -> DeploymentError:
-    state = _lifecycle.status(record)
+    state = lifecycle.status(record)
     if state == "dead":
         return _dead(record)
     what = "broke the connection"

@@ -12,19 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_phi3_onnx.deployments import net as _net
-from mlflow_phi3_onnx.deployments import process as _process
-from mlflow_phi3_onnx.deployments import server as _server
-from mlflow_phi3_onnx.deployments import store as _store
+from mlflow_phi3_onnx.deployments import net, process, server
 from mlflow_phi3_onnx.deployments.net import Address
-from mlflow_phi3_onnx.deployments.store import Record
+from mlflow_phi3_onnx.deployments.options import OPTIONS
+from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Record
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.deployments.store import Recipe, Store
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_STARTUP_TIMEOUT_S = 120.0
 
 Status = Literal["running", "starting", "unresponsive", "dead"]
 
@@ -39,9 +35,9 @@ def status(record: Record) -> Status:
         ``running``: it answers. ``starting``: it runs and has not answered yet.
         ``unresponsive``: it runs, has answered before and does not now. ``dead``: it has ended.
     """
-    if not _process.is_running(record.process):
+    if not process.is_running(record.process):
         return "dead"
-    if _server.is_healthy(record.address):
+    if server.is_healthy(record.address):
         return "running"
     return "unresponsive" if record.ready else "starting"
 
@@ -73,9 +69,9 @@ def launch(
     log = store.new_log(name, marker)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX))
     try:
-        child = _process.start(
-            _server.command(recipe, address),
-            env=_server.environment(recipe, scratch),
+        child = process.start(
+            server.command(recipe, address),
+            env=server.environment(recipe, scratch),
             cwd=Path(recipe.cwd),
             log=log,
             marker=marker,
@@ -94,7 +90,7 @@ def launch(
         marker=marker,
         log=str(log),
         scratch=str(scratch),
-        request_timeout=_server.request_timeout(recipe.config),
+        request_timeout=server.request_timeout(recipe.config),
         created=created or started,
         started=started,
         ready=False,
@@ -119,7 +115,7 @@ def halt(record: Record) -> None:
     Raises:
         DeploymentError: The system does not let us stop it.
     """
-    left = _process.stop(record.process, record.marker)
+    left = process.stop(record.process, record.marker)
     if left:
         raise DeploymentError(
             f"Deployment {record.name!r} still has processes that cannot be stopped: "
@@ -135,7 +131,7 @@ def recover(store: Store, name: str) -> None:
     The caller holds the deployment's lock.
     """
     current = store.read(name)
-    for slot in (_store.NEXT, _store.OLD):
+    for slot in (NEXT, OLD):
         spare = store.read(name, slot)
         if spare is not None:
             if current is None or spare.marker != current.marker:
@@ -158,11 +154,11 @@ def swap(store: Store, old: Record, recipe: Recipe) -> Record:
         DeploymentError: The new server did not start; the deployment is what it was.
     """
     in_place = recipe.config.get("port") == old.address.port
-    was_running = _process.is_running(old.process)
+    was_running = process.is_running(old.process)
     if in_place:
         halt(old)
     try:
-        new = launch(store, old.name, recipe, _store.NEXT, old.created)
+        new = launch(store, old.name, recipe, NEXT, old.created)
     except BaseException as error:
         if in_place and was_running:
             _restore(store, old, error)
@@ -175,7 +171,7 @@ def _restore(store: Store, old: Record, error: BaseException) -> None:
     """Start the server again that had to go for one that failed."""
     recipe = replace(old.recipe, config={**old.recipe.config, "port": old.address.port})
     try:
-        again = launch(store, old.name, recipe, _store.NEXT, old.created)
+        again = launch(store, old.name, recipe, NEXT, old.created)
     except DeploymentError as second:
         raise DeploymentError(
             f"{error} The server before it could not be started again either, so deployment "
@@ -189,22 +185,22 @@ def _promote(store: Store, old: Record, new: Record) -> None:
 
     At any moment the records on disk name every server that may run.
     """
-    store.write(old, _store.OLD)
+    store.write(old, OLD)
     store.write(new)
-    store.remove(new.name, _store.NEXT)
+    store.remove(new.name, NEXT)
     halt(old)
-    store.remove(new.name, _store.OLD)
+    store.remove(new.name, OLD)
     store.remove_logs(new.name, keep=new.log)
 
 
 def _choose_address(recipe: Recipe) -> Address:
-    host: str = recipe.config.get("host", DEFAULT_HOST)
+    host: str = recipe.config.get("host", OPTIONS["host"].default)
     port: int | None = recipe.config.get("port")
     try:
         if port is None:
-            return Address(host, _net.free_port(host))
+            return Address(host, net.free_port(host))
         address = Address(host, port)
-        _net.check_free(address)
+        net.check_free(address)
     except OSError as error:
         place = f"host {host!r}" if port is None else f"port {port} of host {host!r}"
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
@@ -215,9 +211,11 @@ def _choose_address(recipe: Recipe) -> Address:
     return address
 
 
-def _wait(record: Record, child: _process.Child) -> None:
+def _wait(record: Record, child: process.Child) -> None:
     """Wait until the server of a record answers."""
-    patience: float = record.recipe.config.get("startup_timeout", DEFAULT_STARTUP_TIMEOUT_S)
+    patience: float = record.recipe.config.get(
+        "startup_timeout", OPTIONS["startup_timeout"].default
+    )
     deadline = time.monotonic() + patience
     while not _answers(record):
         code = child.exit_code()
@@ -234,13 +232,13 @@ def _wait(record: Record, child: _process.Child) -> None:
 def _answers(record: Record) -> bool:
     # Another server may have taken the port between our look at it and the server's: then its
     # answers are not ours.
-    return _server.is_healthy(record.address) and _process.is_listening(
+    return server.is_healthy(record.address) and process.is_listening(
         record.process, record.marker, record.address.port
     )
 
 
 def _failure(record: Record, what: str) -> DeploymentError:
-    end = _server.explain(Path(record.log))
+    end = server.explain(Path(record.log))
     return DeploymentError(
         f"The server of deployment {record.name!r} {what}. Its log is {record.log}"
         + (f"; at its end:\n{end}" if end else ", and it is empty.")

@@ -1,159 +1,108 @@
-"""The config of a deployment: one table that checks what came and writes the help.
+"""The config of a deployment.
 
-MLflow's command line hands every value over as text and the Python client as what it is, so every
-option reads both.
+MLflow's command line hands every value over as text and the Python client as what it is, so what is
+no text is read from one, too.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import textwrap
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from mlflow_phi3_onnx.core.checks import allows, integer, number, one_of
+from mlflow_phi3_onnx.core.checks import json_object as any_object
+from mlflow_phi3_onnx.core.options import Option, find, read, table
 
 
-@dataclass(frozen=True)
-class Option:
-    """One key of a deployment's config.
-
-    Attributes:
-        name: The key.
-        read: Turns a value, or its text, into what is kept. Raises ValueError with the text of
-            what is allowed.
-        default: The default, as the help shows it.
-        about: What it does, for the help.
-        private: Whether messages must not repeat the value.
-    """
-
-    name: str
-    read: Callable[[Any], Any]
-    default: str
-    about: str
-    private: bool = False
+@allows("a string that is not blank")
+def _host(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value.strip()
 
 
-def read_config(options: Sequence[Option], config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Check a config against the table.
+@allows("an object with string keys and JSON values")
+def _json_object(value: Any) -> dict[str, Any]:
+    if not all(isinstance(key, str) for key in any_object(value)):
+        raise ValueError
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, RecursionError) as error:
+        raise ValueError from error
 
-    Args:
-        options: The table.
-        config: What the caller gave.
+
+_typed = partial(Option, from_text=True)
+
+OPTIONS = table(
+    Option(
+        "host",
+        "The address to listen on; the server asks for no password, so anything but this machine's"
+        " own address lets others in.",
+        _host,
+        "127.0.0.1",
+    ),
+    _typed(
+        "port",
+        "The port to listen on.",
+        integer(1, 65535),
+        otherwise="a free one, a new one at every update",
+    ),
+    _typed(
+        "startup_timeout",
+        "Seconds to wait for the server's first answer.",
+        number(0, above=True),
+        120.0,
+    ),
+    _typed(
+        "workers",
+        "Server processes, each with a copy of the model in memory.",
+        integer(1),
+        otherwise="1, or MLFLOW_MODELS_WORKERS",
+    ),
+    _typed(
+        "timeout",
+        "Whole seconds that a request may take.",
+        integer(1),
+        otherwise="60, or MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT",
+    ),
+    Option(
+        "env_manager",
+        "The Python environment of the server: this one, or one that MLflow makes for the model.",
+        one_of("local", "virtualenv", "uv", "conda"),
+        "local",
+    ),
+    _typed(
+        "model_config",
+        "Overrides the model's own model_config.",
+        _json_object,
+        otherwise="what the model was logged with",
+    ),
+)
+"""The keys of a deployment's config."""
+
+
+def check_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Check a config.
 
     Returns:
         The checked values. A key that came as None or as an empty text stands for its default
         and is None.
 
     Raises:
-        UnsupportedParameterError: A key is not in the table.
-        InvalidRequestError: A value is not what its option takes.
+        UnsupportedParameterError: A key is not one of a deployment's.
+        InvalidRequestError: A value is not what its key takes.
     """
-    known = {option.name: option for option in options}
-    checked: dict[str, Any] = {}
-    for name, value in (config or {}).items():
-        if name not in known:
-            raise UnsupportedParameterError(
-                f"The deployment config has no key {name!r}. Its keys: {', '.join(known)}.",
-                param=f"config.{name}",
-            )
-        try:
-            checked[name] = None if value is None or value == "" else known[name].read(value)
-        except ValueError as error:
-            came = f"a {type(value).__name__}" if known[name].private else repr(value)
-            raise InvalidRequestError(
-                f"The deployment config's {name!r} takes {error}, not {came}.",
-                param=f"config.{name}",
-            ) from None
-    return checked
+    what, where = "a key of a deployment's config", "config"
+    if not isinstance(config, Mapping):
+        return read(OPTIONS, config, what, where)
+    unset = [name for name, value in config.items() if value is None or value == ""]
+    for name in unset:
+        find(OPTIONS, name, what, where)
+    return {**dict.fromkeys(unset), **read(OPTIONS, config, what, where, known=unset)}
 
 
 def merge(kept: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The config that holds after a change, without the keys that went back to their default."""
     return {name: value for name, value in {**kept, **changes}.items() if value is not None}
-
-
-def describe(options: Sequence[Option]) -> str:
-    """The table as text."""
-    width = max(len(option.name) for option in options) + 2
-    return "\n".join(
-        textwrap.fill(
-            f"{option.about} (default: {option.default})",
-            width=96,
-            initial_indent=f"  {option.name:<{width}}",
-            subsequent_indent=" " * (width + 2),
-        )
-        for option in options
-    )
-
-
-def text(value: Any) -> str:
-    """Read a text that is not blank."""
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("a text")
-    return value.strip()
-
-
-def choice(*allowed: str) -> Callable[[Any], str]:
-    """Make a reader of one of some words."""
-
-    def read(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(f"one of {', '.join(allowed)}")
-        return str(value)
-
-    return read
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[Any], int]:
-    """Make a reader of a whole number within bounds, both included."""
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-
-    def read(value: Any) -> int:
-        message = f"a whole number {bounds}"
-        if isinstance(value, str):
-            number = int(value) if value.strip().isascii() and value.strip().isdigit() else None
-        else:
-            number = value if isinstance(value, int) and not isinstance(value, bool) else None
-        if number is None or number < least or (most is not None and number > most):
-            raise ValueError(message)
-        return number
-
-    return read
-
-
-def seconds(value: Any) -> float:
-    """Read a positive number of seconds."""
-    message = "a number of seconds above 0"
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(message)
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(message) from None
-    if not math.isfinite(number) or number <= 0:
-        raise ValueError(message)
-    return number
-
-
-def json_object(value: Any) -> dict[str, Any]:
-    """Read a JSON object, or the text of one."""
-    message = "a JSON object with text keys"
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError(message) from None
-    if not isinstance(value, dict):
-        raise ValueError(message)
-    read = cast("dict[Any, Any]", value)
-    if not all(isinstance(key, str) for key in read):
-        raise ValueError(message)
-    try:
-        return json.loads(json.dumps(read, allow_nan=False))
-    except (TypeError, ValueError):
-        raise ValueError(f"{message} and JSON values") from None

@@ -1,7 +1,7 @@
 """What a deployment serves: MLflow's own scoring server.
 
-The only module that knows which server runs: its command line, its environment, its config keys
-and its URLs. How its process is kept is the business of ``_process`` and ``_store``.
+The only module that knows which server runs: its command line, its environment and
+its URLs. How its process is kept is the business of ``process`` and ``store``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
-from mlflow_phi3_onnx.deployments import net as _net
-from mlflow_phi3_onnx.deployments.options import Option, choice, json_object, whole_number
+from mlflow_phi3_onnx.deployments import net
+from mlflow_phi3_onnx.deployments.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,35 +26,6 @@ if TYPE_CHECKING:
 
 PREDICT_PATH = "/invocations"
 HEALTH_PATH = "/health"
-
-OPTIONS = (
-    Option(
-        "workers",
-        whole_number(1),
-        "1, or MLFLOW_MODELS_WORKERS",
-        "server processes, each with a copy of the model in memory",
-    ),
-    Option(
-        "timeout",
-        whole_number(1),
-        "60, or MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT",
-        "whole seconds that a request may take",
-    ),
-    Option(
-        "env_manager",
-        choice("local", "virtualenv", "uv", "conda"),
-        "local",
-        "the Python environment of the server: this one, or one that MLflow makes for the model",
-    ),
-    Option(
-        "model_config",
-        json_object,
-        "what the model was logged with",
-        "a JSON object that overrides the model's own model_config",
-        private=True,
-    ),
-)
-"""The config keys that this server understands."""
 
 # The server answers its own timeout; the margin leaves it the time to.
 _ANSWER_MARGIN_S = 5.0
@@ -68,7 +39,7 @@ def command(recipe: Recipe, address: Address) -> list[str]:
     line = [sys.executable, "-m", "mlflow", "models", "serve"]
     line += [f"--model-uri={recipe.model_uri}"]
     line += [f"--host={address.host}", f"--port={address.port}"]
-    line += [f"--env-manager={recipe.config.get('env_manager', 'local')}"]
+    line += [f"--env-manager={recipe.config.get('env_manager', OPTIONS['env_manager'].default)}"]
     line += [f"--timeout={request_timeout(recipe.config)}"]
     if "workers" in recipe.config:
         line += [f"--workers={recipe.config['workers']}"]
@@ -119,7 +90,7 @@ def request_timeout(config: Mapping[str, Any]) -> int:
 def is_healthy(address: Address) -> bool:
     """Whether the server has loaded its model and answers."""
     try:
-        return _net.request(address, "GET", HEALTH_PATH, timeout=_HEALTH_TIMEOUT_S).status == 200
+        return net.request(address, "GET", HEALTH_PATH, timeout=_HEALTH_TIMEOUT_S).status == 200
     except OSError:
         return False
 
@@ -136,4 +107,4 @@ def score(address: Address, payload: bytes, timeout: int) -> Answer:
         OSError: There is no answer.
     """
     patience = timeout + _ANSWER_MARGIN_S
-    return _net.request(address, "POST", PREDICT_PATH, body=payload, timeout=patience)
+    return net.request(address, "POST", PREDICT_PATH, body=payload, timeout=patience)

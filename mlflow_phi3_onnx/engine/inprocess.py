@@ -7,9 +7,11 @@ computed together.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
+import time
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -18,8 +20,10 @@ from typing import TYPE_CHECKING
 from mlflow_phi3_onnx.engine.handles import Answer, JobTicket, Pieces, PiecesStream
 from mlflow_phi3_onnx.engine.loops.base import Failing
 from mlflow_phi3_onnx.engine.sequence.state import Row
+from mlflow_phi3_onnx.engine.waiting import WaitingJobs
 from mlflow_phi3_onnx.errors import (
     CancelledError,
+    GenerationError,
     GenerationTimeoutError,
     MemoryBudgetError,
     UnsupportedParameterError,
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["InProcessEngine"]
+
+_logger = logging.getLogger(__name__)
 
 
 class InProcessEngine:
@@ -69,7 +75,7 @@ class InProcessEngine:
         self._kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
         self._longest = longest
-        self._waiting: list[JobTicket] = []
+        self._waiting = WaitingJobs()
         self._running: list[JobTicket] = []
         self._closed = False
         self._begin()
@@ -115,9 +121,9 @@ class InProcessEngine:
 
     def _begin(self) -> None:
         """Be as an engine that has taken no jobs; what it had taken is no longer its own."""
-        for ticket in self._waiting + self._running:
+        for ticket in (*self._waiting, *self._running):
             ticket.row.cancelled = True
-        self._waiting = []
+        self._waiting = WaitingJobs()
         self._running = []
         self._inbox: queue.SimpleQueue[Sequence[JobTicket] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -129,10 +135,15 @@ class InProcessEngine:
             if self._closed:
                 raise CancelledError("The model is closed.")
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="onnx-genai-engine", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="onnx-genai-engine", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise GenerationError(
+                        "The engine's thread cannot be started: the system has no thread or memory"
+                        " to spare. Try again."
+                    ) from error
+                self._thread = thread
             self._inbox.put(tickets)
 
     def _row(self, job: Job, ticket: JobTicket, *, in_pieces: bool) -> Row:
@@ -174,14 +185,34 @@ class InProcessEngine:
         return row
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # noqa: BLE001 - a panic of native code is no Exception
+            self._lose_thread(error)
+
+    def _lose_thread(self, error: BaseException) -> None:
+        """Fail whatever was taken; the next job starts a thread anew."""
+        _logger.error("The engine's thread has ended: %s", type(error).__name__)
+        with self._lock:
+            self._thread = None
+            while not self._inbox.empty():
+                self._waiting.add(self._inbox.get() or ())
+            failure = GenerationError(f"The engine failed ({type(error).__name__}). Try again.")
+            failure.__cause__ = error
+            for ticket in (*self._waiting, *self._running):
+                ticket.row.fail(failure)
+            self._waiting = WaitingJobs()
+            self._running = []
+
+    def _serve(self) -> None:
         while True:
             while not self._inbox.empty() or not (self._waiting or self._loop.busy):
                 tickets = self._inbox.get()
                 if tickets is None:
-                    for ticket in self._waiting + self._running:
+                    for ticket in (*self._waiting, *self._running):
                         ticket.row.fail(CancelledError("The model was closed."))
                     return
-                self._waiting += tickets
+                self._waiting.add(tickets)
             # A fork waits for the end of a step, so that it finds nothing half done.
             with self._stepping:
                 self._give_up_late_ones()
@@ -189,8 +220,8 @@ class InProcessEngine:
                 self._loop.step()
 
     def _give_up_late_ones(self) -> None:
-        for ticket in self._waiting + self._running:
-            if ticket.row.expired and not ticket.row.over:
+        for ticket in self._waiting.expired(time.monotonic()):
+            if not ticket.row.over:
                 ticket.row.fail(
                     GenerationTimeoutError(
                         "The answer was not whole when its timeout was over. Raise timeout, or"
@@ -201,15 +232,15 @@ class InProcessEngine:
 
     def _admit(self) -> None:
         self._running = [ticket for ticket in self._running if not ticket.row.over]
-        self._waiting = [ticket for ticket in self._waiting if not ticket.row.over]
-        if not self._waiting:
+        waiting = self._waiting.first()
+        if not waiting:
             return
-        rows = [ticket.row for ticket in self._waiting]
+        rows = [ticket.row for ticket in waiting]
         begun: Collection[Row] = ()
         with Failing(rows):
             begun = self._loop.admit(rows)
-        self._running += [ticket for ticket in self._waiting if ticket.row in begun]
-        self._waiting = [ticket for ticket in self._waiting if ticket.row not in begun]
+        self._running += [ticket for ticket in waiting if ticket.row in begun]
+        self._waiting.remove(begun)
 
     def before_fork(self) -> None:
         """Wait for the end of a step, and keep the next one from beginning."""

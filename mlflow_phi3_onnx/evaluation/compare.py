@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 
-from mlflow_phi3_onnx.core.checks import describe_kind, integer
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
 from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs
 from mlflow_phi3_onnx.evaluation.tracking import log_comparison
 from mlflow_phi3_onnx.openai.messages import check_messages
+from mlflow_phi3_onnx.openai.parameters import CHAT, PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import check_ids
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ __all__ = ["Comparison", "compare"]
 _NAMES = ("model_a", "model_b")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _WARM_UP_TOKENS = 2
-
-_count = integer(1, 2**31 - 1)
 
 
 def compare(
@@ -154,13 +153,7 @@ def _check_options(max_tokens: Any, name: Any) -> int:
             "name must be of letters, digits, '_', '.' and '-', and begin with a letter or digit.",
             param="name",
         )
-    try:
-        return _count(max_tokens)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"max_tokens must be an integer from 1; got {describe_kind(max_tokens)}.",
-            param="max_tokens",
-        ) from error
+    return PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
 
 
 def _encode(sides: Sequence[Side], prompt: Prompt, where: str) -> list[int]:

@@ -39,12 +39,14 @@ class Opened:
         task: What the model was saved for.
         origin: Where it came from.
         adapters: The files of its adapters, by name.
+        settings: Its checked configuration.
     """
 
     folder: ModelFolder
     task: Task
     origin: Mapping[str, Any]
     adapters: Mapping[str, Path]
+    settings: Settings
 
 
 def open_saved(path: Path, model_config: Mapping[str, Any] | None) -> Opened:
@@ -62,11 +64,12 @@ def open_saved(path: Path, model_config: Mapping[str, Any] | None) -> Opened:
     """
     saved = read_saved(path)
     task: Task = saved.flavor["task"]
-    settings = Settings.check(model_config, task).runtime
+    settings = Settings.check(model_config, task)
     folder = locate_files(saved)
-    saved.check(folder, settings.get("verify", "hash" if saved.by_reference else "size"))
-    variant = _choose(saved.bundle(folder), settings.get("execution_provider"))
-    return Opened(variant.model, task, saved.flavor.get("source", {}), saved.adapters)
+    saved.check(folder, settings.verify or ("hash" if saved.by_reference else "size"))
+    variant = _choose(saved.bundle(folder), settings.engine.execution_provider)
+    origin = saved.flavor.get("source", {})
+    return Opened(variant.model, task, origin, saved.adapters, settings)
 
 
 def _choose(bundle: Bundle, wanted: str | None) -> Variant:

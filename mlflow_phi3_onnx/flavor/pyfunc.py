@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
+from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import open_saved
 from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
@@ -20,12 +22,22 @@ if TYPE_CHECKING:
 __all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc", "open_artifact"]
 
 
-def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[GenAIModel, Task]:
+# MLflow's scoring server passes its model and its timeout to its processes in these variables.
+_SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
+_SERVER_TIMEOUT_VARIABLE = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
+
+
+def open_artifact(
+    path: Path,
+    model_config: Mapping[str, Any] | None,
+    policy: ServingPolicy = ServingPolicy(),
+) -> tuple[GenAIModel, Task]:
     """Load the model of an artifact folder and tell its task.
 
     Args:
         path: The folder with the MLmodel file.
         model_config: Generation defaults and runtime settings.
+        policy: What the program around the model needs of its engine.
 
     Raises:
         InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
@@ -35,11 +47,24 @@ def open_artifact(path: Path, model_config: Mapping[str, Any] | None) -> tuple[G
     model = GenAIModel(
         opened.folder,
         adapters=opened.adapters,
-        model_config=model_config,
+        model_config=opened.settings,
         task=opened.task,
         origin=opened.origin,
+        policy=policy,
     )
     return model, opened.task
+
+
+def _serving_policy() -> ServingPolicy:
+    """Say what MLflow's scoring server needs, where this is one of its processes."""
+    if _SERVED_MODEL_VARIABLE not in os.environ:
+        return ServingPolicy()
+    timeout = os.environ.get(_SERVER_TIMEOUT_VARIABLE)
+    return ServingPolicy(
+        default_loop="auto",
+        may_hold_gil=False,
+        request_deadline=None if timeout is None else float(timeout),
+    )
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFuncWrapper:
@@ -67,7 +92,8 @@ class _PyFuncWrapper:
     def __init__(self, path: Path, model_config: dict[str, Any]) -> None:
         self._path = path
         self._model_config = model_config
-        self._opened: tuple[GenAIModel, Task] | None = open_artifact(path, model_config)
+        self._opened: tuple[GenAIModel, Task] | None = None
+        self._open()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -101,5 +127,5 @@ class _PyFuncWrapper:
 
     def _open(self) -> tuple[GenAIModel, Task]:
         if self._opened is None:
-            self._opened = open_artifact(self._path, self._model_config)
+            self._opened = open_artifact(self._path, self._model_config, _serving_policy())
         return self._opened

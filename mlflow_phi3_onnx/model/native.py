@@ -10,6 +10,7 @@ from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.request import Limits
+from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model.awaited import AsyncMethods
 from mlflow_phi3_onnx.model.calls import Call, Calls, Question
@@ -48,9 +49,10 @@ class GenAIModel(AsyncMethods, TextMethods):
         adapters: LoRA adapters that requests may choose, by name: each the path of an
             ``.onnx_adapter`` file or a PEFT folder. The model's graph must have inputs for them.
         model_config: Defaults of generation parameters and runtime settings; see the
-            documentation's tables.
+            documentation's tables. Or one that has been checked.
         task: The task whose parameters ``model_config`` may have.
         origin: Where the model came from, as its MLmodel file tells.
+        policy: What the program around the model needs of its engine.
 
     Raises:
         InvalidModelError: If the folder is not a whole model, or cannot be loaded, or an adapter
@@ -63,13 +65,17 @@ class GenAIModel(AsyncMethods, TextMethods):
         path: str | Path | ModelFolder,
         *,
         adapters: Mapping[str, str | Path] | None = None,
-        model_config: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, Any] | Settings | None = None,
         task: Task = CHAT,
         origin: Mapping[str, Any] | None = None,
+        policy: ServingPolicy = ServingPolicy(),
     ) -> None:
-        self._settings = Settings.check(model_config, task)
+        if isinstance(model_config, Settings):
+            settings = model_config
+        else:
+            settings = Settings.check(model_config, task)
         checked = check_adapters(adapters)
-        if not isinstance(path, ModelFolder) and "verify" in self._settings.runtime:
+        if not isinstance(path, ModelFolder) and settings.verify is not None:
             raise InvalidRequestError(
                 "model_config: verify is for saved models: of a plain folder, nothing is known to"
                 " compare its files with. Leave it out.",
@@ -81,14 +87,15 @@ class GenAIModel(AsyncMethods, TextMethods):
         with fitted(checked, self._folder) as files:
             self._adapters = tuple(files)
             self._engine: Engine = start_engine(
-                self._folder, self._tokenizer, self._settings, files
+                self._folder, self._tokenizer, settings.engine, policy, files
             )
+        self._execution_provider = settings.engine.provider(self._folder)
         self._planner = Planner(self._folder, self._tokenizer, self._engine.kv_tokens)
         self._calls = Calls(
             self._folder,
             self._tokenizer,
             self._planner,
-            self._settings.generation,
+            settings.generation,
             self._adapters,
         )
         # The engine's thread keeps the engine alive, but must not outlive its model.
@@ -119,7 +126,7 @@ class GenAIModel(AsyncMethods, TextMethods):
     @property
     def execution_provider(self) -> str:
         """What computes it: ``cpu``, ``cuda``, ``dml``, ..."""
-        return self._settings.runtime.get("execution_provider", self._folder.providers[0])
+        return self._execution_provider
 
     @property
     def folder(self) -> ModelFolder:

@@ -103,8 +103,9 @@ class Planner:
 
         Raises:
             InvalidRequestError: If it is empty, or has other ids.
+            ContextLengthError: If it is certainly too long, which is known before it is encoded.
         """
-        vocab_size = self._folder.vocab_size
+        vocab_size, context = self._folder.vocab_size, self._folder.context_length
         if isinstance(prompt, TokenPrompt):
             for place, token in enumerate(prompt.ids):
                 if token >= vocab_size:
@@ -115,9 +116,9 @@ class Planner:
                     )
             return np.array(prompt.ids, dtype=np.int32)
         if isinstance(prompt, TextPrompt):
-            ids = self._tokenizer.encode(prompt.text, prompt.param)
+            ids = self._tokenizer.encode(prompt.text, prompt.param, context)
         else:
-            ids = self._tokenizer.encode_chat(prompt)
+            ids = self._tokenizer.encode_chat(prompt, context=context)
         if len(ids) == 0:
             raise InvalidRequestError(
                 f"{_subject(prompt)} is empty; it needs at least one token.",

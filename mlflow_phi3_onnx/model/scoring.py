@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.checks import describe_kind, integer
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.logprobs import entry
-from mlflow_phi3_onnx.openai.parameters import MAX_LOGPROBS
+from mlflow_phi3_onnx.openai.parameters import CHAT, PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ __all__ = [
     "plan_perplexity",
     "plan_token_logprobs",
 ]
-
-_alternatives = integer(0, MAX_LOGPROBS)
-_count = integer(1, 2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -94,13 +91,7 @@ def plan_greedy(ids: Any, max_tokens: Any, planner: Planner) -> Greedy:
         InvalidRequestError: If an argument is not what it may be.
         ContextLengthError: If the prompt, or what is asked for, is too long.
     """
-    try:
-        limit = _count(max_tokens)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"max_tokens must be an integer from 1; got {describe_kind(max_tokens)}.",
-            param="max_tokens",
-        ) from error
+    limit = PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
     return Greedy(planner.plan_greedy(TokenPrompt(check_ids(ids, "ids"), "ids"), limit))
 
 
@@ -113,14 +104,7 @@ def plan_token_logprobs(
         InvalidRequestError: If an argument is not what it may be.
         ContextLengthError: If a text is too long.
     """
-    try:
-        top = _alternatives(top_logprobs)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"top_logprobs must be an integer from 0 to {MAX_LOGPROBS}; got"
-            f" {describe_kind(top_logprobs)}.",
-            param="top_logprobs",
-        ) from error
+    top = PARAMETERS[CHAT]["top_logprobs"].read(top_logprobs)
     scores: list[Score] = []
     for prompt in _check_texts(text):
         job = planner.plan_scoring(prompt, top)

@@ -3,105 +3,143 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
 
-from mlflow_phi3_onnx.core import checks
+from mlflow_phi3_onnx.artifact.manifest import Verify
+from mlflow_phi3_onnx.core.checks import Check, boolean, integer, json_object, one_of
+from mlflow_phi3_onnx.core.options import Option, read, table
+from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
-from mlflow_phi3_onnx.openai.parse import check_parameters
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
+from mlflow_phi3_onnx.runtime.session_options import (
+    refused_provider_options,
+    refused_session_options,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 __all__ = ["RUNTIME_SETTINGS", "VERIFY_LEVELS", "Settings", "config_keys"]
 
-LOOPS = ("auto", "genai", "slots")
-VERIFY_LEVELS = ("size", "hash", "off")
 
-# What has a setting of its own, or would run code that comes with the model.
-_NOT_SESSION_OPTIONS = ("intra_op_num_threads", "provider_options", "custom_ops_library")
+VERIFY_LEVELS: tuple[Verify, ...] = get_args(Verify)
+
+# What has a setting of its own.
+_NOT_SESSION_OPTIONS = {"intra_op_num_threads", "provider_options"}
 
 
-def _options(value: Any, kinds: Any, refused: Sequence[str] = ()) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+def _session_options(value: Any) -> dict[str, Any]:
+    options = json_object(value)
+    if _NOT_SESSION_OPTIONS & options.keys() or any(refused_session_options(options)):
         raise ValueError
-    if any(not isinstance(option, kinds) for option in value.values()) or set(refused) & set(value):
+    return options
+
+
+def _provider_options(value: Any) -> dict[str, str]:
+    options = json_object(value)
+    if not all(isinstance(v, str) for v in options.values()):
         raise ValueError
-    return value
+    if any(refused_provider_options(options)):
+        raise ValueError
+    return options
 
 
-RUNTIME_SETTINGS: Mapping[str, tuple[str, str, Any]] = {
-    "loop": (
+_setting = partial(Option, configurable=True)
+
+RUNTIME_SETTINGS = table(
+    _setting(
+        "loop",
         "What runs the model. genai: onnxruntime-genai's generator, for every model and device."
         " slots: continuous batching on ONNX Runtime, for plain decoder graphs on CPU. auto: slots"
-        " where the model qualifies. Default: auto under `mlflow models serve`, else genai.",
-        "'auto', 'genai' or 'slots'",
-        lambda value: checks.one_of(value, LOOPS),
+        " where the model qualifies.",
+        one_of(*get_args(LoopName)),
+        EngineOptions.loop,
+        "auto under `mlflow models serve`, else genai",
     ),
-    "prefix_cache": (
+    _setting(
+        "prefix_cache",
         "Whether what was computed of past requests is kept, so that a prompt that begins like one"
-        " of them is computed only from where it differs. Default: true.",
-        "true or false",
-        checks.boolean,
+        " of them is computed only from where it differs.",
+        boolean,
+        EngineOptions.prefix_cache,
     ),
-    "intra_op_num_threads": (
-        "Threads that compute one operator. Default: all processors that the process may run on.",
-        "an integer from 1 to 1024",
-        checks.integer(1, 1024),
+    _setting(
+        "intra_op_num_threads",
+        "Threads that compute one operator.",
+        integer(1, 1024),
+        EngineOptions.intra_op_num_threads,
+        "the folder's, else the least of the processors that the process may run on, its"
+        " container's quota of processor time, and OMP_NUM_THREADS",
     ),
-    "max_batch_size": (
-        "The most rows that are computed together. Default: 16.",
-        f"an integer from 1 to {MAX_BATCH_SIZE}",
-        checks.integer(1, MAX_BATCH_SIZE),
+    _setting(
+        "max_batch_size",
+        "The most sequences that are computed together.",
+        integer(1, MAX_BATCH_SIZE),
+        EngineOptions.max_batch_size,
     ),
-    "kv_cache_memory": (
-        "Bytes of KV cache that all running requests may take together. Default: half of the"
-        " memory that is available when the model is loaded.",
-        "an integer from 1",
-        checks.integer(1, 2**63 - 1),
+    _setting(
+        "kv_cache_memory",
+        "Bytes of KV cache that all running requests may take together.",
+        integer(1, bits=64),
+        EngineOptions.kv_cache_memory,
+        "half of the memory that is available, within the container's limit, when the model is"
+        " loaded",
     ),
-    "execution_provider": (
+    _setting(
+        "execution_provider",
         "What computes the model. Of a model with variants, it chooses the one for this provider;"
-        " a model of one form is run with it, whatever its folder asks for. Default: the first"
-        " variant that this machine can run, or what the folder asks for.",
-        f"one of {', '.join(PROVIDERS)}",
-        lambda value: checks.one_of(value, PROVIDERS),
+        " a model of one form is run with it, whatever its folder asks for.",
+        one_of(*PROVIDERS),
+        EngineOptions.execution_provider,
+        "the first variant that this machine can run, or what the folder asks for",
     ),
-    "provider_options": (
-        "Options of the execution provider, as ONNX Runtime documents them. Default: the folder's.",
-        "an object of texts",
-        lambda value: _options(value, str),
+    _setting(
+        "provider_options",
+        "Options of the execution provider, as ONNX Runtime documents them.",
+        Check(
+            "an object of texts, of options that are known to load no library and write no file",
+            _provider_options,
+        ),
+        otherwise="the folder's",
     ),
-    "session_options": (
+    _setting(
+        "session_options",
         "Options of ONNX Runtime's session, laid over those of the folder's genai_config.json; for"
-        " the genai loop. Default: none.",
-        f"an object of texts, numbers and booleans, without {', '.join(_NOT_SESSION_OPTIONS)}",
-        lambda value: _options(value, str | bool | int | float, _NOT_SESSION_OPTIONS),
+        " the genai loop.",
+        Check(
+            "an object of options that are known to write no file and load no library, without"
+            " intra_op_num_threads, provider_options and custom_ops_library",
+            _session_options,
+        ),
     ),
-    "verify": (
+    _setting(
+        "verify",
         "How a saved model's files are checked before they are read. size: each is there with its"
         " size and no other is, and those up to 4 MiB have their SHA-256. hash: all of them have"
-        " it. off: not at all. Default: size; hash where the weights are in a repository.",
-        f"one of {', '.join(VERIFY_LEVELS)}",
-        lambda value: checks.one_of(value, VERIFY_LEVELS),
+        " it. off: not at all.",
+        one_of(*VERIFY_LEVELS),
+        otherwise="size; hash where the weights are in a repository",
     ),
-}
-"""What each setting does, what it may be, and its check, by name."""
+)
+"""The settings of the runtime, by name: those of the engine, and ``verify``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A checked configuration.
 
     Attributes:
         generation: Generation parameters, clean.
-        runtime: Settings of the runtime, clean.
+        engine: How the model is run.
+        verify: How a saved model's files are checked, where that was said.
     """
 
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    runtime: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    verify: Verify | None = None
 
     @classmethod
     def check(cls, config: Mapping[str, Any] | None, task: Task) -> Settings:
@@ -115,44 +153,26 @@ class Settings:
             InvalidRequestError: If a value is not what it may be.
             UnsupportedParameterError: If a key is not one of :func:`config_keys`.
         """
-        config = {key: value for key, value in (config or {}).items() if value is not None}
-        table = PARAMETERS[task]
-        for name in config:
-            parameter = table.get(name)
-            if parameter and parameter.status != "refused" and not parameter.configurable:
+        options = {**PARAMETERS[task], **RUNTIME_SETTINGS}
+        clean = read(options, config, f"a parameter of {task}", "model_config")
+        for name in clean:
+            if not options[name].configurable:
                 raise UnsupportedParameterError(
                     f"model_config: {name} belongs to a single request, not to a saved model.",
                     param=name,
                 )
-        runtime = {
-            name: _check_setting(name, value)
-            for name, value in config.items()
-            if name in RUNTIME_SETTINGS
-        }
-        generation = check_parameters(
-            config, task, known=RUNTIME_SETTINGS.keys(), where="model_config: "
-        )
-        if generation.get("max_tokens") == 0:
+        if clean.get("max_tokens") == 0:
             raise InvalidRequestError(
                 "model_config: max_tokens must be an integer from 1; got 0. A single request may"
                 " have 0, with echo.",
                 param="max_tokens",
             )
-        return cls(generation, runtime)
+        runtime = {name: clean.pop(name) for name in RUNTIME_SETTINGS if name in clean}
+        verify = runtime.pop("verify", None)
+        return cls(generation=clean, engine=EngineOptions(**runtime), verify=verify)
 
 
 def config_keys(task: Task) -> list[str]:
     """List every key that a task's ``model_config`` may have."""
-    generation = [name for name, row in PARAMETERS[task].items() if row.configurable]
-    return [*generation, *RUNTIME_SETTINGS]
-
-
-def _check_setting(name: str, value: Any) -> Any:
-    _, allowed, check = RUNTIME_SETTINGS[name]
-    try:
-        return check(value)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"model_config: {name} must be {allowed}; got {checks.describe_kind(value)}.",
-            param=name,
-        ) from error
+    options = {**PARAMETERS[task], **RUNTIME_SETTINGS}
+    return [name for name, option in options.items() if option.configurable]

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import os
+import logging
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.engine.loops.genai import GenAILoop, GenAITraits
 from mlflow_phi3_onnx.engine.loops.slots import SlotsLoop
+from mlflow_phi3_onnx.engine.options import EngineOptions
 from mlflow_phi3_onnx.errors import (
     DependencyError,
     GenerationError,
     InvalidModelError,
     InvalidRequestError,
+    MemoryBudgetError,
 )
 from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel
+from mlflow_phi3_onnx.runtime.machine import available_memory, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
-from mlflow_phi3_onnx.runtime.providers import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,23 +32,21 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.base import Engine
     from mlflow_phi3_onnx.engine.loops.base import Loop
-    from mlflow_phi3_onnx.model.settings import Settings
+    from mlflow_phi3_onnx.engine.options import ServingPolicy
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["start_engine", "why_not_slots"]
 
-DEFAULT_MAX_BATCH_SIZE = 16
-KV_SHARE_OF_AVAILABLE_MEMORY = 0.5
+_logger = logging.getLogger(__name__)
 
-# MLflow's scoring server passes its model and its timeout to its processes in these variables.
-_SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
-_SERVER_TIMEOUT_VARIABLE = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
+KV_SHARE_OF_AVAILABLE_MEMORY = 0.5
 
 
 def start_engine(
     folder: ModelFolder,
     tokenizer: PromptTokenizer,
-    settings: Settings,
+    options: EngineOptions,
+    policy: ServingPolicy,
     adapters: Mapping[str, Path],
 ) -> Engine:
     """Load a model and start the engine that runs it.
@@ -53,7 +54,8 @@ def start_engine(
     Args:
         folder: The model folder, read and found whole.
         tokenizer: Its tokenizer.
-        settings: The checked configuration.
+        options: How it is to be run.
+        policy: What the program around it needs.
         adapters: The files of the adapters that fit it, by name.
 
     Raises:
@@ -61,37 +63,47 @@ def start_engine(
         InvalidRequestError: If the loop that was asked for cannot run the model, or the execution
             provider has no options.
     """
-    provider = settings.runtime.get("execution_provider", folder.providers[0])
-    if settings.runtime.get("provider_options") and provider == "cpu":
+    if options.provider_options and options.provider(folder) == "cpu":
         raise InvalidRequestError(
             "provider_options are for execution providers other than cpu, which has none.",
             param="provider_options",
         )
-    memory = settings.runtime.get("kv_cache_memory")
+    memory = options.kv_cache_memory
     if memory is None:
-        memory = int(psutil.virtual_memory().available * KV_SHARE_OF_AVAILABLE_MEMORY)
+        memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY)
     kv_tokens = max(1, memory // folder.kv_bytes_per_token)
+    begun = time.monotonic()
+    loop = _start_loop(folder, options, policy, kv_tokens, adapters)
+    _logger.info(
+        "Loaded %s in %.1f s: %s loop, %s, %d threads, KV cache of at most %d tokens (%d bytes).",
+        folder.model_type,
+        time.monotonic() - begun,
+        loop.name,
+        options.provider(folder),
+        _threads(folder, options),
+        kv_tokens,
+        kv_tokens * folder.kv_bytes_per_token,
+    )
     return InProcessEngine(
-        _start_loop(folder, settings, kv_tokens, adapters),
+        loop,
         tokenizer=tokenizer,
         eos=frozenset(folder.eos_token_ids),
         vocab_size=folder.vocab_size,
         kv_tokens=kv_tokens,
         kv_bytes_per_token=folder.kv_bytes_per_token,
-        longest=_server_timeout(),
+        longest=policy.request_deadline,
     )
 
 
-def why_not_slots(folder: ModelFolder, settings: Settings | None = None) -> str | None:
+def why_not_slots(folder: ModelFolder, options: EngineOptions = EngineOptions()) -> str | None:
     """Say why the slots loop cannot run a model, or None where it can.
 
     It needs a graph whose only inputs are the ids, the mask and a past of keys and values, with
     full attention, on CPU.
     """
-    runtime = settings.runtime if settings else {}
-    if runtime.get("session_options"):
+    if options.session_options:
         return "session_options are for the genai loop"
-    if runtime.get("execution_provider", "cpu") != "cpu":
+    if options.execution_provider not in (None, "cpu"):
         return "it runs on CPU only"
     decoder = folder.decoder
     layers = range(decoder["num_hidden_layers"])
@@ -112,54 +124,53 @@ def why_not_slots(folder: ModelFolder, settings: Settings | None = None) -> str 
         return "its graph has two ranges of positions (LongRoPE)"
     if {kind for name, kind in graph.inputs.items() if name in past} - CACHE_TYPES:
         return "its keys and values are neither float32 nor float16"
-    if folder.providers != ("cpu",) and "execution_provider" not in runtime:
+    if options.execution_provider is None and folder.providers != ("cpu",):
         return "it asks for an execution provider other than CPU"
     return None
 
 
-def _served() -> bool:
-    """Whether this is a process of MLflow's scoring server."""
-    return _SERVED_MODEL_VARIABLE in os.environ
-
-
-def _server_timeout() -> float | None:
-    """Return the seconds after which a server has given a request up, where this is one."""
-    timeout = os.environ.get(_SERVER_TIMEOUT_VARIABLE) if _served() else None
-    return None if timeout is None else float(timeout)
-
-
 def _start_loop(
-    folder: ModelFolder, settings: Settings, kv_tokens: int, adapters: Mapping[str, Path]
+    folder: ModelFolder,
+    options: EngineOptions,
+    policy: ServingPolicy,
+    kv_tokens: int,
+    adapters: Mapping[str, Path],
 ) -> Loop:
-    default = "auto" if _served() else "genai"
-    wanted = settings.runtime.get("loop", default)
+    wanted = options.loop or policy.default_loop
+    start_genai = partial(_start_genai, folder, options, policy, kv_tokens, adapters)
     if wanted == "genai":
-        return _start_genai(folder, settings, kv_tokens, adapters)
-    reason = why_not_slots(folder, settings)
+        return start_genai()
+    reason = why_not_slots(folder, options)
     if reason is None:
         try:
-            return _start_slots(folder, settings, kv_tokens)
-        except (InvalidModelError, DependencyError):
+            return _start_slots(folder, options, kv_tokens)
+        except (InvalidModelError, DependencyError, MemoryBudgetError) as error:
             if wanted == "slots":
                 raise
+            reason = error.message
     elif wanted == "slots":
         raise InvalidRequestError(
             f"loop='slots' cannot run this model: {reason}. Use loop='genai' or 'auto'.",
             param="loop",
         )
-    return _start_genai(folder, settings, kv_tokens, adapters)
+    _logger.info("loop='auto' takes the genai loop, not slots: %s", reason)
+    return start_genai()
 
 
 def _start_genai(
-    folder: ModelFolder, settings: Settings, kv_tokens: int, adapters: Mapping[str, Path]
+    folder: ModelFolder,
+    options: EngineOptions,
+    policy: ServingPolicy,
+    kv_tokens: int,
+    adapters: Mapping[str, Path],
 ) -> GenAILoop:
-    provider = settings.runtime.get("execution_provider", folder.providers[0])
+    provider = options.provider(folder)
     native = NativeModel(
         folder.path,
-        _overlay(folder, settings),
+        _overlay(folder, options),
         provider=provider,
         switch=provider != folder.providers[0],
-        provider_options=settings.runtime.get("provider_options", {}),
+        provider_options=options.provider_options,
     )
     traits = GenAITraits(
         context_length=folder.context_length,
@@ -175,9 +186,9 @@ def _start_genai(
         native,
         traits,
         kv_tokens=kv_tokens,
-        max_batch_size=_batch_size(settings),
-        reuse_prefixes=settings.runtime.get("prefix_cache", True),
-        patient=not _served(),
+        max_batch_size=options.max_batch_size,
+        reuse_prefixes=options.prefix_cache,
+        patient=policy.may_hold_gil,
     )
 
 
@@ -192,7 +203,7 @@ def _goes_back(folder: ModelFolder) -> bool:
     return plain and graph.attention_windows == {-1} and not folder.two_ranges
 
 
-def _start_slots(folder: ModelFolder, settings: Settings, kv_tokens: int) -> SlotsLoop:
+def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:
     decoder = folder.decoder
     session = SlotSession(
         folder.path / decoder["filename"],
@@ -200,30 +211,25 @@ def _start_slots(folder: ModelFolder, settings: Settings, kv_tokens: int) -> Slo
         heads=decoder["num_key_value_heads"],
         head_size=decoder["head_size"],
         element=folder.graph.inputs["past_key_values.0.key"],
-        slots=max(2, _batch_size(settings)),
+        slots=max(2, options.max_batch_size),
         capacity=min(folder.context_length, kv_tokens),
-        threads=_threads(folder, settings),
+        threads=_threads(folder, options),
     )
     _smoke_slots(session, folder)
-    reuse = settings.runtime.get("prefix_cache", True)
-    return SlotsLoop(session, kv_tokens=kv_tokens, reuse_prefixes=reuse)
+    return SlotsLoop(session, kv_tokens=kv_tokens, reuse_prefixes=options.prefix_cache)
 
 
-def _batch_size(settings: Settings) -> int:
-    return settings.runtime.get("max_batch_size", DEFAULT_MAX_BATCH_SIZE)
-
-
-def _threads(folder: ModelFolder, settings: Settings) -> int:
+def _threads(folder: ModelFolder, options: EngineOptions) -> int:
     own = folder.decoder.get("session_options", {}).get("intra_op_num_threads")
-    return settings.runtime.get("intra_op_num_threads", own) or available_threads()
+    return options.intra_op_num_threads or own or available_threads()
 
 
-def _overlay(folder: ModelFolder, settings: Settings) -> dict[str, Any]:
+def _overlay(folder: ModelFolder, options: EngineOptions) -> dict[str, Any]:
     """Build what is laid over ``genai_config.json``: threads, our pad id, and repairs."""
     decoder: dict[str, Any] = dict(repairs(folder).get("model", {}).get("decoder", {}))
     decoder["session_options"] = {
-        **settings.runtime.get("session_options", {}),
-        "intra_op_num_threads": _threads(folder, settings),
+        **options.session_options,
+        "intra_op_num_threads": _threads(folder, options),
     }
     return {"model": {"pad_token_id": PAD, "decoder": decoder}}
 

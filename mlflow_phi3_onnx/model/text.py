@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mlflow_phi3_onnx.core.request import ChatPrompt, TokenPrompt
 from mlflow_phi3_onnx.openai.messages import check_messages
-from mlflow_phi3_onnx.openai.parameters import CHAT
-from mlflow_phi3_onnx.openai.parse import check_parameters
+from mlflow_phi3_onnx.openai.parameters import CHAT, PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import check_ids, check_text
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class TextMethods:
         Raises:
             InvalidRequestError: If a field is not what it may be, or the template refuses it.
         """
-        checked = check_parameters({"tools": tools}, CHAT).get("tools")
+        checked = None if tools is None else PARAMETERS[CHAT]["tools"].read(tools)
         chat = ChatPrompt(check_messages(messages), checked or None)
         if tokenize:
             ids = self._tokenizer.encode_chat(chat, add_generation_prompt=add_generation_prompt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_phi3_onnx.core.checks import boolean, integer, json_object, number, one_of
+from mlflow_phi3_onnx.core.checks import allows, boolean, integer, json_object, number
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
@@ -13,6 +13,10 @@ MAX_TOOLS = 128
 GIVEN_TO_TEMPLATES = ("messages", "tools", "add_generation_prompt", "chat_template", "tokenize")
 
 
+@allows(
+    f"a string, or a list of at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARACTERS:,}"
+    " characters each"
+)
 def stop(value: Any) -> tuple[str, ...]:
     """Check stop sequences: a string or a list of them."""
     stops = [value] if isinstance(value, str) else value
@@ -23,6 +27,7 @@ def stop(value: Any) -> tuple[str, ...]:
     return tuple(stops)
 
 
+@allows(f"an object of at most {MAX_BIASES:,} token ids, each with a number from -100 to 100")
 def logit_bias(value: Any) -> dict[int, float]:
     """Check biases by token id; JSON has the ids as strings."""
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
@@ -34,9 +39,10 @@ def logit_bias(value: Any) -> dict[int, float]:
 def _token_id(key: Any) -> int:
     if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
         key = int(key)
-    return integer(0, 2**31 - 1)(key)
+    return integer(0)(key)
 
 
+@allows(f"an object of JSON values by name, none of {', '.join(GIVEN_TO_TEMPLATES)}")
 def template_kwargs(value: Any) -> dict[str, Any]:
     """Check values for the chat template, by names that can be variables of it."""
     for name in json_object(value):
@@ -45,6 +51,7 @@ def template_kwargs(value: Any) -> dict[str, Any]:
     return value
 
 
+@allows("an object with include_usage, true or false")
 def stream_options(value: Any) -> dict[str, bool]:
     """Check the options of a stream."""
     options = json_object(value)
@@ -53,6 +60,10 @@ def stream_options(value: Any) -> dict[str, bool]:
     return {key: boolean(flag) for key, flag in options.items()}
 
 
+@allows(
+    f"a list of at most {MAX_TOOLS} objects with type 'function' and a function with a name, and"
+    " maybe strict, true or false"
+)
 def tools(value: Any) -> tuple[dict[str, Any], ...]:
     """Check tool definitions in OpenAI's form."""
     if not isinstance(value, list | tuple) or len(value) > MAX_TOOLS:
@@ -66,10 +77,13 @@ def tools(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(value)
 
 
+@allows("'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}")
 def tool_choice(value: Any) -> str | dict[str, Any]:
     """Check which tools are to be called: a word, or an object that names one function."""
     if isinstance(value, str):
-        return one_of(value, ("none", "auto", "required"))
+        if value not in ("none", "auto", "required"):
+            raise ValueError
+        return value
     function = json_object(json_object(value).get("function"))
     if value.keys() != {"type", "function"} or value["type"] != "function":
         raise ValueError

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core import checks
+from mlflow_phi3_onnx.core.options import read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Request, Sampling
-from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.messages import check_messages
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, Parameter, Task
+from mlflow_phi3_onnx.openai.parameters import (
+    CHAT,
+    COMPLETIONS,
+    DEFAULTS,
+    OF_MODEL,
+    PARAMETERS,
+    PREDICTION_DRAFT,
+    Task,
+)
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
 from mlflow_phi3_onnx.openai.tools.grammar import CallRule
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
-__all__ = ["INPUT_FIELDS", "Asked", "check_parameters", "parse_request"]
+__all__ = ["INPUT_FIELDS", "Asked", "parse_request"]
 
 INPUT_FIELDS: Mapping[Task, str] = {
     "llm/v1/chat": "messages",
@@ -29,9 +36,6 @@ INPUT_FIELDS: Mapping[Task, str] = {
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_length")
 _SAMPLES = ("temperature", "top_p", "top_k", "min_p")
-
-PREDICTION_DRAFT = 8
-"""How many tokens are guessed ahead where a request has only a prediction."""
 
 
 @dataclass(frozen=True)
@@ -51,47 +55,6 @@ class Asked:
     include_usage: bool = True
     echo: bool = False
     calls: CallRule | None = None
-
-
-def check_parameters(
-    values: Mapping[str, Any], task: Task, *, known: Iterable[str] = (), where: str = ""
-) -> dict[str, Any]:
-    """Check parameters and return those that are given, clean.
-
-    Args:
-        values: Parameters by name; those that are None are left out.
-        task: The task whose parameters are allowed.
-        known: Other keys that may stand beside them.
-        where: Where the values came from, for messages (``"model_config: "``).
-
-    Raises:
-        UnsupportedParameterError: If one is not known or not supported.
-        InvalidRequestError: If one is not what it may be.
-    """
-    table = PARAMETERS[task]
-    clean: dict[str, Any] = {}
-    for name, value in values.items():
-        if name in known or value is None:
-            continue
-        parameter = table.get(name)
-        if parameter is None:
-            raise UnsupportedParameterError(
-                f"{where}{name} is not a parameter of {task}.{_suggestion(name, table)}", param=name
-            )
-        if parameter.status == "refused":
-            if value is False and name in ("truncation", "include_prompt"):
-                continue
-            raise UnsupportedParameterError(
-                f"{where}{name} is not supported. {parameter.about}", param=name
-            )
-        try:
-            clean[name] = parameter.check(value)
-        except (ValueError, OverflowError) as error:
-            raise InvalidRequestError(
-                f"{where}{name} must be {parameter.allowed}; got {checks.describe_kind(value)}.",
-                param=name,
-            ) from error
-    return clean
 
 
 def parse_request(
@@ -123,12 +86,16 @@ def parse_request(
         UnsupportedParameterError: If a parameter is unknown or not supported.
     """
     field = INPUT_FIELDS[task]
-    beside = check_parameters(params or {}, task, where="params: ")
-    asked = _over(beside, check_parameters(fields, task, known=(field,)))
+    options, what = PARAMETERS[task], f"a parameter of {task}"
+    beside = read(options, params, what, "params")
+    asked = _over(beside, read(options, fields, what, known=(field,)))
     merged = _over(config or {}, asked)
     _check_together(merged, asked)
     adapter = _adapter(merged, adapters, own_name)
-    options = _options(merged, asked, model_defaults or {}, task, adapter)
+    search = model_defaults or {}
+    of_model = {name: search[name] for name in OF_MODEL if name in search}
+    settled = {**DEFAULTS, **of_model, **merged}
+    options = _options(settled, asked, _sampling(merged, settled, search), task, adapter)
     prompts = _prompts(fields.get(field), merged, task)
     if len(prompts) * options.n > MAX_ANSWERS:
         raise InvalidRequestError(
@@ -139,8 +106,8 @@ def parse_request(
     return Asked(
         request=Request(prompts, options),
         stream=merged.get("stream"),
-        include_usage=merged.get("stream_options", {}).get("include_usage", True),
-        echo=merged.get("echo", False),
+        include_usage={**DEFAULTS["stream_options"], **settled["stream_options"]}["include_usage"],
+        echo=settled["echo"],
         calls=_calls(merged),
     )
 
@@ -197,7 +164,7 @@ def _check_together(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> None
 
 
 def _check_tool_choice(merged: Mapping[str, Any]) -> None:
-    choice = merged.get("tool_choice", "auto")
+    choice = merged.get("tool_choice", DEFAULTS["tool_choice"])
     names = [tool["function"]["name"] for tool in merged.get("tools", ())]
     if choice in ("none", "auto"):
         return
@@ -217,8 +184,8 @@ def _calls(merged: Mapping[str, Any]) -> CallRule | None:
     """Settle what is enforced of tool calls; None leaves the model free."""
     if not _shows_tools(merged):
         return None
-    choice = merged.get("tool_choice", "auto")
-    parallel = merged.get("parallel_tool_calls", True)
+    choice = merged.get("tool_choice", DEFAULTS["tool_choice"])
+    parallel = merged.get("parallel_tool_calls", DEFAULTS["parallel_tool_calls"])
     if choice == "auto":
         strict = any(tool["function"].get("strict") for tool in merged["tools"])
         return CallRule(required=False, parallel=parallel) if strict or not parallel else None
@@ -264,63 +231,59 @@ def _adapter(merged: Mapping[str, Any], adapters: Collection[str], own_name: str
 
 
 def _options(
-    merged: Mapping[str, Any],
+    settled: Mapping[str, Any],
     asked: Mapping[str, Any],
-    search: Mapping[str, Any],
+    sampling: Sampling,
     task: Task,
     adapter: str | None,
 ) -> Options:
-    logprobs = merged.get("logprobs")
+    logprobs = settled.get("logprobs")
     if task != COMPLETIONS:
-        logprobs = merged.get("top_logprobs", 0) if logprobs else None
-    max_tokens = merged.get("max_tokens", merged.get("max_completion_tokens"))
-    prediction = merged.get("prediction")
+        logprobs = settled["top_logprobs"] if logprobs else None
+    max_tokens = settled.get("max_tokens", settled.get("max_completion_tokens"))
+    prediction = settled.get("prediction")
+    draft = settled["prompt_lookup_num_tokens"]
     return Options(
-        sampling=_sampling(merged, search),
+        sampling=sampling,
         max_tokens=max_tokens,
-        max_length=merged.get("max_length"),
+        max_length=settled.get("max_length"),
         strict_limit=any(name in asked for name in _LIMITS),
-        min_tokens=merged.get("min_tokens", 0),
-        stop=merged.get("stop", ()),
-        n=merged.get("n", 1),
+        min_tokens=settled["min_tokens"],
+        stop=settled.get("stop", ()),
+        n=settled["n"],
         top_logprobs=logprobs,
-        prompt_logprobs=merged.get("echo", False) and (logprobs is not None or max_tokens == 0),
-        keep_control_tokens=_shows_tools(merged),
-        grammar=next((merged[name] for name in FORMS if merged.get(name) is not None), None),
-        timeout=merged.get("timeout"),
-        draft_tokens=merged.get("prompt_lookup_num_tokens")
-        or (0 if prediction is None else PREDICTION_DRAFT),
+        prompt_logprobs=settled["echo"] and (logprobs is not None or max_tokens == 0),
+        keep_control_tokens=_shows_tools(settled),
+        grammar=next((settled[name] for name in FORMS if settled.get(name) is not None), None),
+        timeout=settled.get("timeout"),
+        draft_tokens=draft or (0 if prediction is None else PREDICTION_DRAFT),
         prediction=prediction,
         adapter=adapter,
     )
 
 
-def _sampling(merged: Mapping[str, Any], search: Mapping[str, Any]) -> Sampling:
+def _sampling(
+    merged: Mapping[str, Any], settled: Mapping[str, Any], search: Mapping[str, Any]
+) -> Sampling:
     """Settle how tokens are chosen.
 
     A model whose own default is greedy (``do_sample`` false, or ``top_k`` 1 as in Microsoft's
     Phi-3) samples as soon as a caller gives one of the sampling options. Its ``top_k`` of 1 is
     then not a choice of how to sample, so it does not come back to make the temperature void.
     """
-    model_top_k = search.get("top_k", 0)
-    model_samples = bool(search.get("do_sample")) and model_top_k != 1
+    greedy_top_k = search.get("top_k") == 1
+    model_samples = bool(search.get("do_sample")) and not greedy_top_k
     samples = merged.get("do_sample", model_samples or any(name in merged for name in _SAMPLES))
-    top_k = merged.get("top_k", 0 if model_top_k == 1 else model_top_k)
+    top_k = DEFAULTS["top_k"] if greedy_top_k and "top_k" not in merged else settled["top_k"]
     return Sampling(
-        temperature=merged.get("temperature", search.get("temperature", 1.0)) if samples else 0.0,
+        temperature=settled["temperature"] if samples else 0.0,
         top_k=max(top_k, 0),
-        top_p=merged.get("top_p", search.get("top_p", 1.0)),
-        min_p=merged.get("min_p", 0.0),
-        seed=merged.get("seed"),
-        repetition_penalty=merged.get("repetition_penalty", search.get("repetition_penalty", 1.0)),
-        presence_penalty=merged.get("presence_penalty", 0.0),
-        frequency_penalty=merged.get("frequency_penalty", 0.0),
-        logit_bias=merged.get("logit_bias", {}),
+        top_p=settled["top_p"],
+        min_p=settled["min_p"],
+        seed=settled.get("seed"),
+        repetition_penalty=settled["repetition_penalty"],
+        presence_penalty=settled["presence_penalty"],
+        frequency_penalty=settled["frequency_penalty"],
+        logit_bias=settled.get("logit_bias", {}),
         no_repeat_ngram_size=search.get("no_repeat_ngram_size", 0),
     )
-
-
-def _suggestion(name: str, table: Mapping[str, Parameter]) -> str:
-    usable = [key for key, parameter in table.items() if parameter.status != "refused"]
-    close = difflib.get_close_matches(str(name), usable, n=1)
-    return f" Did you mean {close[0]}?" if close else ""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.prompt.control_text import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
+from mlflow_phi3_onnx.prompt.encoding import encode, longest_token
 from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizer
 from mlflow_phi3_onnx.prompt.template.conversation import Conversation, check_text
 from mlflow_phi3_onnx.prompt.template.files import load_template
@@ -70,12 +71,14 @@ class PromptTokenizer:
         self._control_pattern = _any_of(self._control)
         self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
         self._byte_tokens = byte_tokens(self._tokenizer)
-        self._anchor = self._tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+        self._anchor = encode(self._tokenizer, "a")[-1:]
         self._token_text = lru_cache(maxsize=MAX_TOKEN_TEXTS)(self._read_token_text)
         self._grammars: dict[tuple[int, frozenset[int]], GrammarCompiler] = {}
         self._grammars_lock = threading.Lock()
 
-    def encode(self, text: str, param: str = "prompt") -> NDArray[np.int32]:
+    def encode(
+        self, text: str, param: str = "prompt", context: int | None = None
+    ) -> NDArray[np.int32]:
         """Encode a prompt that its caller wrote as a whole, control tokens included.
 
         No beginning-of-sequence token is added, as with onnxruntime-genai's own tokenizer.
@@ -83,30 +86,38 @@ class PromptTokenizer:
         Args:
             text: The prompt.
             param: What to call it in messages.
+            context: The most tokens that are of use; None takes any text.
+
+        Raises:
+            ContextLengthError: If the text is certainly longer than that, before it is encoded.
         """
         check_text(text, param)
-        return _ids(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        self._check_length(text, context, "The prompt" if param == "prompt" else param)
+        return _ids(encode(self._tokenizer, text))
 
     def offsets(self, text: str) -> tuple[int, ...]:
         """Tell where each token of a whole prompt begins in it, in characters."""
-        found = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        return tuple(start for start, _ in found)
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        return tuple(start for start, _ in encoding.offsets)
 
     def encode_chat(
-        self, chat: ChatPrompt, *, add_generation_prompt: bool = True
+        self, chat: ChatPrompt, *, add_generation_prompt: bool = True, context: int | None = None
     ) -> NDArray[np.int32]:
         """Render a conversation and encode it; no text of the caller's becomes a control token.
 
         Args:
             chat: The conversation.
             add_generation_prompt: Whether to end with the opening of the assistant's turn.
+            context: The most tokens that are of use; None takes any conversation.
 
         Raises:
             InvalidRequestError: If the model has no chat template, or the template refuses.
+            ContextLengthError: If the prompt is certainly longer, before it is encoded.
         """
         rendered, hidden = self._render(chat, add_generation_prompt)
+        self._check_length(rendered, context, "The prompt")
         if not hidden.found:
-            ids = self._tokenizer.encode(rendered, add_special_tokens=False).ids
+            ids = encode(self._tokenizer, rendered)
             # Other control ids than the text shows: a normalizer made them out of other characters.
             if self._control_of(ids) == [self._control[text] for text in self._shown(rendered)]:
                 return _ids(ids)
@@ -189,6 +200,22 @@ class PromptTokenizer:
                 self._grammars[vocab_size, eos] = compiler
             return compiler
 
+    def _check_length(self, text: str, context: int | None, subject: str) -> None:
+        """Refuse a text that has more tokens than a context, where its characters tell."""
+        most = None if context is None else self._token_length
+        if context is None or most is None or len(text) <= context * most:
+            return
+        # Tokens that strip, and some tokenizers, take any number of spaces into one token.
+        if len("".join(text.split())) > context * most:
+            raise ContextLengthError(
+                f"{subject} has {len(text):,} characters, more than fit in the model's maximum"
+                f" context length of {context:,} tokens. Shorten it."
+            )
+
+    @cached_property
+    def _token_length(self) -> int | None:
+        return longest_token(self._tokenizer)
+
     def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, Hidden]:
         """Render a conversation, with the caller's texts of control tokens hidden in it."""
         conversation = Conversation(chat)
@@ -251,7 +278,7 @@ class PromptTokenizer:
                 piece = piece.rstrip(_SPACE)
             if piece:
                 literal = self._literal[0 if previous is None else 1]
-                text = literal.encode(hidden.restore(piece), add_special_tokens=False).ids
+                text = encode(literal, hidden.restore(piece))
                 if self._control_of(text):
                     raise InvalidRequestError(
                         "messages hold the text of one of the model's control tokens, which its"

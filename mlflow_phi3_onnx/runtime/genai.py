@@ -21,6 +21,7 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     MemoryBudgetError,
 )
+from mlflow_phi3_onnx.runtime.messages import reason
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -93,11 +94,11 @@ def _import_genai() -> Any:
 
 
 @contextmanager
-def _load_errors() -> Generator[None]:
+def _load_errors(folder: Path) -> Generator[None]:
     """Turn what the library raises while it loads into an error that says which part is broken.
 
-    The library raises a bare RuntimeError (or UnicodeDecodeError, for a damaged text file), and
-    its messages quote absolute paths, so they are classified and chained, not repeated.
+    The library raises a bare RuntimeError (or UnicodeDecodeError, for a damaged text file). What
+    it says is classified, and shown without the absolute paths that it quotes.
     """
     try:
         yield
@@ -114,8 +115,10 @@ def _load_errors() -> Generator[None]:
         elif "provider" in text.lower() or "interface not available" in text:
             message = "an execution provider that it asks for is not available in this build"
         else:
-            message = f"onnxruntime-genai refused it ({type(error).__name__})"
-        raise InvalidModelError(f"The model cannot be loaded: {message}.") from error
+            message = "onnxruntime-genai refused it"
+        raise InvalidModelError(
+            f"The model cannot be loaded: {message}: {reason(error, folder)}"
+        ) from error
 
 
 class _RunErrors:
@@ -170,7 +173,7 @@ class NativeModel:
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
         self._genai = _import_genai()
-        with _load_errors():
+        with _load_errors(folder):
             config = self._genai.Config(str(folder))
             if switch:
                 config.clear_providers()

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_phi3_onnx.errors import DependencyError, GenerationError, InvalidModelError
+from mlflow_phi3_onnx.core.dtypes import FLOATS
+from mlflow_phi3_onnx.errors import (
+    DependencyError,
+    GenerationError,
+    InvalidModelError,
+    MemoryBudgetError,
+)
+from mlflow_phi3_onnx.runtime.messages import reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,11 +40,9 @@ _NEEDED_FOR = (
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-_ELEMENTS = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
+_LOGITS = {"tensor(float)": FLOATS[1], "tensor(float16)": FLOATS[10]}
 
-_LOGITS = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
-
-CACHE_TYPES = frozenset(_ELEMENTS)
+CACHE_TYPES = frozenset(FLOATS)
 """The element types of a cache that a session takes, as ``TensorProto.DataType``."""
 
 
@@ -66,6 +71,7 @@ class SlotSession:
     Raises:
         InvalidModelError: If ONNX Runtime cannot load the graph.
         DependencyError: If ONNX Runtime is missing.
+        MemoryBudgetError: If the system does not give the memory of the cache.
     """
 
     def __init__(
@@ -89,13 +95,20 @@ class SlotSession:
             )
         except Exception as error:
             raise InvalidModelError(
-                f"ONNX Runtime cannot load the graph ({type(error).__name__})."
+                f"ONNX Runtime cannot load {graph.name}: {reason(error, graph.parent)}"
             ) from error
         self.slots = slots
         self.capacity = capacity
-        self._dtype = _ELEMENTS[element]
+        self._dtype = FLOATS[element]
         shape = (slots, heads, capacity, head_size)
-        self._slabs = [_Slab(shape, self._dtype) for _ in range(2 * layers)]
+        try:
+            self._slabs = [_Slab(shape, self._dtype) for _ in range(2 * layers)]
+        except (OSError, OverflowError, MemoryError) as error:
+            size = 2 * layers * math.prod(shape) * self._dtype.itemsize
+            raise MemoryBudgetError(
+                f"The slots' KV cache takes {size:,} bytes, which the system does not give. Lower"
+                " kv_cache_memory or max_batch_size, or use loop='genai'."
+            ) from error
         self._names = [f"{i}.{kind}" for i in range(layers) for kind in ("key", "value")]
         (logits,) = [output for output in self._session.get_outputs() if output.name == "logits"]
         if logits.type not in _LOGITS or not isinstance(logits.shape[-1], int):

@@ -1,14 +1,12 @@
-"""Execution providers, the distributions that bring them, and the processors that are free."""
+"""Execution providers, and the distributions that bring them."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
 
 __all__ = [
     "DISTRIBUTIONS",
     "PROVIDERS",
-    "available_threads",
     "installed_distribution",
     "provider_name",
 ]
@@ -36,13 +34,6 @@ def installed_distribution() -> str | None:
             continue
         return name
     return None
-
-
-def available_threads() -> int:
-    """Count the processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def provider_name(text: str) -> str:

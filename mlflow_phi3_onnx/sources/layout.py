@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE, some_of
 from mlflow_phi3_onnx.artifact.package import MANIFEST_FILE
+from mlflow_phi3_onnx.core.files import inside
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
@@ -72,17 +74,13 @@ def check_subfolder(subfolder: str | None) -> str:
     """
     if subfolder is None:
         return ""
-    if not isinstance(subfolder, str):
-        raise InvalidRequestError(
-            f"subfolder must be a string; got a {type(subfolder).__name__}.", param="subfolder"
-        )
-    path = PurePosixPath(subfolder.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in subfolder:
-        raise InvalidRequestError(
-            "subfolder must be a relative path inside the model's folder or repository.",
-            param="subfolder",
-        )
-    return "" if path == PurePosixPath() else path.as_posix()
+    if isinstance(subfolder, str):  # typed by a user: Windows' slashes and "./" are no harm
+        subfolder = _join("", subfolder.replace("\\", "/"))
+        if not subfolder:
+            return ""
+    refusal = "subfolder must be a relative path inside the model's folder or repository"
+    error = partial(InvalidRequestError, param="subfolder")
+    return inside(Path(), subfolder, refusal, error).as_posix()
 
 
 def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str) -> Part:

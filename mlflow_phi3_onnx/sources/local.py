@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from mlflow_phi3_onnx.core.files import list_visible
 from mlflow_phi3_onnx.sources.layout import CARD
 
 __all__ = ["existing", "list_cards", "list_files"]
@@ -28,10 +28,4 @@ def list_cards(folder: Path) -> dict[str, Path]:
 
 def list_files(folder: Path) -> list[str]:
     """List a folder's files, relative and with slashes, without what is hidden or lies deep."""
-    found: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        here = Path(parent).relative_to(folder)
-        shown = [name for name in folders if not name.startswith(".")]
-        folders[:] = shown if len(here.parts) < _DEPTH else []
-        found += [(here / name).as_posix() for name in files if not name.startswith(".")]
-    return found
+    return list_visible(folder, _DEPTH)

@@ -20,6 +20,7 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.core.files import inside
 from mlflow_phi3_onnx.errors import InvalidModelError, SourceNotFoundError
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ def assemble_checkpoint(held: Held, folder: Path) -> None:
         InvalidModelError: If the MLmodel file leads out of the model's own folder.
     """
     for part in (held.flavors[TRANSFORMERS]["model_binary"], "components/tokenizer"):
-        if not (held.path / part).resolve().is_relative_to(held.path.resolve()):
-            raise InvalidModelError("The MLmodel file names a folder outside the model.")
-        for file in sorted((held.path / part).glob("*")):
+        refusal = "The MLmodel file names a folder outside the model"
+        folder_of_part = inside(held.path, part, refusal, links=False)
+        for file in sorted(folder_of_part.glob("*")):
             if file.is_file():
                 _link(file.resolve(), folder / file.name)
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_phi3_onnx.core.files import inside
 from mlflow_phi3_onnx.errors import SourceNotFoundError
 
 if TYPE_CHECKING:
@@ -43,10 +44,9 @@ def locate_files(saved: SavedModel) -> Path:
 
 
 def _in_mirror(mirror: Path, repo_id: str, subfolder: str) -> Path:
-    folder = mirror / repo_id / subfolder
-    if not folder.resolve().is_relative_to(mirror.resolve()) or not folder.is_dir():
-        raise SourceNotFoundError(
-            f"The folder that {MIRROR_VARIABLE} names has no folder"
-            f" {'/'.join(filter(None, (repo_id, subfolder)))}."
-        )
+    name = f"{repo_id}/{subfolder}" if subfolder else repo_id
+    refusal = f"The folder that {MIRROR_VARIABLE} names has no folder {name}"
+    folder = inside(mirror, name, refusal, SourceNotFoundError, links=False)
+    if not folder.is_dir():
+        raise SourceNotFoundError(f"{refusal}.")
     return folder

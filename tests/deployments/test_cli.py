@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from mlflow_phi3_onnx.deployments.checks import OPTIONS
+from mlflow_phi3_onnx.deployments.options import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ def test_a_fresh_interpreter_finds_the_target_through_mlflow_alone(
 
     assert fresh.stdout.strip() == "OnnxGenAIDeploymentClient []", fresh.stderr
     text = output(helping)
-    assert all(f"  {option.name} " in text for option in OPTIONS)
+    assert all(f"  {name} " in text for name in OPTIONS)
     assert "onnx-genai:/" in text
     assert list(tmp_path.iterdir()) == []
 

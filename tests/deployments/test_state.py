@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +16,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient
-from mlflow_phi3_onnx.deployments import process as _process
-from mlflow_phi3_onnx.deployments import store as _store
+from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, process
 from mlflow_phi3_onnx.deployments.net import Address
-from mlflow_phi3_onnx.deployments.store import Recipe, Record, Store
+from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Recipe, Record, Store
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def stranger() -> Iterator[psutil.Process]:
 def start(store: Store, name: str, code: str = SLEEP) -> Record:
     marker = uuid.uuid4().hex
     log = store.new_log(name, marker)
-    child = _process.start(
+    child = process.start(
         [sys.executable, "-c", code], env=os.environ, cwd=store.folder, log=log, marker=marker
     )
     return Record(
@@ -86,7 +87,7 @@ def test_a_reused_pid_is_a_dead_deployment_and_nothing_is_killed(
 ) -> None:
     record = start(store, "reused")
     real = psutil.Process(record.process.pid)
-    reused = _process.ProcessId(stranger.pid, stranger.create_time() - 3600)
+    reused = process.ProcessId(stranger.pid, stranger.create_time() - 3600)
     store.write(replace(record, process=reused))
 
     assert client.get_deployment("reused")["status"] == "dead"
@@ -94,7 +95,7 @@ def test_a_reused_pid_is_a_dead_deployment_and_nothing_is_killed(
 
     assert stranger.is_running()
     assert real.is_running()
-    assert _process.stop(record.process, record.marker) == []
+    assert process.stop(record.process, record.marker) == []
 
 
 def test_who_listens_on_a_port_is_known(
@@ -103,12 +104,12 @@ def test_who_listens_on_a_port_is_known(
     record = start(store, "listener", LISTEN)
     until(lambda: Path(record.log).read_text().strip())
     port = int(Path(record.log).read_text())
-    other = _process.ProcessId(stranger.pid, stranger.create_time())
+    other = process.ProcessId(stranger.pid, stranger.create_time())
 
-    assert _process.is_listening(record.process, record.marker, port)
-    assert not _process.is_listening(record.process, record.marker, port - 1)
-    assert not _process.is_listening(other, "no-marker", port)
-    assert _process.stop(record.process, record.marker) == []
+    assert process.is_listening(record.process, record.marker, port)
+    assert not process.is_listening(record.process, record.marker, port - 1)
+    assert not process.is_listening(other, "no-marker", port)
+    assert process.stop(record.process, record.marker) == []
 
 
 def test_a_whole_tree_is_stopped_although_it_refuses(
@@ -117,11 +118,11 @@ def test_a_whole_tree_is_stopped_although_it_refuses(
     record = start(store, "stubborn", STUBBORN)
     until(lambda: Path(record.log).read_text())
     child = int(Path(record.log).read_text())
-    assert _process.is_running(record.process)
+    assert process.is_running(record.process)
 
-    assert _process.stop(record.process, record.marker, grace=0.2) == []
+    assert process.stop(record.process, record.marker, grace=0.2) == []
 
-    assert not _process.is_running(record.process)
+    assert not process.is_running(record.process)
     until(lambda: not psutil.pid_exists(record.process.pid))  # no zombie of this process
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie"
 
@@ -144,7 +145,7 @@ def test_children_of_a_killed_server_are_stopped(
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("slot", [_store.NEXT, _store.OLD])
+@pytest.mark.parametrize("slot", [NEXT, OLD])
 def test_what_a_killed_update_left_is_cleared_away(
     store: Store, client: OnnxGenAIDeploymentClient, slot: str
 ) -> None:
@@ -154,8 +155,8 @@ def test_what_a_killed_update_left_is_cleared_away(
 
     client.delete_deployment("half")
 
-    assert not _process.is_running(current.process)
-    assert not _process.is_running(spare.process)
+    assert not process.is_running(current.process)
+    assert not process.is_running(spare.process)
     assert not (store.folder / "half").exists()
 
 
@@ -182,7 +183,7 @@ def test_an_update_that_cannot_start_leaves_the_deployment_as_it_was(
         client.update_deployment("moved")
 
     assert client.get_deployment("moved") == before
-    assert _process.is_running(record.process)
+    assert process.is_running(record.process)
     client.delete_deployment("moved")
 
 
@@ -207,6 +208,26 @@ def test_a_held_lock_refuses_and_leaves_no_file(
     assert caught.value.error_code == "RESOURCE_CONFLICT"
     assert list(store.folder.iterdir()) == []
     client.delete_deployment("busy")
+
+
+def test_a_lock_has_one_holder_however_many_come_and_go(store: Store) -> None:
+    """Its file is removed and made again all the time; a lock on a removed one would be none."""
+    held: list[int] = []
+    end = time.monotonic() + 1
+
+    def come_and_go(each: int) -> int:
+        took = 0
+        while time.monotonic() < end:
+            with contextlib.suppress(DeploymentError), store.lock("busy"):
+                held.append(each)
+                time.sleep(0)
+                assert held == [each]
+                held.remove(each)
+                took += 1
+        return took
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(come_and_go, range(4))) > 4
 
 
 def test_damaged_records_are_listed_and_not_touched(

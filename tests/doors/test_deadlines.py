@@ -12,18 +12,12 @@ import pytest
 from mlflow_phi3_onnx import GenAIModel, GenerationTimeoutError
 from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from tests.support.engines import ScriptedLoop, engine, job, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 NEVER = 1e-9
-
-
-@pytest.fixture(scope="module")
-def tokenizer(demo: Path) -> PromptTokenizer:
-    return PromptTokenizer(demo)
 
 
 @pytest.fixture

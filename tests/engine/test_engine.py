@@ -23,11 +23,12 @@ from mlflow_phi3_onnx import (
 )
 from mlflow_phi3_onnx.core.request import Options, Sampling
 from mlflow_phi3_onnx.engine.base import Job
-from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from tests.support.engines import ScriptedLoop, engine, job, until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 STORY = [{"role": "user", "content": "Tell me a long story."}]
 
@@ -66,11 +67,6 @@ def test_streams_and_predictions_side_by_side(model: GenAIModel) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(stream, range(4))) == [whole] * 4
-
-
-@pytest.fixture(scope="module")
-def tokenizer(demo: Path) -> PromptTokenizer:
-    return PromptTokenizer(demo)
 
 
 @pytest.fixture

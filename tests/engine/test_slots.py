@@ -17,6 +17,7 @@ from mlflow_phi3_onnx import CancelledError, GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.loops import prefill as chunks
+from mlflow_phi3_onnx.engine.options import LoopName, ServingPolicy
 from mlflow_phi3_onnx.model.start import why_not_slots
 
 if TYPE_CHECKING:
@@ -168,22 +169,17 @@ def test_which_models_qualify(demo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "setting", "expected"),
+    ("default", "setting", "expected"),
     [
-        (None, None, "GenAILoop"),
-        (None, "auto", "SlotsLoop"),
-        ("served", None, "SlotsLoop"),
-        ("served", "genai", "GenAILoop"),
+        ("genai", None, "GenAILoop"),
+        ("genai", "auto", "SlotsLoop"),
+        ("auto", None, "SlotsLoop"),
+        ("auto", "genai", "GenAILoop"),
     ],
 )
-def test_servers_take_the_slots_loop(
-    demo: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    variable: str | None,
-    setting: str | None,
-    expected: str,
+def test_the_policy_chooses_the_loop_where_no_setting_does(
+    demo: Path, default: LoopName, setting: str | None, expected: str
 ) -> None:
-    if variable:
-        monkeypatch.setenv("__pyfunc_model_path__", variable)
-    with GenAIModel(demo, model_config={"loop": setting}) as model:
+    policy = ServingPolicy(default_loop=default)
+    with GenAIModel(demo, model_config={"loop": setting}, policy=policy) as model:
         assert type(model._engine._loop).__name__ == expected  # type: ignore[attr-defined] - as above

@@ -9,25 +9,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import mlflow_phi3_onnx
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
-COMPARISON = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, page: str = README) -> list[str]:
     return [body for kind, body in BLOCK.findall(page) if kind == language]
 
 
-def test_the_parameter_tables_are_those_of_the_code() -> None:
-    made = runpy.run_path(str(ROOT / "scripts" / "parameter_tables.py"))["document"]()
-    written = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
-    assert written == made, "run python scripts/parameter_tables.py"
+@pytest.mark.parametrize(
+    ("page", "script"),
+    [("parameters.md", "parameter_tables.py"), ("api.md", "api_reference.py")],
+)
+def test_generated_pages_are_those_of_the_code(page: str, script: str) -> None:
+    made = runpy.run_path(str(ROOT / "scripts" / script))["document"]()
+    written = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert written == made, f"run python scripts/{script}"
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    written = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    methods = [name for name in dir(mlflow_phi3_onnx.GenAIModel) if not name.startswith("_")]
+    names = [name for name in mlflow_phi3_onnx.__all__ if not re.match("_[^_]", name)]
+    names += [f"GenAIModel.{name}" for name in methods]
+    assert [name for name in names if f"`{name}`" not in written] == []
 
 
 def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
@@ -51,19 +65,11 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert "capitals" in shown
 
 
-def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    program = tmp_path / "guide.py"
-    program.write_text("\n".join(blocks("python", GUIDE)), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "The capital of Spain is Madrid."
-
-
-def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
-    program = tmp_path / "comparison.py"
-    program.write_text("\n".join(blocks("python", COMPARISON)), encoding="utf-8")
+def run_page(name: str, folder: Path) -> str:
+    """Run the Python of a page as one program, and return what it prints."""
+    program = folder / "page.py"
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    program.write_text("\n".join(blocks("python", page)), encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_REGISTRY_URI"}
     done = subprocess.run(
         [sys.executable, str(program)],
@@ -71,10 +77,23 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"identical answers +100\.0%", done.stdout)
+    return done.stdout
+
+
+def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    assert run_page("guide.md", tmp_path).strip() == "The capital of Spain is Madrid."
+
+
+def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
+    assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
+
+
+def test_no_other_page_has_python_that_is_not_run() -> None:
+    run = {ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "comparison.md"}
+    assert {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))} == run
 
 
 def test_the_guide_has_every_parameter() -> None:
@@ -89,8 +108,41 @@ def test_the_guide_has_every_parameter() -> None:
     } == set()
 
 
+def anchors(text: str) -> set[str]:
+    """Return what links to a page's headings are called, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+    broken: list[str] = []
+    for page in PAGES:
+        text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if re.match("https?:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            other = (page.parent / name).resolve() if name else page
+            if not other.exists() or (
+                anchor and anchor not in anchors(other.read_text(encoding="utf-8"))
+            ):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
+def test_every_page_can_be_found() -> None:
+    """From the index, and each decision from their list."""
+    for start in (ROOT / "docs" / "index.md", ROOT / "docs" / "decisions" / "README.md"):
+        text = start.read_text(encoding="utf-8")
+        linked = {(start.parent / name).resolve() for name in re.findall(r"\]\(([^)#]+)", text)}
+        assert {page for page in start.parent.glob("*.md") if page != start} <= linked
+
+
+def test_a_decision_is_one_screen_that_says_what_and_why() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    for number, page in enumerate(pages, 1):
+        text = page.read_text(encoding="utf-8")
+        assert page.name.startswith(f"{number:04}-")
+        assert text.startswith(f"# {number}. ")
+        assert len(text.splitlines()) <= 40, page.name
+        assert all(f"**{part}.**" in text for part in ("Decision", "Why", "What follows"))

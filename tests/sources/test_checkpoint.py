@@ -140,11 +140,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         InvalidRequestError,
         "precision must be one of int4, fp16 on dml",
     ),
-    "no mapping": ({"export_options": 128}, InvalidRequestError, "must be a mapping; got a int"),
+    "no mapping": ({"export_options": 128}, InvalidRequestError, "must be a mapping; got 128"),
     "unknown": (
         {"export_options": {"blocksize": 128}},
         UnsupportedParameterError,
-        "blocksize is unknown; there are execution_provider, block_size, algorithm",
+        "blocksize is not an export option. Did you mean block_size",
     ),
     "block size": (
         {"export_options": {"block_size": 100}},
@@ -164,7 +164,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "mixed algorithm": (
         {"precision": "int8", "export_options": {"algorithm": "k_quant_mixed"}},
         InvalidRequestError,
-        r"algorithm must be one of default, rtn, k_quant\.",
+        "algorithm must be one of default, rtn, k_quant with int8",
     ),
     "provider": (
         {"export_options": {"execution_provider": "tpu"}},

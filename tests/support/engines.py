@@ -30,6 +30,7 @@ class ScriptedLoop:
     """
 
     def __init__(self, token: int) -> None:
+        self.name = "scripted"
         self.token = token
         self.steps = 0
         self.room = 10_000
@@ -38,6 +39,7 @@ class ScriptedLoop:
         self.gate = threading.Event()
         self.gate.set()
         self.rows: list[Row] = []
+        self.begun: list[Row] = []
 
     def needs(self, row: Row) -> int:
         return len(row.prompt) + row.max_tokens
@@ -51,6 +53,7 @@ class ScriptedLoop:
                 break
             taken.append(row)
         self.rows += taken
+        self.begun += taken
         return taken
 
     @property

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import some_of
-from mlflow_phi3_onnx.artifact.lora.flatbuffer import ADAPTER_SUFFIX, read_adapter_file
 from mlflow_phi3_onnx.artifact.lora.peft import PEFT_CONFIG, PEFT_WEIGHTS, convert_peft
 from mlflow_phi3_onnx.artifact.lora.ranks import filled, is_even, unmatched
 from mlflow_phi3_onnx.artifact.manifest import stage
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
-from mlflow_phi3_onnx.runtime.adapters import read_adapter, write_adapter
+from mlflow_phi3_onnx.runtime.adapters import (
+    ADAPTER_SUFFIX,
+    read_adapter,
+    read_facts,
+    write_adapter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -62,7 +67,7 @@ def check_adapters(given: Any) -> dict[str, Path]:
     if not isinstance(given, Mapping):
         raise InvalidRequestError(
             "adapters must be a mapping of names to paths, of .onnx_adapter files or PEFT folders;"
-            f" got a {type(given).__name__}.",
+            f" got {describe_kind(given)}.",
             param="adapters",
         )
     adapters: dict[str, Path] = {}
@@ -138,7 +143,7 @@ def stage_adapters(adapters: Mapping[str, Path], path: Path, *, link: bool) -> d
 def _check_path(name: str, given: Any) -> Path:
     if not isinstance(given, str | Path):
         raise InvalidRequestError(
-            f"adapters: {name!r} must be a path; got a {type(given).__name__}.", param="adapters"
+            f"adapters: {name!r} must be a path; got {describe_kind(given)}.", param="adapters"
         )
     path = Path(given).absolute()
     if not path.exists():
@@ -167,7 +172,7 @@ def _fitted_file(name: str, path: Path, graph: GraphFacts, work: Path) -> Path:
     else:
         parameters = None
         try:
-            facts = read_adapter_file(path)
+            facts = read_facts(path)
         except InvalidModelError as error:
             message = f"adapters: {name!r} cannot be read. {error.message}"
             raise InvalidModelError(message) from error

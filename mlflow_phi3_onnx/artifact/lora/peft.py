@@ -8,14 +8,16 @@ Olive and onnxruntime-genai's builder write it. Both leave PEFT's names as they 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_phi3_onnx.artifact.lora.ranks import FLOATS, halves, plain_layer
+from mlflow_phi3_onnx.artifact.lora.ranks import halves, plain_layer
+from mlflow_phi3_onnx.artifact.safetensors import read_header
+from mlflow_phi3_onnx.core.dtypes import FLOATS, SAFETENSORS
+from mlflow_phi3_onnx.core.files import read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
+    from mlflow_phi3_onnx.artifact.safetensors import SafeTensor
 
 __all__ = ["PEFT_CONFIG", "PEFT_WEIGHTS", "convert_peft"]
 
@@ -32,7 +35,6 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2"}
 
 # Layers that a checkpoint has as one and the builder's graph, where it has adapters, as several.
 _PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -77,9 +79,9 @@ def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArra
 def _read_config(folder: Path, name: str) -> tuple[float, bool]:
     """Return alpha, and whether it is divided by the rank's root, not by the rank."""
     try:
-        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        config = read_json_object(folder / PEFT_CONFIG)
         kind, alpha = config["peft_type"], float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, InvalidModelError) as error:
         raise InvalidModelError(
             f"adapters: {PEFT_CONFIG} of {name!r} is not what PEFT writes for a LoRA adapter."
         ) from error
@@ -96,28 +98,26 @@ def _read_config(folder: Path, name: str) -> tuple[float, bool]:
 
 
 def _read_weights(path: Path, name: str) -> dict[str, NDArray[np.float32]]:
-    """Read a safetensors file (https://huggingface.co/docs/safetensors) as float32."""
+    """Read a safetensors file as float32."""
     try:
+        header = read_header(path)
         data = path.read_bytes()
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size])
-        return {
-            tensor: _tensor(memoryview(data)[8 + size :], facts)
-            for tensor, facts in header.items()
-            if tensor != "__metadata__"
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return {tensor: _tensor(data, facts) for tensor, facts in header.items()}
+    except (OSError, ValueError, KeyError, InvalidModelError) as error:
         raise InvalidModelError(
             f"adapters: {name!r} has no whole {PEFT_WEIGHTS} of float numbers."
         ) from error
 
 
-def _tensor(data: memoryview, facts: Mapping[str, Any]) -> NDArray[np.float32]:
-    start, end = facts["data_offsets"]
-    values = np.frombuffer(data[start:end], _DTYPES[facts["dtype"]])
-    if facts["dtype"] == "BF16":  # the upper half of a float32
+def _tensor(data: bytes, facts: SafeTensor) -> NDArray[np.float32]:
+    bfloat16 = facts.dtype == "BF16"  # the upper half of a float32
+    form = np.dtype("<u2") if bfloat16 else SAFETENSORS[facts.dtype].numpy
+    if form is None or not (bfloat16 or np.issubdtype(form, np.floating)):
+        raise ValueError(facts.dtype)
+    values = np.frombuffer(memoryview(data)[facts.start : facts.end], form)
+    if bfloat16:
         values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32).reshape(facts["shape"])
+    return values.astype(np.float32).reshape(facts.shape)
 
 
 def _layers(

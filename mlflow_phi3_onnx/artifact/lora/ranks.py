@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_phi3_onnx.core.dtypes import FLOATS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -19,10 +21,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
 
-__all__ = ["FLOATS", "filled", "halves", "is_even", "plain_layer", "unmatched"]
-
-FLOATS = {1: np.dtype(np.float32), 10: np.dtype(np.float16)}
-"""The types of numbers that adapters which are not quantized have, by ``TensorProto.DataType``."""
+__all__ = ["filled", "halves", "is_even", "plain_layer", "unmatched"]
 
 _INPUT = re.compile(r"(.+)\.lora_([AB])(?:\.default|\.MatMul)*\.weight")
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.artifact.onnx.protobuf import fields, integers, text, views
+from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ELEMENT_BYTES", "ExternalFile", "GraphFacts", "read_graph"]
+__all__ = ["ExternalFile", "GraphFacts", "read_graph"]
 
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
@@ -29,10 +30,7 @@ _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
 _TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION = 1, 2, 1
 _DIMENSION_VALUE, _DIMENSION_NAME = 1, 2
 
-ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 10: 2, 16: 2, 17: 1, 18: 1}
-"""Bytes of one element, by ``TensorProto.DataType``, for the types that KV caches have."""
-
-_FLOATS = {1: "fp32", 10: "fp16", 16: "bf16"}
+_PRECISIONS = {code: kind.precision for code, kind in TENSOR_TYPES.items() if kind.precision}
 
 # Operators that hold weights in fewer bits, and the inputs of others that are tables, not weights.
 _QUANTIZED = {"MatMulNBits", "GatherBlockQuantized"}
@@ -101,7 +99,7 @@ class GraphFacts:
     @property
     def precision(self) -> str:
         """The form that most weights have: ``int4``, ``int8``, ``fp32``, ..."""
-        shares = {_FLOATS[element]: count for element, count in self._floats().items()}
+        shares = {_PRECISIONS[element]: count for element, count in self._floats().items()}
         for bits, count in self._all_quantized().values():
             shares[f"int{bits}"] = shares.get(f"int{bits}", 0) + count
         return max(shares, key=shares.__getitem__, default="unknown")
@@ -116,7 +114,7 @@ class GraphFacts:
     def _floats(self) -> dict[int, int]:
         counts: dict[int, int] = {}
         for name, (element, count) in self.tensors.items():
-            if element in _FLOATS and name not in self.not_weights | self.optional:
+            if element in _PRECISIONS and name not in self.not_weights | self.optional:
                 counts[element] = counts.get(element, 0) + count
         return counts
 

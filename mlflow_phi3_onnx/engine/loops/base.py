@@ -22,6 +22,11 @@ class Loop(Protocol):
     """A way to run a model. All calls but :meth:`interrupt` come from one thread."""
 
     @property
+    def name(self) -> str:
+        """What ``model_config`` calls it."""
+        ...
+
+    @property
     def scores(self) -> bool:
         """Whether it gives the logits of a prompt's tokens."""
         ...

@@ -64,6 +64,8 @@ class GenAILoop:
             take. Otherwise only short ones are computed together.
     """
 
+    name = "genai"
+
     def __init__(
         self,
         model: NativeModel,

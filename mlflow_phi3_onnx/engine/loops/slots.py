@@ -38,6 +38,8 @@ class SlotsLoop:
             it differs.
     """
 
+    name = "slots"
+
     def __init__(
         self, session: SlotSession, *, kv_tokens: int, reuse_prefixes: bool = True
     ) -> None:
@@ -119,6 +121,9 @@ class SlotsLoop:
         try:
             logits = self._run(index, chunk[None, :], [done + size], wanted, interruptible=True)
         except Interrupted:
+            if not row.over:
+                # Another row's cancellation came late, and stopped this chunk instead of its own.
+                self._prefilling.insert(0, row)
             return
         finally:
             self._computing = None

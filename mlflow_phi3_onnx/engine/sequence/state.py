@@ -61,7 +61,7 @@ class Row:
         self.cached_tokens = 0
         self.adapter = options.adapter
         self.scores_prompt = options.prompt_logprobs
-        self._deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self._options = options
         self._eos = eos
         self._sink = sink
@@ -88,11 +88,6 @@ class Row:
     def over(self) -> bool:
         """Whether nothing more is to be computed for this sequence."""
         return self.finished or self.cancelled
-
-    @property
-    def expired(self) -> bool:
-        """Whether its time is up."""
-        return self._deadline is not None and time.monotonic() > self._deadline
 
     @property
     def sequence(self) -> NDArray[np.int32]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.files import read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 
@@ -41,7 +41,7 @@ def load_template(path: Path) -> ChatTemplate | None:
     Raises:
         InvalidModelError: If a file or a field is not what it must be.
     """
-    config = _read_object(path / CONFIG_FILE)
+    config = read_json_object(path / CONFIG_FILE, infinite=True)
     named = _named_templates(path, config)
     if not named:
         return None
@@ -61,7 +61,7 @@ def read_templates(path: Path) -> dict[str, str]:
     Raises:
         InvalidModelError: If a file or a field is not what it must be.
     """
-    return _named_templates(path, _read_object(path / CONFIG_FILE))
+    return _named_templates(path, read_json_object(path / CONFIG_FILE, infinite=True))
 
 
 def _named_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
@@ -96,7 +96,7 @@ def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     tokens = _tokens_of(config, CONFIG_FILE)
     file = path / SPECIAL_TOKENS_FILE
     if "added_tokens_decoder" not in config and file.is_file():  # as transformers reads them
-        tokens.update(_tokens_of(_read_object(file), SPECIAL_TOKENS_FILE))
+        tokens.update(_tokens_of(read_json_object(file, infinite=True), SPECIAL_TOKENS_FILE))
     return tokens
 
 
@@ -120,13 +120,3 @@ def _read_text(file: Path) -> str:
         raise InvalidModelError(f"{file.name} is not text in UTF-8.") from error
     except OSError as error:
         raise InvalidModelError(f"{file.name} cannot be read.") from error
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{file.name} is not valid JSON.") from error
-    if not isinstance(value, dict):
-        raise InvalidModelError(f"{file.name} must hold a JSON object.")
-    return value

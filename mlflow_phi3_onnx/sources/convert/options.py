@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.core.checks import one_of
+from mlflow_phi3_onnx.core.options import Option, read, table
+from mlflow_phi3_onnx.errors import UnsupportedParameterError
 
-__all__ = ["Conversion", "Precision"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["EXPORT_OPTIONS", "Conversion", "Precision"]
 
 Precision = Literal["int4", "int8", "fp16", "fp32"]
 """The form of the weights."""
@@ -19,10 +23,27 @@ _PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "cuda": ("int4", "int8", "fp16", "fp32"),
     "dml": ("int4", "fp16"),
 }
-_BLOCK_SIZES = (16, 32, 64, 128, 256)
 _ALGORITHMS = ("default", "rtn", "k_quant")
 _MIXED_ALGORITHMS = ("rtn_last", "k_quant_last", "k_quant_mixed")
 _QUANTIZED = ("int4", "int8")
+
+EXPORT_OPTIONS = table(
+    Option("execution_provider", "What the model is to run on.", one_of(*_PRECISIONS), "cpu"),
+    Option(
+        "block_size",
+        "How many weights share a scale, for int4 and int8; k_quant needs widths that are multiples"
+        " of it.",
+        one_of(16, 32, 64, 128, 256),
+        otherwise="128 on CPU, where it computes faster, else and with k_quant 32",
+    ),
+    Option(
+        "algorithm",
+        "How weights are quantized, for int4 and int8; the mixed ones are for int4.",
+        one_of(*_ALGORITHMS, *_MIXED_ALGORITHMS),
+        "default",
+    ),
+)
+"""The keys of ``export_options``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +59,8 @@ class Conversion:
 
     precision: str
     execution_provider: str
-    block_size: int | None
-    algorithm: str | None
+    block_size: int | None = None
+    algorithm: str | None = None
 
     @classmethod
     def check(cls, precision: str | None, options: Mapping[str, Any] | None) -> Conversion:
@@ -47,74 +68,38 @@ class Conversion:
 
         Args:
             precision: The form of the weights; None is ``"int4"``.
-            options: ``block_size`` (16 to 256, powers of two; by default 128 on CPU, where it
-                computes faster, else 32; with k_quant, which needs widths that are multiples of
-                it, always 32), ``algorithm`` (``"default"``, ``"rtn"``, ``"rtn_last"``,
-                ``"k_quant"``, ``"k_quant_last"`` or ``"k_quant_mixed"``) and
-                ``execution_provider`` (``"cpu"``, ``"cuda"`` or ``"dml"``).
+            options: Values of :data:`EXPORT_OPTIONS`.
 
         Raises:
             InvalidRequestError: If a value is not what it may be.
             UnsupportedParameterError: If an option is unknown, or has no effect on this precision.
         """
-        if options is not None and not isinstance(options, Mapping):
-            raise InvalidRequestError(
-                f"export_options must be a mapping; got a {type(options).__name__}.",
-                param="export_options",
-            )
-        given = {name: value for name, value in (options or {}).items() if value is not None}
-        known = ("execution_provider", "block_size", "algorithm")
-        if unknown := [name for name in given if name not in known]:
-            raise UnsupportedParameterError(
-                f"export_options: {unknown[0]} is unknown; there are {', '.join(known)}.",
-                param="export_options",
-            )
-        provider = _one_of("execution_provider", given.get("execution_provider"), [*_PRECISIONS])
-        chosen = _one_of("precision", precision, _PRECISIONS[provider], f" on {provider}")
+        where = "export_options"
+        given = read(EXPORT_OPTIONS, options, "an export option", where)
+        provider = given.pop("execution_provider", EXPORT_OPTIONS["execution_provider"].default)
+        forms = one_of(*_PRECISIONS[provider], note=f" on {provider}")
+        chosen = Option("precision", "The form of the weights.", forms).read(
+            "int4" if precision is None else precision
+        )
         if chosen not in _QUANTIZED:
-            for name in ("block_size", "algorithm"):
-                if name in given:
-                    raise UnsupportedParameterError(
-                        f"export_options: {name} is for int4 and int8, and has no effect on"
-                        f" {chosen}.",
-                        param="export_options",
-                    )
-            return cls(
-                precision=chosen, execution_provider=provider, block_size=None, algorithm=None
-            )
-        algorithms = _ALGORITHMS + (_MIXED_ALGORITHMS if chosen == "int4" else ())
-        algorithm = _one_of("algorithm", given.get("algorithm"), algorithms)
+            for name in given:
+                raise UnsupportedParameterError(
+                    f"{where}: {name} is for int4 and int8, and has no effect on {chosen}.",
+                    param=name,
+                )
+            return cls(precision=chosen, execution_provider=provider)
+        algorithm = given.get("algorithm", EXPORT_OPTIONS["algorithm"].default)
+        if chosen != "int4":
+            pure = one_of(*_ALGORITHMS, note=f" with {chosen}")
+            replace(EXPORT_OPTIONS["algorithm"], check=pure).read(algorithm, where)
         wide = provider == "cpu" and not algorithm.startswith("k_quant")
-        block_size = given.get("block_size", 128 if wide else 32)
-        if isinstance(block_size, bool) or block_size not in _BLOCK_SIZES:
-            raise InvalidRequestError(
-                f"export_options: block_size must be one of {_list(_BLOCK_SIZES)}.",
-                param="export_options",
-            )
         return cls(
             precision=chosen,
             execution_provider=provider,
-            block_size=int(block_size),
+            block_size=given.get("block_size", 128 if wide else 32),
             algorithm=algorithm,
         )
 
     def facts(self) -> dict[str, Any]:
         """Return what was chosen, for the MLmodel file."""
         return {name: value for name, value in vars(self).items() if value is not None}
-
-
-def _one_of(name: str, value: Any, allowed: Any, where: str = "") -> str:
-    """Check a choice; the first of what is allowed is the default."""
-    if value is None:
-        return allowed[0]
-    if isinstance(value, str) and value in allowed:
-        return value
-    field = "precision" if name == "precision" else "export_options"
-    prefix = "" if field == name else f"{field}: "
-    raise InvalidRequestError(
-        f"{prefix}{name} must be one of {_list(allowed)}{where}.", param=field
-    )
-
-
-def _list(values: Any) -> str:
-    return ", ".join(map(str, values))

@@ -9,6 +9,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import ConversionError, InvalidRequestError
 from mlflow_phi3_onnx.sources.layout import REPO_ID
 
@@ -47,15 +48,15 @@ def generator_parts(model: Any, tokenizer: Any) -> tuple[Any, Any]:
         model, tokenizer = _parts_of(model, tokenizer)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not _is_a(tokenizer, "PreTrainedTokenizerBase"):
-        got = "none" if tokenizer is None else f"a {type(tokenizer).__name__}"
+        got = "none" if tokenizer is None else describe_kind(tokenizer)
         raise InvalidRequestError(
             f"A model needs tokenizer=, a tokenizer of transformers or a processor; got {got}.",
             param="tokenizer",
         )
     if not (_is_a(model, "PreTrainedModel") and model.can_generate()):
         raise InvalidRequestError(
-            "model must be one that generates text, such as AutoModelForCausalLM gives; got a"
-            f" {type(model).__name__}.",
+            "model must be one that generates text, such as AutoModelForCausalLM gives; got"
+            f" {describe_kind(model)}.",
             param="model",
         )
     return model, tokenizer

@@ -15,7 +15,7 @@ import yaml
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIError, GenAIModel, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
-from mlflow_phi3_onnx.artifact.lora.flatbuffer import AdapterParameter, read_adapter_file
+from mlflow_phi3_onnx.runtime.adapters import read_facts
 from tests.support.adapted import (
     FIELDS,
     LAYERS,
@@ -65,20 +65,18 @@ def test_the_graph_tells_its_inputs_for_adapters(demo: Path, folder: Path) -> No
 
 
 def test_what_is_read_of_an_adapter(file: Path, warm: dict[str, Delta]) -> None:
-    assert read_adapter_file(file) == {
-        name: AdapterParameter(1, array.shape) for name, array in parameters(warm).items()
-    }
+    assert read_facts(file) == {name: (1, array.shape) for name, array in parameters(warm).items()}
 
 
 def test_an_adapter_that_is_cut_anywhere_is_refused(tmp_path: Path, warm: dict[str, Delta]) -> None:
     small = {name: array[:2, :2] for name, array in parameters(warm).items()}
     whole = write_adapter(tmp_path / "whole", small).read_bytes()
-    assert read_adapter_file(tmp_path / "whole")
+    assert read_facts(tmp_path / "whole")
     cut = tmp_path / "cut"
     for size in range(len(whole.rstrip(b"\0")) + 1):
         cut.write_bytes(whole[:size])
         with pytest.raises(InvalidModelError, match="cut is not a whole"):
-            read_adapter_file(cut)
+            read_facts(cut)
 
 
 def test_an_adapter_with_any_byte_changed_is_read_or_refused(
@@ -91,7 +89,7 @@ def test_an_adapter_with_any_byte_changed_is_read_or_refused(
         for value in (0, 0x7F, 0x80, 0xFF):
             changed.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
             try:
-                read_adapter_file(changed)
+                read_facts(changed)
             except InvalidModelError:
                 continue
 
@@ -204,7 +202,7 @@ ARGUMENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a number for a name": (lambda file: {5: file}, "a name must be .*; got 5"),
     "names alike": (lambda file: {"x": file, "X": file}, "only in upper and lower case"),
     "the model's own name": (lambda file: {"phi3": file}, "'phi3' is the name that answers"),
-    "no path": (lambda _: {"x": None}, "'x' must be a path; got a NoneType"),
+    "no path": (lambda _: {"x": None}, "'x' must be a path; got null"),
     "nothing there": (lambda file: {"x": file / "x"}, "nothing at the path of 'x'"),
     "an empty folder": (
         lambda file: {"x": file.parents[1]},

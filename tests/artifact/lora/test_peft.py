@@ -12,9 +12,9 @@ import pytest
 import mlflow_phi3_onnx
 from benchmarks.models import TINY, can_build, checkpoint_folder, model_folder
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError
-from mlflow_phi3_onnx.artifact.lora.flatbuffer import AdapterParameter, read_adapter_file
 from mlflow_phi3_onnx.artifact.lora.peft import convert_peft
 from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
+from mlflow_phi3_onnx.runtime.adapters import read_facts
 from tests.support.adapted import (
     FIELDS,
     Delta,
@@ -69,8 +69,8 @@ def test_an_adapter_of_peft_is_converted(
     peft = write_peft(tmp_path / "peft", change(peft_tensors(warm)), **config)
     mlflow_phi3_onnx.save_model(folder, tmp_path / "saved", adapters={"x": peft})
     written = tmp_path / "saved" / "adapters" / "x.onnx_adapter"
-    assert read_adapter_file(written) == {
-        name: AdapterParameter(1, array.shape) for name, array in parameters(warm).items()
+    assert read_facts(written) == {
+        name: (1, array.shape) for name, array in parameters(warm).items()
     }
     for model in (
         GenAIModel(folder, adapters={"x": peft}),

@@ -1,0 +1,60 @@
+"""Headers of safetensors files (https://huggingface.co/docs/safetensors/index#format)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlflow_phi3_onnx.core.files import MAX_JSON_BYTES, parse_json_object
+from mlflow_phi3_onnx.errors import InvalidModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["SafeTensor", "read_header"]
+
+
+class SafeTensor(NamedTuple):
+    """A tensor in a safetensors file.
+
+    Attributes:
+        dtype: The type of its numbers, as safetensors names it.
+        shape: The length of its axes.
+        start: Where its bytes begin in the file.
+        end: Where they end.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, SafeTensor]:
+    """Read what a safetensors file holds, by name, and check that its bytes are all there.
+
+    Raises:
+        InvalidModelError: If it is no such file, or cut short.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size, MAX_JSON_BYTES):
+                raise ValueError(length)
+            header = parse_json_object(file.read(length), path.name)
+        header.pop("__metadata__", None)
+        tensors = {name: _tensor(facts, 8 + length) for name, facts in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, InvalidModelError) as error:
+        raise InvalidModelError(f"{path.name} is not a safetensors file.") from error
+    end = max((tensor.end for tensor in tensors.values()), default=8 + length)
+    if size < end:
+        raise InvalidModelError(f"{path.name} is cut short: it has {size:,} bytes of {end:,}.")
+    return tensors
+
+
+def _tensor(facts: Any, begin: int) -> SafeTensor:
+    start, end = facts["data_offsets"]
+    shape = tuple(facts["shape"])
+    if any(type(value) is not int or value < 0 for value in (start, end, *shape)) or start > end:
+        raise ValueError(facts)
+    return SafeTensor(str(facts["dtype"]), shape, begin + start, begin + end)

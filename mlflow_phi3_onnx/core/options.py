@@ -1,0 +1,199 @@
+"""How an option is declared, checked, refused and documented, whoever takes it.
+
+Request parameters, runtime settings, export options and the config of a deployment are tables of
+:class:`Option`; :func:`read` checks what came against a table, and :func:`help_text` and
+:func:`markdown` write it for people.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import textwrap
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from mlflow_phi3_onnx.core.checks import Check, anything, describe_kind
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Option", "Status", "find", "help_text", "markdown", "read", "table"]
+
+Status: TypeAlias = Literal["honoured", "unused", "refused"]
+
+_MOST_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: Its name.
+        about: What it does, or for a refused one what to do instead.
+        check: Returns the clean value or raises ValueError; it says what is allowed.
+        default: What holds where it is not given; None where nothing does, or what does depends on
+            the model or the machine. A refused one may be given it, for that asks for nothing.
+        otherwise: The default in words, where the value alone does not tell; ``{}`` is the value.
+        tasks: The tasks that know it, where it belongs to some.
+        status: ``honoured``; ``unused`` (accepted, with no effect to have); or ``refused``.
+        numeric: Whether it is a plain number, which an MLflow ``params`` schema can carry.
+        configurable: Whether ``model_config`` may give its default.
+        from_text: Whether a text is read as JSON first: a command line has nothing but texts.
+    """
+
+    name: str
+    about: str
+    check: Check[Any] = anything
+    default: Any = None
+    otherwise: str = "{}"
+    tasks: tuple[str, ...] = ()
+    status: Status = "honoured"
+    numeric: bool = False
+    configurable: bool = False
+    from_text: bool = False
+
+    @property
+    def shown_default(self) -> str:
+        """The default, in words; empty where there is none."""
+        if self.default is None:
+            return self.otherwise.replace("{}", "")
+        plain = isinstance(self.default, str)
+        shown = self.default if plain else json.dumps(self.default).removesuffix(".0")
+        return self.otherwise.format(shown)
+
+    def read(self, value: Any, where: str = "") -> Any:
+        """Check a value.
+
+        Args:
+            value: What came.
+            where: What the value was given in, for messages.
+
+        Raises:
+            InvalidRequestError: If it is not what it may be.
+        """
+        if self.from_text and isinstance(value, str):
+            with suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        try:
+            return self.check(value)
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequestError(
+                f"{_prefix(where)}{self.name} must be {self.check.allowed}; got"
+                f" {describe_kind(value)}.",
+                param=self.name,
+            ) from error
+
+
+def table(*options: Option) -> Mapping[str, Option]:
+    """Return options by name."""
+    return {option.name: option for option in options}
+
+
+def find(options: Mapping[str, Option], name: str, what: str, where: str = "") -> Option:
+    """Return the option of a name.
+
+    Args:
+        options: The table.
+        name: Its name.
+        what: What the table's options are, for messages: ``"an export option"``.
+        where: What the options were given in, for messages: ``"export_options"``.
+
+    Raises:
+        UnsupportedParameterError: If there is none.
+    """
+    if name in options:
+        return options[name]
+    usable = [key for key, option in options.items() if option.status != "refused"]
+    close = difflib.get_close_matches(str(name), usable, n=1)
+    advice = f" Did you mean {close[0]}?" if close else ""
+    if len(usable) <= _MOST_LISTED:
+        advice += f" There are {', '.join(usable)}."
+    raise UnsupportedParameterError(f"{_prefix(where)}{name} is not {what}.{advice}", param=name)
+
+
+def read(
+    options: Mapping[str, Option],
+    values: Mapping[str, Any] | None,
+    what: str,
+    where: str = "",
+    *,
+    known: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Check values against a table and return those that are given, clean.
+
+    Args:
+        options: The table.
+        values: Values by name; those that are None are left out.
+        what: What the table's options are, for messages: ``"an export option"``.
+        where: What the values were given in, for messages: ``"export_options"``.
+        known: Other names that may stand beside them.
+
+    Raises:
+        UnsupportedParameterError: If one is not known or not supported.
+        InvalidRequestError: If one is not what it may be.
+    """
+    if values is not None and not isinstance(values, Mapping):
+        raise InvalidRequestError(
+            f"{where} must be a mapping; got {describe_kind(values)}.", param=where
+        )
+    clean: dict[str, Any] = {}
+    for name, value in (values or {}).items():
+        if name in known or value is None:
+            continue
+        option = find(options, name, what, where)
+        if option.status != "refused":
+            clean[name] = option.read(value, where)
+        elif value is not option.default:
+            raise UnsupportedParameterError(
+                f"{_prefix(where)}{name} is not supported. {option.about}", param=name
+            )
+    return clean
+
+
+def help_text(options: Mapping[str, Option]) -> str:
+    """Write a table for a terminal."""
+    width = max(map(len, options)) + 2
+    return "\n".join(
+        textwrap.fill(
+            f"{option.about} May be {option.check.allowed}; by default"
+            f" {option.shown_default or 'none'}.",
+            width=96,
+            initial_indent=f"  {option.name:<{width}}",
+            subsequent_indent=" " * (width + 2),
+        )
+        for option in options.values()
+    )
+
+
+def markdown(options: Iterable[Option], *, saved: bool = False) -> list[str]:
+    """Write the lines of a table for the documentation.
+
+    Args:
+        options: The options, of which those that are not honoured only tell what they are about.
+        saved: Whether to tell which of them ``model_config`` may have.
+    """
+    lines: list[str] = []
+    for option in options:
+        cells = [f"`{option.name}`"]
+        if option.status == "honoured":
+            cells += [option.check.allowed, option.shown_default]
+            cells += ["yes" if option.configurable else "no"] * saved
+        if not lines:
+            head = ["name", "may be", "default", *["in `model_config`"] * saved]
+            lines = [_row([*(head if option.status == "honoured" else ["name"]), "meaning"])]
+            lines.append(_row(["---"] * (len(cells) + 1)))
+        lines.append(_row([*cells, option.about]))
+    return lines
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _prefix(where: str) -> str:
+    return f"{where}: " if where else ""

@@ -1,0 +1,63 @@
+"""What may be chosen of an engine: by who loads the model, and by the server around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mlflow_phi3_onnx.artifact.folder import ModelFolder
+
+__all__ = ["EngineOptions", "LoopName", "ServingPolicy"]
+
+LoopName: TypeAlias = Literal["auto", "genai", "slots"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How a model is run, each field by the name of its setting in ``model_config``.
+
+    Attributes:
+        loop: What runs it; None leaves that to the serving policy.
+        prefix_cache: Whether what was computed of past requests is kept.
+        intra_op_num_threads: Threads that compute one operator; None for those that the folder
+            asks for, else all processors that the process may run on.
+        max_batch_size: The most sequences that are computed together.
+        kv_cache_memory: Bytes of KV cache for all running requests; None for half of the memory
+            that is available.
+        execution_provider: What computes it; None for what the folder asks for.
+        provider_options: Options of that provider.
+        session_options: Options of ONNX Runtime's session, laid over the folder's.
+    """
+
+    loop: LoopName | None = None
+    prefix_cache: bool = True
+    intra_op_num_threads: int | None = None
+    max_batch_size: int = 16
+    kv_cache_memory: int | None = None
+    execution_provider: str | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict[str, str])
+    session_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def provider(self, folder: ModelFolder) -> str:
+        """Return the execution provider that computes a model."""
+        return self.execution_provider or folder.providers[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPolicy:
+    """What the program around a model needs of its engine.
+
+    Attributes:
+        default_loop: The loop, where no setting says.
+        may_hold_gil: Whether the interpreter's lock may be held for as long as the prompts of a
+            batch take. A server has other requests to take in the meantime.
+        request_deadline: Seconds after which a completion is given up, whatever the request asks
+            for; None leaves that to the requests.
+    """
+
+    default_loop: LoopName = "genai"
+    may_hold_gil: bool = True
+    request_deadline: float | None = None

@@ -1,0 +1,81 @@
+"""Encoding texts of any length: without the interpreter's lock, or refused beforehand."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["encode", "longest_token"]
+
+_LONG = 20_000
+"""From so many characters on, a text is encoded without the interpreter's lock.
+
+Shorter ones take some milliseconds. Once a batch has been encoded, the library warns in forks.
+"""
+
+_COMPOSITION = 4
+"""The most characters that canonical composition (NFC, NFKC) makes one of."""
+
+_KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"}
+_DROPPING_SPACE_ONLY = {"Whitespace", "WhitespaceSplit"}
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return a text's token ids, with none added.
+
+    ``Tokenizer.encode`` holds the interpreter's lock, for seconds with megabytes of text.
+    """
+    if len(text) < _LONG:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+
+def longest_token(tokenizer: Tokenizer) -> int | None:
+    """Count the most characters other than spaces that one token can stand for.
+
+    Returns:
+        None where there is no such bound: where the tokenizer drops characters, or makes one token
+        of any number of unknown ones.
+    """
+    spec: dict[str, Any] = json.loads(tokenizer.to_str())
+    model = spec["model"]
+    fused = model["type"] != "BPE" or (model.get("fuse_unk") and not model.get("byte_fallback"))
+    shrinking = _shrinking(spec.get("normalizer"))
+    if shrinking is None or not _keeps(spec.get("pre_tokenizer")) or fused:
+        return None
+    return shrinking * max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+
+
+def _shrinking(normalizer: dict[str, Any] | None) -> int | None:
+    """Count how many characters a normalizer makes one of, at most; None for any number."""
+    match normalizer:
+        case None | {"type": "Prepend" | "Lowercase" | "NFD" | "NFKD" | "ByteLevel" | "Strip"}:
+            return 1
+        case {"type": "NFC" | "NFKC"}:
+            return _COMPOSITION
+        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
+            return 1 if len(content) >= len(pattern) else None
+        case {"type": "Sequence", "normalizers": list(parts)}:
+            product = 1
+            for factor in map(_shrinking, parts):
+                if factor is None:
+                    return None
+                product *= factor
+            return product
+        case _:
+            return None
+
+
+def _keeps(pre_tokenizer: dict[str, Any] | None) -> bool:
+    """Whether all characters but spaces stay when a text is split into words."""
+    if pre_tokenizer is None:
+        return True
+    kind = pre_tokenizer["type"]
+    if kind == "Sequence":
+        return all(map(_keeps, pre_tokenizer["pretokenizers"]))
+    if kind in _DROPPING_SPACE_ONLY:
+        return True
+    return kind in _KEEPING and pre_tokenizer.get("behavior") != "Removed"

@@ -1,0 +1,222 @@
+"""What a folder brings: JSON that could be read in two ways, and names that lead elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_phi3_onnx import GenAIError, InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.artifact.manifest import check_files, stage
+from mlflow_phi3_onnx.artifact.package import read_package
+from mlflow_phi3_onnx.artifact.saved import SavedModel
+from mlflow_phi3_onnx.core.files import inside, list_visible, read_json_object
+from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
+from mlflow_phi3_onnx.sources.layout import check_subfolder
+from mlflow_phi3_onnx.sources.mlflow_models import Held, assemble_checkpoint
+from mlflow_phi3_onnx.sources.reference import MIRROR_VARIABLE, locate_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+JSON: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "Expecting value in line 1"),
+    "a list": (b"[]", "must hold a JSON object; it holds a list"),
+    "null": (b"null", "must hold a JSON object; it holds null"),
+    "a key twice": (b'{"a": {"b": 1, "b": 2}}', "has the key 'b' twice"),
+    "NaN": (b'{"a": NaN}', "has the number NaN"),
+    "Infinity": (b'{"a": -Infinity}', "has the number -Infinity"),
+    "more than a float holds": (b'{"a": 1e999}', "has the number 1e999"),
+    "more digits than Python reads": (b'{"a": 1' + b"0" * 5000 + b"}", "is not valid JSON"),
+    "text behind the end": (b"{}\n{}", "Extra data in line 2"),
+    "a comment": (b"{} // x", "Extra data"),
+    "not UTF-8": (b'{"a": "\xff"}', "it is not text in UTF-8"),
+    "UTF-16": ('{"a": 1}'.encode("utf-16"), "it is not text in UTF-8"),
+    "deep": (b'{"a":' * 65 + b"1" + b"}" * 65, "nested deeper than 64 levels"),
+    "very deep": (b"[" * 100_000, "nested deeper than 64 levels"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), JSON.values(), ids=JSON)
+def test_json_that_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InvalidModelError, match=f"x.json .*{says}") as caught:
+        read_json_object(tmp_path / "x.json")
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_json_that_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa9", "b": 1e30}\n')
+    assert read_json_object(file) == {"a": "é", "b": 1e30}
+    file.write_bytes(b'{"a":' * 64 + b"1" + b"}" * 64)
+    assert read_json_object(file)
+    file.write_bytes(b'{"a": Infinity}')
+    assert read_json_object(file, infinite=True) == {"a": float("inf")}
+
+
+def test_json_that_is_not_there_or_too_large(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="x is missing"):
+        read_json_object(tmp_path / "x", InvalidRequestError)
+    with pytest.raises(InvalidModelError, match="cannot be read"):
+        read_json_object(tmp_path)
+    with (tmp_path / "x").open("wb") as file:
+        file.truncate((1 << 26) + 1)
+    with pytest.raises(InvalidModelError, match="x is larger than 64 MiB"):
+        read_json_object(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "tokenizer_config.json"])
+def test_a_key_twice_in_a_model_folder_is_refused(demo: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "model"))
+    text = (folder / name).read_text(encoding="utf-8")
+    (folder / name).write_text(text.replace("{", '{"x": 1, "x": 2,', 1), encoding="utf-8")
+    with pytest.raises(InvalidModelError, match=f"{name} is not valid JSON: .* 'x' twice"):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_deep_config_of_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["X"], "time_step_limit": Infinity}')
+    (tmp_path / "tokenizer.json").touch()
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(InvalidModelError, match=f"{name} is not valid JSON: it is nested deeper"):
+        read_checkpoint(tmp_path)
+
+
+HOSTILE: dict[str, Any] = {
+    "backslash": "a\\b",
+    "backslashes above": "a\\..\\b",
+    "colon": "a:b",
+    "drive": "C:/a",
+    "the folder": ".",
+    "above": "..",
+    "empty": "",
+    "absolute": "/a",
+    "network": "//a/b",
+    "above inside": "a/../b",
+    "above behind": "a/..",
+    "the folder inside": "a/./b",
+    "two slashes": "a//b",
+    "slash at the end": "a/",
+    "NUL": "a\0b",
+    "line end": "a\nb",
+    "surrogate": "a\ud800b",
+    "no string": 7,
+    "nothing": None,
+    "a list": ["a"],
+}
+# What users type may be less plain.
+HARMLESS_SUBFOLDERS = {"a\\b", ".", "", "a//b", "a/", "a/./b", None}
+
+
+def _decoder(demo: Path, work: Path, name: Any) -> None:
+    folder = Path(shutil.copytree(demo, work / "model"))
+    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    config["model"]["decoder"]["filename"] = name
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    read_folder(folder)
+
+
+def _package(_: Path, work: Path, name: Any) -> None:
+    body = {"variants": {"cpu": {"variant_directory": name}}}
+    manifest = {"schema_version": 1, "components": {"model": body}}
+    (work / "manifest.json").write_text(json.dumps(manifest))
+    read_package(work)
+
+
+def _manifest(_: Path, work: Path, name: Any) -> None:
+    check_files(work, {name: {"size": 0, "sha256": ""}}, "size")
+
+
+def _staged(demo: Path, work: Path, name: Any) -> None:
+    stage({name: demo / "tokenizer.json"}, work / "model", link=False, outside=work / "x")
+
+
+def _data(_: Path, work: Path, name: Any) -> None:
+    assert not SavedModel(work, {"data": name}).data
+
+
+def _variant(_: Path, work: Path, name: Any) -> None:
+    facts = {"folder": name, "execution_provider": "cpu"}
+    SavedModel(work, {"files": {}, "variants": {"cpu": facts}}).bundle(work)
+
+
+def _adapter(_: Path, work: Path, name: Any) -> None:
+    assert not SavedModel(work, {"adapters": {"x": {"path": name}}}).adapters
+
+
+def _mirror(_: Path, work: Path, name: Any) -> None:
+    (work / "mirror").mkdir()
+    reference = {"repo_id": name, "subfolder": "", "revision": "main"}
+    locate_files(SavedModel(work, {"reference": reference}))
+
+
+def _binary(_: Path, work: Path, name: Any) -> None:
+    flavors = {"transformers": {"model_binary": name}}
+    assemble_checkpoint(Held(work, flavors, {}, {}), work / "out")
+
+
+DOORS: dict[str, tuple[Callable[[Path, Path, Any], None], str]] = {
+    "decoder.filename": (_decoder, r"leads out of the model folder|must name the graph"),
+    "package": (_package, "leads out of the package"),
+    "manifest": (_manifest, "lists a file outside the model"),
+    "staged": (_staged, "cannot be saved under its name"),
+    "data": (_data, "data folder outside the model"),
+    "variant": (_variant, "folder outside the model"),
+    "adapter": (_adapter, "adapter outside the model"),
+    "mirror": (_mirror, "has no folder"),
+    "model_binary": (_binary, "folder outside the model"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize(("door", "says"), DOORS.values(), ids=DOORS)
+def test_hostile_names(
+    demo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    door: Callable[[Path, Path, Any], None],
+    says: str,
+    name: Any,
+) -> None:
+    monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
+    if isinstance(name, list) and door in (_manifest, _staged):
+        pytest.skip("these names are keys of a mapping")
+    with pytest.raises(GenAIError, match=says) as caught:
+        door(demo, tmp_path, name)
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_subfolders(name: Any) -> None:
+    if isinstance(name, str | None) and name in HARMLESS_SUBFOLDERS:
+        assert check_subfolder(name) in ("a/b", "a", "")
+        return
+    with pytest.raises(InvalidRequestError, match="subfolder must be") as caught:
+        check_subfolder(name)
+    assert caught.value.param == "subfolder"
+
+
+def test_links_that_lead_out(tmp_path: Path) -> None:
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    assert inside(tmp_path / "in", "link/x", "no") == tmp_path / "in" / "link" / "x"
+    with pytest.raises(InvalidModelError, match="link/x is a symbolic link that leads out"):
+        inside(tmp_path / "in", "link/x", "no", links=False)
+    assert inside(tmp_path / "in", "a/b c", "no", links=False).name == "b c"
+
+
+def test_what_is_listed(tmp_path: Path) -> None:
+    for name in ("b", "a/c", "a/b/d", ".x", "a/.y", ".z/a", "a-b"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "lost").symlink_to("nowhere")
+    (tmp_path / "folder").symlink_to(tmp_path / "a")
+    assert list_visible(tmp_path) == ["a/b/d", "a/c", "a-b", "b", "lost"]
+    assert list_visible(tmp_path, 1) == ["a/c", "a-b", "b", "lost"]

@@ -1,0 +1,122 @@
+"""A prompt's length is judged before it costs anything, and the lock is not held meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from mlflow_phi3_onnx import ContextLengthError, GenAIError, GenAIModel
+from mlflow_phi3_onnx.prompt.encoding import encode, longest_token
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+
+VOCAB = {"a": 0, "b": 1, "ab": 2, "abab": 3, "<unk>": 4}
+
+
+def small(**model: Any) -> Tokenizer:
+    merges = [("a", "b"), ("ab", "ab")]
+    return Tokenizer(models.BPE(VOCAB, merges, **model))
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer", "length"),
+    [
+        (None, None, 5),
+        (normalizers.Replace(" ", "_"), None, 5),
+        (normalizers.Replace("aa", "b"), None, None),
+        (normalizers.NFC(), pre_tokenizers.ByteLevel(), 20),
+        (normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]), None, 20),
+        (normalizers.StripAccents(), None, None),
+        (normalizers.BertNormalizer(), None, None),
+        (None, pre_tokenizers.WhitespaceSplit(), 5),
+        (None, pre_tokenizers.Split("b", "removed"), None),
+        (None, pre_tokenizers.Split("b", "isolated"), 5),
+        (None, pre_tokenizers.Sequence([pre_tokenizers.Split("b", "removed")]), None),
+    ],
+)
+def test_the_bound_is_known_where_no_character_gets_lost(
+    normalizer: Any, pre_tokenizer: Any, length: int | None
+) -> None:
+    made: Any = small()
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if pre_tokenizer is not None:
+        made.pre_tokenizer = pre_tokenizer
+    assert longest_token(made) == length
+
+
+def test_there_is_no_bound_where_unknown_characters_are_fused() -> None:
+    assert longest_token(small(unk_token="<unk>", fuse_unk=True)) is None
+    assert longest_token(small(unk_token="<unk>", fuse_unk=True, byte_fallback=True)) == 5
+    assert longest_token(Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>"))) is None
+
+
+def test_long_texts_are_encoded_as_short_ones_are() -> None:
+    made: Any = small()
+    made.decoder = decoders.Fuse()
+    for count in (1, 9_999, 10_000, 10_001):
+        text = "ab" * count + "b"
+        assert encode(made, text) == made.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(scope="module")
+def longest(demo: Any) -> int:
+    length = longest_token(Tokenizer.from_file(str(demo / "tokenizer.json")))
+    assert length is not None
+    return length
+
+
+def test_the_bound_is_exact(tokenizer: PromptTokenizer, longest: int) -> None:
+    fits = "x" * (10 * longest)
+    assert len(tokenizer.encode(fits, context=10)) > 10
+    with pytest.raises(ContextLengthError, match=rf"{10 * longest + 1:,} characters"):
+        tokenizer.encode(fits + "x", context=10)
+    # Spaces may all be part of one token, beside one that strips.
+    assert len(tokenizer.encode(" " * (10 * longest + 1), context=10)) > 0
+
+
+CALLS = {
+    "messages": lambda model, text: model.chat([{"role": "user", "content": text}]),
+    "prompt": lambda model, text: model.complete(text),
+    "prompts": lambda model, text: model.complete(["x", text]),
+    "generate": lambda model, text: model.generate(text),
+    "echo": lambda model, text: model.complete(text, echo=True, logprobs=1, max_tokens=0),
+    "perplexity": lambda model, text: model.perplexity(text),
+    "token_logprobs": lambda model, text: model.token_logprobs(text),
+    "tools": lambda model, text: model.chat(
+        [{"role": "user", "content": "x"}],
+        tools=[{"type": "function", "function": {"name": "f", "description": text}}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_twenty_megabytes_are_refused_and_other_threads_run_on(
+    model: GenAIModel, name: str
+) -> None:
+    """The time is generous: tokenizing as much takes half a minute, most of it without a pause."""
+    text = "many words " * 1_900_000
+    done, pauses = threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not done.is_set():
+            before = time.perf_counter()
+            time.sleep(0.005)
+            pauses.append(time.perf_counter() - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        # Tools go through more of the template, whose own bound comes first.
+        bound = "makes too much of these messages" if name == "tools" else "characters"
+        with pytest.raises(GenAIError, match=bound):
+            CALLS[name](model, text)
+    finally:
+        done.set()
+        watcher.join()
+    assert max(pauses) < 8
