@@ -87,6 +87,10 @@ class SaveOptions:
         )
         mlflow_compat.validate_env_arguments(conda_env, pip, extra_pip)
         mlflow_compat.validate_code_paths(given["code_paths"])
+        if missing := [path for path in given["code_paths"] or () if not Path(path).exists()]:
+            raise InvalidRequestError(
+                f"code_paths: there is nothing at {missing[0]}.", param="code_paths"
+            )
         task, metadata = given["task"], given["metadata"] or {}
         if task not in ALL_TASKS:
             raise InvalidRequestError(
