@@ -14,6 +14,7 @@ from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.flavor.save import SaveOptions, check_target, prepare
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.sources import lineage
+from mlflow_phi3_onnx.sources.local_copy import download
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -271,9 +272,11 @@ def load_model(
         SourceError: If its files are in a repository and cannot be fetched.
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
-    local = mlflow_compat.download_artifact(artifact_uri=str(model_uri), output_path=dst_path)
-    saved = mlflow_compat.get_flavor_configuration(local, "python_function").get("config") or {}
+    local = download(str(model_uri), dst_path)
+    saved = (
+        mlflow_compat.get_flavor_configuration(str(local), "python_function").get("config") or {}
+    )
     given = {"execution_provider": execution_provider, "verify": verify}
     own = {name: value for name, value in given.items() if value is not None}
-    model, _ = open_artifact(Path(local), {**saved, **(model_config or {}), **own})
+    model, _ = open_artifact(local, {**(pyfunc.get("config") or {}), **(model_config or {}), **own})
     return model
