@@ -10,6 +10,7 @@ from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
 from mlflow_phi3_onnx.flavor.describe import facts_of
 from mlflow_phi3_onnx.model.start import why_not_slots
+from mlflow_phi3_onnx.model.tool_format import tool_format_of
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on
 from mlflow_phi3_onnx.sources.local_copy import local_copy
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect_model", "render"]
 
 _EXAMPLE_TOKENS = 1000
+_NO_TOOL_FORMAT = "no known form (tool_format): they stay text and cannot be required"
 
 
 def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
@@ -46,11 +48,16 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
     with local_copy(source, expected=expected) as copy:
         path = copy.path
         if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
-            return _report(bundle_of_folder(path), {"kind": "model folder"})
+            return _report(bundle_of_folder(path), {"kind": "model folder"}, "auto")
         saved = read_saved(path)
         folder = locate_files(saved)
         saved.check(folder, verify)
-        return _report(saved.bundle(folder), _of_saved(saved))
+        return _report(saved.bundle(folder), _of_saved(saved), _tool_format_setting(path))
+
+
+def _tool_format_setting(path: Path) -> str:
+    pyfunc = mlflow_compat.get_flavor_configuration(str(path), "python_function")
+    return (pyfunc.get("config") or {}).get("tool_format") or "auto"
 
 
 def _of_saved(saved: SavedModel) -> dict[str, Any]:
@@ -66,11 +73,12 @@ def _of_saved(saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def _report(bundle: Bundle, head: Mapping[str, Any]) -> dict[str, Any]:
+def _report(bundle: Bundle, head: Mapping[str, Any], tool_format: str) -> dict[str, Any]:
     facts = facts_of(bundle)
     facts.pop("variants", None)
     model = bundle.model
-    PromptTokenizer(model.tokenizer_path)  # reads it, and its template, as loading does
+    tokenizer = PromptTokenizer(model.tokenizer_path)  # reads it, and its template, as loading does
+    calls = tool_format_of(tokenizer, tool_format)
     per_token = model.kv_bytes_per_token
     sizes = {name: path.stat().st_size for name, path in bundle.files.items()}
     return {
@@ -78,6 +86,7 @@ def _report(bundle: Bundle, head: Mapping[str, Any]) -> dict[str, Any]:
         **facts,
         "eos_token_ids": list(model.eos_token_ids),
         "chat_template": facts["chat_template_sha256"] is not None,
+        "tool_format": calls.name if calls else None,
         "files": sizes,
         "bytes": sum(sizes.values()),
         "memory": {
@@ -116,6 +125,7 @@ def render(report: Mapping[str, Any]) -> str:
         f"vocabulary       {report['vocab_size']:,} ids",
         f"ends at          {_join(report['eos_token_ids'])}",
         f"chat template    {'yes' if report['chat_template'] else 'none: chat is refused'}",
+        f"tool calls       {report['tool_format'] or _NO_TOOL_FORMAT}",
         f"files            {len(report['files'])}, {_size(report['bytes'])}",
         f"KV cache         {_size(memory['kv_bytes_per_token'])} a token,"
         f" {_size(memory[f'kv_bytes_of_{_EXAMPLE_TOKENS}_tokens'])} for {_EXAMPLE_TOKENS:,} tokens,"

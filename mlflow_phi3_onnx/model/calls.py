@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.engine.base import Job
     from mlflow_phi3_onnx.model.planning import Plan, Planner
+    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["Call", "Calls", "Question"]
@@ -92,6 +93,7 @@ class Calls:
         planner: Its planner.
         config: Checked generation parameters of the saved ``model_config``.
         adapters: The names of the model's adapters.
+        tool_format: How the model writes tool calls, where that is known.
     """
 
     def __init__(
@@ -101,12 +103,14 @@ class Calls:
         planner: Planner,
         config: Mapping[str, Any],
         adapters: Collection[str],
+        tool_format: ToolFormat | None,
     ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
         self._planner = planner
         self._config = config
         self._adapters = adapters
+        self._tool_format = tool_format
 
     def plan_each(
         self,
@@ -157,6 +161,7 @@ class Calls:
             model_defaults=self._folder.search,
             adapters=self._adapters,
             own_name=self._folder.model_type,
+            tool_format=self._tool_format,
         )
         if asked.stream is not None and asked.stream != stream:
             raise InvalidRequestError(

@@ -24,6 +24,7 @@ from mlflow_phi3_onnx.model.scoring import (
 from mlflow_phi3_onnx.model.settings import Settings
 from mlflow_phi3_onnx.model.start import start_engine
 from mlflow_phi3_onnx.model.text import TextMethods
+from mlflow_phi3_onnx.model.tool_format import tool_format_of
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -97,6 +98,7 @@ class GenAIModel(AsyncMethods, TextMethods):
             self._planner,
             settings.generation,
             self._adapters,
+            tool_format_of(self._tokenizer, settings.tool_format),
         )
         # The engine's thread keeps the engine alive, but must not outlive its model.
         self._finalizer = weakref.finalize(self, self._engine.close)

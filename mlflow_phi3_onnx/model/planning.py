@@ -17,7 +17,8 @@ from mlflow_phi3_onnx.core.request import (
 )
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.openai.tools.grammar import call_grammar
+from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -158,9 +159,10 @@ class Planner:
                 token = self._tokenizer.control_id(text)
                 return token if token is not None and compiler.is_control(token) else None
 
-            grammar = call_grammar(
-                prompt.tools, asked.calls, control_id, self._tokenizer.template_shows
-            )
+            marks = Markings(self._tokenizer.template_shows, control_id)
+            grammar = tool_call_grammar(asked.tool_format, prompt.tools, asked.calls, marks)
+            if grammar is None:
+                return options
             options = replace(options, grammar=grammar)
         assert options.grammar is not None
         compiler.matcher(options.grammar)

@@ -12,6 +12,7 @@ from mlflow_phi3_onnx.core.options import Option, read, table
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
+from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS as TOOL_FORMATS
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 from mlflow_phi3_onnx.runtime.session_options import (
@@ -116,6 +117,14 @@ RUNTIME_SETTINGS = table(
         ),
     ),
     _setting(
+        "tool_format",
+        "The form in which the model writes tool calls, which are read and enforced in it. auto:"
+        " what the chat template and the control tokens tell; where they tell none, calls stay text"
+        " and cannot be required. none: the same, whatever they tell.",
+        one_of(*TOOL_FORMATS),
+        "auto",
+    ),
+    _setting(
         "verify",
         "How a saved model's files are checked before they are read. size: each is there with its"
         " size and no other is, and those up to 4 MiB have their SHA-256. hash: all of them have"
@@ -124,7 +133,7 @@ RUNTIME_SETTINGS = table(
         otherwise="size; hash where the weights are in a repository",
     ),
 )
-"""The settings of the runtime, by name: those of the engine, and ``verify``."""
+"""The settings of the runtime, by name: those of the engine, and others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +144,13 @@ class Settings:
         generation: Generation parameters, clean.
         engine: How the model is run.
         verify: How a saved model's files are checked, where that was said.
+        tool_format: How the model writes tool calls, or ``auto``.
     """
 
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     engine: EngineOptions = field(default_factory=EngineOptions)
     verify: Verify | None = None
+    tool_format: str = "auto"
 
     @classmethod
     def check(cls, config: Mapping[str, Any] | None, task: Task) -> Settings:
@@ -168,8 +179,8 @@ class Settings:
                 param="max_tokens",
             )
         runtime = {name: clean.pop(name) for name in RUNTIME_SETTINGS if name in clean}
-        verify = runtime.pop("verify", None)
-        return cls(generation=clean, engine=EngineOptions(**runtime), verify=verify)
+        own = {name: runtime.pop(name) for name in ("verify", "tool_format") if name in runtime}
+        return cls(generation=clean, engine=EngineOptions(**runtime), **own)
 
 
 def config_keys(task: Task) -> list[str]:

@@ -20,7 +20,7 @@ from mlflow_phi3_onnx.openai.parameters import (
 )
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
-from mlflow_phi3_onnx.openai.tools.grammar import CallRule
+from mlflow_phi3_onnx.openai.tools.formats.base import ToolCallRule, ToolFormat
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -48,13 +48,15 @@ class Asked:
         include_usage: Whether a stream ends with the usage.
         echo: Whether the answer begins with the prompt.
         calls: How tools are to be called, where that is enforced.
+        tool_format: How the model writes calls, where that is known.
     """
 
     request: Request
     stream: bool | None = None
     include_usage: bool = True
     echo: bool = False
-    calls: CallRule | None = None
+    calls: ToolCallRule | None = None
+    tool_format: ToolFormat | None = None
 
 
 def parse_request(
@@ -66,6 +68,7 @@ def parse_request(
     model_defaults: Mapping[str, Any] | None = None,
     adapters: Collection[str] = (),
     own_name: str = "",
+    tool_format: ToolFormat | None = None,
 ) -> Asked:
     """Check a request and settle every option.
 
@@ -80,6 +83,7 @@ def parse_request(
         model_defaults: The ``search`` section of the model's ``genai_config.json``.
         adapters: The names of the model's adapters.
         own_name: The name that answers of the model itself carry.
+        tool_format: How the model writes calls, where that is known.
 
     Raises:
         InvalidRequestError: If a field is not what it may be.
@@ -109,6 +113,7 @@ def parse_request(
         include_usage={**DEFAULTS["stream_options"], **settled["stream_options"]}["include_usage"],
         echo=settled["echo"],
         calls=_calls(merged),
+        tool_format=tool_format,
     )
 
 
@@ -180,7 +185,7 @@ def _shows_tools(merged: Mapping[str, Any]) -> bool:
     return bool(merged.get("tools")) and merged.get("tool_choice") != "none"
 
 
-def _calls(merged: Mapping[str, Any]) -> CallRule | None:
+def _calls(merged: Mapping[str, Any]) -> ToolCallRule | None:
     """Settle what is enforced of tool calls; None leaves the model free."""
     if not _shows_tools(merged):
         return None
@@ -188,10 +193,10 @@ def _calls(merged: Mapping[str, Any]) -> CallRule | None:
     parallel = merged.get("parallel_tool_calls", DEFAULTS["parallel_tool_calls"])
     if choice == "auto":
         strict = any(tool["function"].get("strict") for tool in merged["tools"])
-        return CallRule(required=False, parallel=parallel) if strict or not parallel else None
+        return ToolCallRule(required=False, parallel=parallel) if strict or not parallel else None
     if choice == "required":
-        return CallRule(required=True, parallel=parallel)
-    return CallRule(required=True, name=choice["function"]["name"], parallel=False)
+        return ToolCallRule(required=True, parallel=parallel)
+    return ToolCallRule(required=True, name=choice["function"]["name"], parallel=False)
 
 
 def _prompts(value: Any, merged: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:

@@ -17,7 +17,8 @@ from mlflow_phi3_onnx.openai.logprobs import (
     prompt_logprobs,
     text_logprobs,
 )
-from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser, whole_message
+from mlflow_phi3_onnx.openai.tools.deltas import whole_message
+from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -104,11 +105,11 @@ def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
 
 
 def tool_parser(asked: Asked) -> ToolCallParser | None:
-    """Make what finds tool calls in one answer, where the request has tools."""
+    """Make what finds tool calls in one completion, where there are tools and a known format."""
     (prompt,) = asked.request.prompts
-    if not isinstance(prompt, ChatPrompt) or not prompt.tools:
+    if not isinstance(prompt, ChatPrompt) or not prompt.tools or asked.tool_format is None:
         return None
-    return ToolCallParser({tool["function"]["name"] for tool in prompt.tools})
+    return ToolCallParser(asked.tool_format, prompt.tools)
 
 
 def finish_reason(reason: str, parser: ToolCallParser) -> str:

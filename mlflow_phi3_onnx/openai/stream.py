@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.core.request import Delta, EncodedPrompt
     from mlflow_phi3_onnx.openai.parse import Asked
-    from mlflow_phi3_onnx.openai.tools.parser import Piece
+    from mlflow_phi3_onnx.openai.tools.deltas import Part
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 
@@ -72,7 +72,7 @@ class ChatWriter:
         """Yield chunks with content, tool calls or a finish reason, maybe none."""
         self._last[index] = delta
         parser = self._parsers[index]
-        pieces: list[Piece] = [delta.text] if delta.text else []
+        pieces: list[Part] = [delta.text] if delta.text else []
         reason: str | None = delta.finish_reason
         if parser:
             pieces = parser.add(delta.text)
@@ -175,7 +175,7 @@ class PlainWriter:
         return iter(())
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
+def _delta(piece: Part) -> dict[str, Any]:
     return {"content": piece} if isinstance(piece, str) else {"tool_calls": [piece.delta()]}
 
 

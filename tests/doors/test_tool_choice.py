@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
 
-from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
 from tests.support.tool_cases import (
     PARAMETERS,
     SPAIN,
@@ -21,7 +22,7 @@ from tests.support.tool_cases import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_phi3_onnx import GenAIModel
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -143,3 +144,40 @@ def test_names_of_every_kind_can_be_enforced(model: GenAIModel) -> None:
             [{"messages": SPAIN, "tools": tools, "tool_choice": "required", "temperature": 1}],
         )[0]["choices"][0]
         assert {c["function"]["name"] for c in choice["message"]["tool_calls"]} == {name}
+
+
+@pytest.fixture(scope="module")
+def unknown(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, with other marks of calls."""
+    folder = tmp_path_factory.mktemp("unknown") / "model"
+    shutil.copytree(demo, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        text = (folder / name).read_text(encoding="utf-8")
+        text = text.replace("<|tool_call|>", "<|call|>").replace("<|/tool_call|>", "<|/call|>")
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_of_an_unknown_format_calls_stay_text_and_are_not_required(
+    unknown: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with GenAIModel(unknown) as model:
+        told = [record.message for record in caplog.records if "tool_format" in record.message]
+        assert len(told) == 1
+        for more in ({}, {"parallel_tool_calls": False}, {"tool_choice": "auto"}):
+            choice = model.chat(WEATHER, tools=TOOLS[:1], max_tokens=40, **more)["choices"][0]
+            assert choice["message"]["content"].startswith("<|call|>")
+            assert "tool_calls" not in choice["message"]
+        for forced in ("required", named("get_weather")):
+            with pytest.raises(UnsupportedParameterError, match="Set tool_format") as caught:
+                model.chat(WEATHER, tools=TOOLS[:1], tool_choice=forced)
+            assert caught.value.param == "tool_choice"
+    with GenAIModel(unknown, model_config={"tool_format": "hermes"}) as model:
+        fields = {"tools": TOOLS[:1], "tool_choice": "required", "max_tokens": 300}
+        check_calls(model.chat(WEATHER, **fields)["choices"][0])
+
+
+def test_a_format_that_is_not_known_is_refused(demo: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="one of auto, none, phi4_mini, hermes") as caught:
+        GenAIModel(demo, model_config={"tool_format": "phi5"})
+    assert caught.value.param == "tool_format"

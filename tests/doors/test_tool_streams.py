@@ -27,7 +27,7 @@ FORMS = {
     "Hermes": ("<tool_call>", "</tool_call>"),
     "Llama 3": ("<|call|>", "<|/call|>"),
 }
-"""What the tokens that mark a call are called: that tells the form which calls are held to."""
+"""What the tokens that mark a call are called: that tells the format. Llama 3's is set."""
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -42,7 +42,8 @@ def any_form(
         for old, new in zip(FORMS["Phi-4-mini"], FORMS[request.param], strict=True):
             text = text.replace(old, new)
         (folder / name).write_text(text, encoding="utf-8")
-    with GenAIModel(folder) as loaded:
+    config = {"tool_format": "llama3"} if request.param == "Llama 3" else None
+    with GenAIModel(folder, model_config=config) as loaded:
         yield loaded
 
 

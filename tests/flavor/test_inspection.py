@@ -61,6 +61,18 @@ def test_the_text_has_what_matters(demo: Path, tmp_path: Path, capsys: Captured)
     assert str(tmp_path) not in text
 
 
+def test_the_tool_format_is_told(demo: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert report(capsys, demo)["tool_format"] == "phi4_mini"
+    save_model(demo, tmp_path / "saved", model_config={"tool_format": "hermes"})
+    assert report(capsys, tmp_path / "saved")["tool_format"] == "hermes"
+    assert main(["inspect", str(tmp_path / "saved")]) == 0
+    assert "tool calls       hermes" in capsys.readouterr().out
+    save_model(demo, tmp_path / "none", model_config={"tool_format": "none"})
+    assert report(capsys, tmp_path / "none")["tool_format"] is None
+    assert main(["inspect", str(tmp_path / "none")]) == 0
+    assert "they stay text and cannot be required" in capsys.readouterr().out
+
+
 def test_a_defect_and_its_repair(demo: Path, tmp_path: Path, capsys: Captured) -> None:
     folder = Path(shutil.copytree(demo, tmp_path / "model"))
     path = folder / "genai_config.json"

@@ -10,11 +10,15 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
-from mlflow_phi3_onnx.openai.tools.grammar import CallRule, call_grammar
+from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolCallRule
+from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
+from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 from tests.support.tool_cases import CITY, closed, parse, tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mlflow_phi3_onnx.core.request import Grammar
 
 END = "<|im_end|>"
 
@@ -47,6 +51,10 @@ def hermes(text: str) -> bool:
     return text == "<tool_call>"
 
 
+def llama3(text: str) -> bool:
+    return text == "ipython"
+
+
 VOCABULARIES = {
     "Phi-4-mini": Vocabulary(
         ["<|tool_call|>", "<|/tool_call|>"],
@@ -61,12 +69,18 @@ VOCABULARIES = {
     "Hermes in plain text": Vocabulary(
         [], hermes, '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
     ),
-    "Llama 3": Vocabulary([], lambda _: False, '{"name": "f", "parameters": {"a": 1}}'),
+    "Llama 3": Vocabulary([], llama3, '{"name": "f", "parameters": {"a": 1}}'),
 }
 CALLABLE = [
     tool("f", closed(a={"enum": [1, 2]}), strict=True),
     tool("g", closed(b={"enum": ["x"]}), strict=True),
 ]
+
+
+def grammar_of(rule: ToolCallRule, model: Markings) -> Grammar:
+    held = tool_call_grammar(choose_format("auto", model), CALLABLE, rule, model)
+    assert held is not None
+    return held
 
 
 def compiler_of(tokenizer: Tokenizer) -> GrammarCompiler:
@@ -76,7 +90,10 @@ def compiler_of(tokenizer: Tokenizer) -> GrammarCompiler:
 
 
 def babble(
-    compiler: GrammarCompiler, tokenizer: Tokenizer, rule: CallRule, shows: Callable[[str], bool]
+    compiler: GrammarCompiler,
+    tokenizer: Tokenizer,
+    rule: ToolCallRule,
+    shows: Callable[[str], bool],
 ) -> list[str]:
     """Take random allowed tokens, and return what was written, several times."""
 
@@ -84,7 +101,7 @@ def babble(
         token = tokenizer.token_to_id(text)
         return token if token is not None and compiler.is_control(token) else None
 
-    held = call_grammar(CALLABLE, rule, control_id, shows)
+    held = grammar_of(rule, Markings(shows, control_id))
     size = tokenizer.get_vocab_size()
     end = tokenizer.token_to_id(END)
     texts: list[str] = []
@@ -110,7 +127,7 @@ def test_required_calls_can_be_parsed_in_every_form(name: str, parallel: bool) -
     marks, shows, example = VOCABULARIES[name]
     tokenizer = byte_level(marks)
     compiler = compiler_of(tokenizer)
-    rule = CallRule(required=True, parallel=parallel)
+    rule = ToolCallRule(required=True, parallel=parallel)
     counts: set[int] = set()
     for text in babble(compiler, tokenizer, rule, shows):
         content, calls = parse([text])
@@ -121,7 +138,7 @@ def test_required_calls_can_be_parsed_in_every_form(name: str, parallel: bool) -
             assert json.loads(arguments) in allowed
         counts.add(len(calls))
     assert (counts == {1}) == (not parallel or name == "Llama 3")
-    rule = CallRule(required=True, name="f", parallel=False)
+    rule = ToolCallRule(required=True, name="f", parallel=False)
     texts = babble(compiler, tokenizer, rule, shows)
     assert example in [text.replace('"a":1', '"a": 1') for text in texts]
 
@@ -131,12 +148,12 @@ def test_free_answers_hold_only_calls_that_can_be_parsed(name: str) -> None:
     marks, shows, example = VOCABULARIES[name]
     tokenizer = byte_level(marks)
     compiler = compiler_of(tokenizer)
-    rule = CallRule(required=False, parallel=False)
+    rule = ToolCallRule(required=False, parallel=False)
 
     def control_id(text: str) -> int | None:
         return tokenizer.token_to_id(text)
 
-    held = call_grammar(CALLABLE, rule, control_id, shows)
+    held = grammar_of(rule, Markings(shows, control_id))
 
     def takes(text: str) -> bool:
         matcher = compiler.matcher(held)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_phi3_onnx.openai.tools.parser import CallPiece
-from tests.support.tool_cases import CITY, parse, pieces_of
+from mlflow_phi3_onnx.openai.tools.deltas import ToolCallDelta
+from tests.support.tool_cases import CITY, MARKS, format_in, parse, parts_of
 
 
 class Written(NamedTuple):
@@ -165,7 +165,7 @@ def test_calls_are_found_in_pieces_of_every_size(case: Written) -> None:
 
 @pytest.mark.parametrize("case", CALLS, ids=lambda case: case.text[:60])
 def test_no_part_of_a_call_is_passed_on_as_text(case: Written) -> None:
-    passed = [piece for pieces in pieces_of(case.text) for piece in pieces]
+    passed = [piece for pieces in parts_of(case.text) for piece in pieces]
     assert "".join(piece for piece in passed if isinstance(piece, str)) == case.content
 
 
@@ -235,35 +235,36 @@ def calls(draw: st.DrawFn, key: str, *, marked: bool) -> tuple[str, tuple[str, s
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> Written:
-    """An answer in one of the forms."""
-    form = draw(st.sampled_from(["phi", "hermes", "llama"]))
-    if form == "llama":
+def answers(draw: st.DrawFn) -> tuple[str, Written]:
+    """A format's name, and a completion in it."""
+    form = draw(st.sampled_from(list(MARKS)))
+    if form == "llama3":
         tag = draw(st.sampled_from(["", "<|python_tag|>"]))
         written, call = draw(calls("parameters", marked=bool(tag)))
-        return Written(draw(SPACES) + tag + written + draw(SPACES), "", [call])
+        return form, Written(draw(SPACES) + tag + written + draw(SPACES), "", [call])
     before = draw(st.sampled_from(["", "Sure.", "a < b\n", "<|", "[x]: "]))
     several = draw(st.lists(calls("arguments", marked=True), min_size=1, max_size=3))
     objects = [draw(SPACES) + written + draw(SPACES) for written, _ in several]
-    if form == "phi":
+    if form == "phi4_mini":
         text = f"{before}<|tool_call|>[{','.join(objects)}]<|/tool_call|>"
     else:
         blocks = [f"<tool_call>{written}</tool_call>{draw(SPACES)}" for written in objects]
         text = before + "".join(blocks)
-    return Written(text, before, [call for _, call in several])
+    return form, Written(text, before, [call for _, call in several])
 
 
 @settings(max_examples=150, deadline=None)
 @given(answers(), st.data())
 def test_calls_of_every_form_are_found_however_they_are_cut(
-    answer: Written, data: st.DataObject
+    written: tuple[str, Written], data: st.DataObject
 ) -> None:
+    form, answer = written
     expected = (answer.content, answer.calls)
-    assert parse([answer.text]) == expected
-    assert parse(answer.text) == expected
+    assert parse([answer.text], form) == expected
+    assert parse(answer.text, form) == expected
     edges = sorted(data.draw(st.sets(st.integers(0, len(answer.text)), max_size=20)))
     pieces = [answer.text[a:b] for a, b in itertools.pairwise([0, *edges, len(answer.text)])]
-    assert parse(pieces) == expected
+    assert parse(pieces, form) == expected
     for _, arguments in answer.calls:
         assert isinstance(json.loads(arguments), dict)
 
@@ -279,10 +280,11 @@ FRAGMENTS = [
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14), st.data())
 def test_any_text_gives_the_same_whole_and_in_pieces(parts: list[str], data: st.DataObject) -> None:
     text = "".join(parts)
-    whole = parse([text])
-    assert parse(text) == whole
-    assert parse(parts) == whole
-    assert parse(cuts(text, data.draw(st.integers(1, 9)))) == whole
+    for form in MARKS:
+        whole = parse([text], form)
+        assert parse(text, form) == whole
+        assert parse(parts, form) == whole
+        assert parse(cuts(text, data.draw(st.integers(1, 9))), form) == whole
 
 
 @settings(max_examples=300, deadline=None)
@@ -290,13 +292,14 @@ def test_any_text_gives_the_same_whole_and_in_pieces(parts: list[str], data: st.
     st.lists(st.sampled_from(["<", "tool_call>", "<|tool_call|>", "{", "}", " ", "a", "[", '"']))
 )
 def test_no_text_is_lost(pieces: list[str]) -> None:
-    assert parse(pieces) == ("".join(pieces), [])
+    for form in MARKS:
+        assert parse(pieces, form) == ("".join(pieces), [])
 
 
 def test_a_call_that_is_cut_between_the_halves_of_a_character_has_neither() -> None:
     text = '<tool_call>{"name": "f", "arguments": "\\u007b\\ud83d\\ude00'
     for end in range(text.index("d83d"), len(text) - 1):
-        _, found = parse([text[:end]])
+        _, found = parse([text[:end]], "hermes")
         assert found in ([], [("f", "{")])
     assert parse([text]) == ("", [("f", "{😀")])
 
@@ -305,7 +308,7 @@ def test_a_call_that_is_cut_between_the_halves_of_a_character_has_neither() -> N
 @given(st.sampled_from([*CALLS, *BROKEN]), st.data())
 def test_a_cut_call_has_the_beginning_of_its_arguments(case: Written, data: st.DataObject) -> None:
     end = data.draw(st.integers(0, len(case.text)))
-    _, found = parse([case.text[:end]])
+    _, found = parse([case.text[:end]], format_in(case.text))
     assert len(found) <= len(case.calls)
     for (name, arguments), (whole_name, whole) in zip(found, case.calls, strict=False):
         assert name == whole_name
@@ -315,7 +318,7 @@ def test_a_cut_call_has_the_beginning_of_its_arguments(case: Written, data: st.D
 def passed_on(text: str) -> str:
     """Show what is passed on with each character: the character, a name in brackets, or a dot."""
     shown: list[str] = []
-    for pieces in pieces_of(text)[:-1]:
+    for pieces in parts_of(text)[:-1]:
         texts = [
             piece
             if isinstance(piece, str)
@@ -353,7 +356,7 @@ def test_as_little_as_can_be_is_held_back(text: str, passed: str) -> None:
 
 
 def test_a_call_s_name_comes_before_and_without_its_arguments() -> None:
-    first, *others = [piece for piece in pieces_of([CITY])[0] if isinstance(piece, CallPiece)]
+    first, *others = [piece for piece in parts_of([CITY])[0] if isinstance(piece, ToolCallDelta)]
     assert first.name == "f"
     assert first.arguments == ""
     assert first.id

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from mlflow_phi3_onnx.openai.tools.parser import CallPiece, ToolCallParser, whole_message
+from mlflow_phi3_onnx.openai.tools.deltas import ToolCallDelta, whole_message
+from mlflow_phi3_onnx.openai.tools.formats.registry import FORMATS
+from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mlflow_phi3_onnx.openai.tools.parser import Piece
+    from mlflow_phi3_onnx.openai.tools.deltas import Part
 
 WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
@@ -69,19 +71,30 @@ def check_calls(choice: dict[str, Any]) -> list[str]:
 CITY = '{"name": "f", "arguments": {"city": "Paris"}}'
 """A call of one of the two tools that :func:`parse` knows, f and g."""
 
+MARKS = {"phi4_mini": "<|tool_call|>", "hermes": "<tool", "llama3": "<|python_tag|>"}
+"""What a format's calls, and nothing of the others, begin with."""
 
-def pieces_of(texts: Iterable[str]) -> list[list[Piece]]:
+
+def format_in(text: str) -> str:
+    """Name the format whose mark comes first in a text; without one, that is Llama 3's."""
+    marks = {text.find(m): name for name, m in MARKS.items() if m in text}
+    return marks[min(marks)] if marks else "llama3"
+
+
+def parts_of(texts: Iterable[str], tool_format: str = "") -> list[list[Part]]:
     """Return what a parser passes on after each text, and at the end."""
-    parser = ToolCallParser({"f", "g"})
+    texts = list(texts)
+    tool_format = tool_format or format_in("".join(texts))
+    parser = ToolCallParser(FORMATS[tool_format], [tool("f"), tool("g")])
     return [*map(parser.add, texts), parser.finish()]
 
 
-def parse(texts: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
+def parse(texts: Iterable[str], tool_format: str = "") -> tuple[str, list[tuple[str, str]]]:
     """Return an answer's text and calls, and check that its pieces are in OpenAI's form."""
-    pieces = [piece for passed in pieces_of(texts) for piece in passed]
+    pieces = [piece for passed in parts_of(texts, tool_format) for piece in passed]
     known: list[str] = []
     for piece in pieces:
-        if not isinstance(piece, CallPiece):
+        if not isinstance(piece, ToolCallDelta):
             assert piece
             continue
         delta = piece.delta()

@@ -1,4 +1,4 @@
-"""JSON that arrives in pieces, read a character at a time.
+"""JSON that arrives in chunks, read a character at a time.
 
 Readers are generators that wait, in a ``yield``, for the next character. So what they read is
 written down as if all the text were there, and how the text was cut can make no difference.
@@ -11,7 +11,7 @@ import string
 from collections.abc import Generator
 from typing import TypeAlias, TypeVar
 
-__all__ = ["PieceReader", "Reading"]
+__all__ = ["JsonReader", "Reading"]
 
 _T = TypeVar("_T")
 Reading: TypeAlias = Generator[None, None, _T]
@@ -24,7 +24,7 @@ _HEX_DIGITS = frozenset(string.hexdigits)
 _ESCAPED = dict(zip('"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
 
 
-class PieceReader:
+class JsonReader:
     """Reads JSON (RFC 8259) from characters that are fed to it.
 
     A reader leaves the first character that does not belong to what it reads for the next one.

@@ -1,0 +1,1 @@
+"""How models write tool calls: one module a format, and the registry of them."""

@@ -1,0 +1,50 @@
+"""Which format a model's tool calls have: by its template and control tokens, or as it is set."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS, choose_format
+from tests.support.tool_cases import parse
+
+
+def named(setting: str, template: str, *control: str) -> str | None:
+    found = choose_format(setting, Markings(template.__contains__, dict.fromkeys(control, 7).get))
+    return found.name if found else None
+
+
+@pytest.mark.parametrize(
+    ("template", "control", "name"),
+    [
+        ("{{ tools }}", ["<|tool_call|>"], "phi4_mini"),
+        ("'<|tool_call|>[' + call", [], "phi4_mini"),
+        ("{{ tools }}", ["<tool_call>"], "hermes"),
+        ('<tool_call>{"name": "', [], "hermes"),
+        ("<tool_call><function=f><parameter=x>", ["<tool_call>"], None),
+        ("<tool_call>f<arg_key>", ["<tool_call>"], None),
+        ("Environment: ipython", [], "llama3"),
+        ("{{ tools }}", ["<|python_tag|>"], "llama3"),
+        ("[TOOL_CALLS]", ["[TOOL_CALLS]"], None),
+        ("", [], None),
+    ],
+)
+def test_template_and_control_tokens_tell(
+    template: str, control: list[str], name: str | None
+) -> None:
+    assert named("auto", template, *control) == name
+    for setting in SETTINGS[1:]:
+        assert named(setting, template, *control) == (None if setting == "none" else setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("phi4_mini", '{"name": "f", "arguments": {}}'),
+        ("hermes", '{"name": "f", "parameters": {}}'),
+        ("hermes", '<|tool_call|>[{"name": "f", "arguments": {}}]<|/tool_call|>'),
+        ("llama3", '<tool_call>{"name": "f", "arguments": {}}</tool_call>'),
+    ],
+)
+def test_what_another_format_calls_a_call_is_text(name: str, other: str) -> None:
+    assert parse([other], name) == (other, [])
