@@ -273,10 +273,8 @@ def load_model(
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
     local = download(str(model_uri), dst_path)
-    saved = (
-        mlflow_compat.get_flavor_configuration(str(local), "python_function").get("config") or {}
-    )
+    saved = mlflow_compat.get_flavor_configuration(str(local), "python_function").get("config")
     given = {"execution_provider": execution_provider, "verify": verify}
     own = {name: value for name, value in given.items() if value is not None}
-    model, _ = open_artifact(local, {**(pyfunc.get("config") or {}), **(model_config or {}), **own})
+    model, _ = open_artifact(local, {**(saved or {}), **(model_config or {}), **own})
     return model
