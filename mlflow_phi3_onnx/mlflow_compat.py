@@ -14,7 +14,6 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
-from mlflow.tracking.artifact_utils import _download_artifact_from_uri as download_artifact
 from mlflow.tracking.artifact_utils import (
     _get_root_uri_and_artifact_path as get_root_uri_and_artifact_path,
 )
@@ -51,7 +50,6 @@ __all__ = [
     "check_model_config_is_json",
     "copy_code_paths",
     "copy_extra_files",
-    "download_artifact",
     "get_artifact_repository",
     "get_flavor_configuration",
     "get_model_name_and_version",

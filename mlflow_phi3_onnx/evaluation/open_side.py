@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from mlflow_phi3_onnx.errors import (
     DependencyError,
     InvalidModelError,
     InvalidRequestError,
-    SourceNotFoundError,
 )
 from mlflow_phi3_onnx.evaluation.side import Scores, Side, Text
 from mlflow_phi3_onnx.flavor.functions import load_model
@@ -23,8 +21,8 @@ from mlflow_phi3_onnx.sources.convert.transformers_objects import (
     is_of_transformers,
     is_pipeline,
 )
-from mlflow_phi3_onnx.sources.local import existing
-from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, fetch, is_uri, read_held
+from mlflow_phi3_onnx.sources.local_copy import local_copy
+from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, read_held
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -136,17 +134,8 @@ def _unwrap(pyfunc: Any) -> Any:
 
 def _load(model: str | Path, name: str, stack: ExitStack) -> tuple[Any, str | None]:
     """Load what is at a path or URI, a native model or a pipeline; and tell the URI."""
-    folder, uri = existing(model), None
-    if folder is None and isinstance(model, str) and is_uri(model):
-        made = tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True)
-        temporary = Path(stack.enter_context(made))
-        uri, folder = fetch(model, lambda: temporary)
-    if folder is None or not folder.is_dir():
-        place = "the path given" if uri is None else uri
-        kind = "nothing" if folder is None else "a file"
-        raise SourceNotFoundError(
-            f"{name} must be {_EXPECTED}; there is {kind} at {place}.", param=name
-        )
+    copy = stack.enter_context(local_copy(model, expected=_EXPECTED, param=name))
+    folder, uri = copy.path, copy.uri
     held = read_held(folder, uri)
     if held is None:
         return stack.enter_context(GenAIModel(folder)), uri

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from mlflow_phi3_onnx.model.scoring import perplexity
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -190,7 +192,7 @@ def compare_runs(
     a, b = ([value for run in side for value in run.scores.logprobs] for side in runs)
     likeliest = [[token for run in side for token in run.scores.likeliest] for side in runs]
     speeds = [_speed(side) for side in runs]
-    perplexities = [_perplexity(a), _perplexity(b)]
+    perplexities = [perplexity(a), perplexity(b)]
     return Comparison(
         model_a=sides[0].label,
         model_b=sides[1].label,
@@ -233,8 +235,8 @@ def _compare_prompt(
         agreement=place / longest,
         likeliest_agreement=_share(same),
         logprob_difference=_mean_difference(a.scores.logprobs, b.scores.logprobs),
-        perplexity_a=_perplexity(a.scores.logprobs),
-        perplexity_b=_perplexity(b.scores.logprobs),
+        perplexity_a=perplexity(a.scores.logprobs),
+        perplexity_b=perplexity(b.scores.logprobs),
         tokens_per_second_a=_speed([a]),
         tokens_per_second_b=_speed([b]),
     )
@@ -267,10 +269,6 @@ def _share(flags: Sequence[bool]) -> float:
 
 def _mean_difference(a: Sequence[float], b: Sequence[float]) -> float:
     return math.fsum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a)
-
-
-def _perplexity(logprobs: Sequence[float]) -> float:
-    return math.exp(-math.fsum(logprobs) / len(logprobs))
 
 
 def _speed(runs: Sequence[Run]) -> float:

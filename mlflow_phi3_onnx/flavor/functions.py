@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.lora.adapters import fitted
 from mlflow_phi3_onnx.flavor import requirements
 from mlflow_phi3_onnx.flavor.describe import describe, facts_of
 from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, open_artifact
-from mlflow_phi3_onnx.flavor.save import SavePlan, check_target, plan_save, write_model
-from mlflow_phi3_onnx.model.native import GenAIModel
+from mlflow_phi3_onnx.flavor.save import SaveOptions, check_target, prepare
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.sources import lineage
-from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
+from mlflow_phi3_onnx.sources.local_copy import download
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.models.resources import Resource
 
     from mlflow_phi3_onnx.artifact.manifest import Verify
+    from mlflow_phi3_onnx.model.native import GenAIModel
     from mlflow_phi3_onnx.sources.convert.options import Precision
 
 __all__ = [
@@ -38,8 +36,6 @@ __all__ = [
     "log_model",
     "save_model",
 ]
-
-_logger = logging.getLogger(__name__)
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -135,37 +131,14 @@ def save_model(
         InvalidRequestError: If another argument is not what it may be.
         mlflow.exceptions.MlflowException: If path exists and is not empty.
     """
-    plan = plan_save(
-        task=task,
-        adapters=adapters,
-        model_config=model_config,
-        conda_env=conda_env,
-        code_paths=code_paths,
-        signature=signature,
-        input_example=input_example,
-        pip_requirements=pip_requirements,
-        extra_pip_requirements=extra_pip_requirements,
-        metadata=metadata,
-        extra_files=extra_files,
-        save_pretrained=save_pretrained,
-    )
+    options = SaveOptions.check(locals())
     target = Path(path).absolute()
     check_target(target)
-    source = _source(
-        model,
-        subfolder=subfolder,
-        revision=revision,
-        tokenizer=tokenizer,
-        precision=precision,
-        export_options=export_options,
-        by_reference=not save_pretrained,
-        adapted=bool(plan.adapters),
-    )
-    with resolve(source) as resolved, fitted(plan.adapters, resolved.bundle.model) as files:
-        write_model(plan, resolved, target, mlflow_model or Model(), adapters=files, link=False)
+    with prepare(options) as prepared:
+        prepared.write(target, mlflow_model or Model(), link=False)
 
 
-def log_model(
+def log_model(  # noqa: D417 - save_model's arguments share one entry
     model: Any,
     artifact_path: str | None = None,
     *,
@@ -207,29 +180,16 @@ def log_model(
     model, tags link the two, on both sides.
 
     Args:
-        model: What to log; see :func:`save_model`.
+        model: What to log; see :func:`save_model`, as for ``subfolder``, ``revision``,
+            ``tokenizer``, ``precision``, ``export_options``, ``save_pretrained``, ``adapters``,
+            ``task``, ``conda_env``, ``code_paths``, ``signature``, ``input_example``,
+            ``pip_requirements``, ``extra_pip_requirements``, ``metadata`` and ``extra_files``.
         artifact_path: Deprecated by MLflow; use ``name``.
         name: The logged model's name.
-        subfolder: See :func:`save_model`.
-        revision: See :func:`save_model`.
-        tokenizer: See :func:`save_model`.
-        precision: See :func:`save_model`.
-        export_options: See :func:`save_model`.
-        save_pretrained: See :func:`save_model`.
-        adapters: See :func:`save_model`.
-        task: See :func:`save_model`.
         model_config: See :func:`save_model`. It is also logged as parameters of the run.
-        conda_env: See :func:`save_model`.
-        code_paths: See :func:`save_model`.
         registered_model_name: Registers a version of the model under this name.
-        signature: See :func:`save_model`.
-        input_example: See :func:`save_model`.
         await_registration_for: Seconds to wait until a registered version is ready; 0 or None
             does not wait.
-        pip_requirements: See :func:`save_model`.
-        extra_pip_requirements: See :func:`save_model`.
-        metadata: See :func:`save_model`.
-        extra_files: See :func:`save_model`.
         prompts: Registered prompts that the model uses, as URIs or objects.
         params: Parameters to log with the model.
         tags: Tags of the logged model.
@@ -252,43 +212,18 @@ def log_model(
         ConversionError: If it cannot be converted.
         InvalidRequestError: If another argument is not what it may be.
     """
-    plan = plan_save(
-        task=task,
-        adapters=adapters,
-        model_config=model_config,
-        conda_env=conda_env,
-        code_paths=code_paths,
-        signature=signature,
-        input_example=input_example,
-        pip_requirements=pip_requirements,
-        extra_pip_requirements=extra_pip_requirements,
-        metadata=metadata,
-        extra_files=extra_files,
-        save_pretrained=save_pretrained,
-    )
-    source = _source(
-        model,
-        subfolder=subfolder,
-        revision=revision,
-        tokenizer=tokenizer,
-        precision=precision,
-        export_options=export_options,
-        by_reference=not save_pretrained,
-        adapted=bool(plan.adapters),
-    )
-    with resolve(source) as resolved, fitted(plan.adapters, resolved.bundle.model) as files:
+    options = SaveOptions.check(locals())
+    with prepare(options) as prepared:
+        origin = prepared.source.origin
         description = ""
         if registered_model_name is not None:
-            description = describe(facts_of(resolved.bundle), resolved.origin)
+            description = describe(facts_of(prepared.source.bundle), origin)
         info = Model.log(
             artifact_path=artifact_path,
             name=name,
-            flavor=_Staging,
+            flavor=prepared,
             flavor_name=FLAVOR_NAME,
-            plan=plan,
-            source=resolved,
-            adapters=files,
-            model_config=plan.config,
+            model_config=options.config,
             validate_serving_input=validate_serving_input,
             registered_model_name=registered_model_name,
             await_registration_for=await_registration_for or 0,
@@ -297,14 +232,14 @@ def log_model(
             auth_policy=auth_policy,
             prompts=prompts,
             params=None if params is None else dict(params),
-            tags={**lineage.tags_of(resolved.origin), **(tags or {})} or None,
+            tags={**lineage.tags_of(origin), **(tags or {})} or None,
             model_type=model_type,
             step=step,
             model_id=model_id,
         )
     version = info.registered_model_version
     registered = None if version is None else f"models:/{registered_model_name}/{version}"
-    lineage.link_back(resolved.origin, registered or info.model_uri)
+    lineage.link_back(origin, registered or info.model_uri)
     if registered_model_name is not None and version is not None:
         lineage.describe_version(registered_model_name, version, description)
     return info
@@ -337,42 +272,9 @@ def load_model(
         SourceError: If its files are in a repository and cannot be fetched.
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
-    local = mlflow_compat.download_artifact(artifact_uri=str(model_uri), output_path=dst_path)
-    saved = mlflow_compat.get_flavor_configuration(local, "python_function").get("config") or {}
+    local = download(str(model_uri), dst_path)
+    saved = mlflow_compat.get_flavor_configuration(str(local), "python_function").get("config")
     given = {"execution_provider": execution_provider, "verify": verify}
     own = {name: value for name, value in given.items() if value is not None}
-    model, _ = open_artifact(Path(local), {**saved, **(model_config or {}), **own})
+    model, _ = open_artifact(local, {**(saved or {}), **(model_config or {}), **own})
     return model
-
-
-def _source(model: Any, **options: Any) -> Source:
-    if isinstance(model, GenAIModel):
-        if model.adapters:
-            _logger.warning(
-                "The model was loaded with adapters (%s), which are not carried over: give those"
-                " that you need.",
-                ", ".join(model.adapters),
-            )
-        return Source(model=model.folder, origin=model.origin, **options)
-    return Source(model=model, **options)
-
-
-class _Staging:
-    """The flavor that ``Model.log`` saves with: into a folder that it copies on at once.
-
-    ``Model.log`` acts on ``model_config`` and ``validate_serving_input``, and passes them on. Where
-    it is to load the model from there, links would not do: they lead out of the model.
-    """
-
-    @staticmethod
-    def save_model(
-        path: str,
-        mlflow_model: Model,
-        plan: SavePlan,
-        source: ResolvedSource,
-        adapters: Mapping[str, Path],
-        validate_serving_input: bool = False,
-        **_: Any,
-    ) -> None:
-        link = not validate_serving_input
-        write_model(plan, source, Path(path), mlflow_model, adapters=adapters, link=link)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
-from mlflow_phi3_onnx.errors import SourceNotFoundError
 from mlflow_phi3_onnx.flavor.describe import facts_of
 from mlflow_phi3_onnx.model.start import why_not_slots
 from mlflow_phi3_onnx.model.tool_format import tool_format_of
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on
-from mlflow_phi3_onnx.sources.local import existing
-from mlflow_phi3_onnx.sources.mlflow_models import fetch, is_uri
+from mlflow_phi3_onnx.sources.local_copy import local_copy
 from mlflow_phi3_onnx.sources.reference import locate_files
 
 if TYPE_CHECKING:
@@ -48,16 +44,9 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
         SourceNotFoundError: If there is nothing.
         InvalidModelError: If the model is broken.
     """
-    with tempfile.TemporaryDirectory() as work:
-        path = existing(source)
-        if path is None and is_uri(source):
-            _, path = fetch(source, lambda: Path(work))
-        if path is None or not path.is_dir():
-            raise SourceNotFoundError(
-                "There is no folder at the path given. Expected a model folder, a saved model, or a"
-                " models:/ or runs:/ URI.",
-                param="model",
-            )
+    expected = "the path of a model folder or a saved model, or a models:/ or runs:/ URI"
+    with local_copy(source, expected=expected) as copy:
+        path = copy.path
         if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
             return _report(bundle_of_folder(path), {"kind": "model folder"}, "auto")
         saved = read_saved(path)

@@ -13,6 +13,7 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.sources.local_copy import download
 from mlflow_phi3_onnx.sources.reference import locate_files
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
     root, name = mlflow_compat.get_root_uri_and_artifact_path(str(model_uri))
     store = mlflow_compat.get_artifact_repository(root)
     with tempfile.TemporaryDirectory() as work:
-        local = Path(store.download_artifacts(name, dst_path=work))
+        local = download(str(model_uri), work)
         saved = read_saved(local)
         if not saved.by_reference:
             return

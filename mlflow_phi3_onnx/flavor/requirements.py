@@ -28,6 +28,7 @@ DEPENDENCIES = (
     "jinja2",
     "llguidance",
     "numpy",
+    "packaging",
     "pandas",
     "psutil",
     "pyyaml",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, stage_adapters
+from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted, stage_adapters
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.core.checks import describe_kind
@@ -24,24 +25,27 @@ from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.flavor import requirements
 from mlflow_phi3_onnx.flavor.describe import facts_of
 from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
+from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
+from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from mlflow_phi3_onnx.sources.resolve import ResolvedSource
+__all__ = ["PreparedModel", "SaveOptions", "check_target", "prepare"]
 
-__all__ = ["SavePlan", "check_target", "plan_save", "write_model"]
+_logger = logging.getLogger(__name__)
 
 CODE = "code"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SavePlan:
-    """How a model is to be saved, checked.
+class SaveOptions:
+    """What ``save_model`` and ``log_model`` have in common, checked before the source is touched.
 
     Attributes:
+        source: The model and how it is converted.
         task: What the model is for.
         config: The saved configuration, as it was given.
         adapters: The files or PEFT folders of its adapters, by name.
@@ -50,12 +54,11 @@ class SavePlan:
         input_example: An input to save along.
         code_paths: Code to save along.
         extra_files: Files to save along.
-        conda_env: The environment, instead of requirements.
-        pip_requirements: Requirements instead of the default.
-        extra_pip_requirements: Requirements beside the default.
+        environment: The conda environment, the pip requirements and their constraints.
         save_pretrained: Whether the weights are saved, and not only where they are.
     """
 
+    source: Source
     task: Task
     config: Mapping[str, Any]
     adapters: Mapping[str, Path]
@@ -64,61 +67,163 @@ class SavePlan:
     input_example: Any
     code_paths: list[str] | None
     extra_files: list[str] | None
-    conda_env: Mapping[str, Any] | str | None
-    pip_requirements: list[str] | str | None
-    extra_pip_requirements: list[str] | str | None
+    environment: tuple[Any, list[str], list[str]]
     save_pretrained: bool
 
+    @classmethod
+    def check(cls, given: Mapping[str, Any]) -> SaveOptions:
+        """Check the arguments of ``save_model`` or ``log_model``.
 
-def plan_save(
-    *,
-    task: Task,
-    adapters: Mapping[str, str | Path] | None,
-    model_config: Mapping[str, Any] | str | Path | None,
-    signature: ModelSignature | bool | None,
-    metadata: Mapping[str, Any] | None,
-    code_paths: list[str] | None,
-    conda_env: Mapping[str, Any] | str | None,
-    pip_requirements: list[str] | str | None,
-    extra_pip_requirements: list[str] | str | None,
-    input_example: Any,
-    extra_files: list[str] | None,
-    save_pretrained: bool,
-) -> SavePlan:
-    """Check how a model is to be saved, before its source is touched.
+        Args:
+            given: The arguments, by name; what the two do not have in common is left alone.
+
+        Raises:
+            InvalidRequestError: If an argument is not what it may be.
+            SourceNotFoundError: If there is nothing at the path of an adapter.
+            InvalidModelError: If an adapter's folder is none of PEFT's.
+        """
+        conda_env, pip, extra_pip = (
+            given[name] for name in ("conda_env", "pip_requirements", "extra_pip_requirements")
+        )
+        mlflow_compat.validate_env_arguments(conda_env, pip, extra_pip)
+        mlflow_compat.validate_code_paths(given["code_paths"])
+        if missing := [path for path in given["code_paths"] or () if not Path(path).exists()]:
+            raise InvalidRequestError(
+                f"code_paths: there is nothing at {missing[0]}.", param="code_paths"
+            )
+        task, metadata = given["task"], given["metadata"] or {}
+        if task not in ALL_TASKS:
+            raise InvalidRequestError(
+                f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
+            )
+        if not isinstance(metadata, Mapping):
+            raise InvalidRequestError(
+                f"metadata must be a mapping; got {describe_kind(metadata)}.", param="metadata"
+            )
+        if metadata.get("task", task) != task:
+            raise InvalidRequestError(
+                f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
+                param="metadata",
+            )
+        config = _read_config(given["model_config"])
+        Settings.check(config, task)
+        adapters = check_adapters(given["adapters"])
+        return cls(
+            source=_source(given, adapted=bool(adapters)),
+            task=task,
+            config=config,
+            adapters=adapters,
+            signature=_signature(given["signature"], task),
+            metadata={**metadata, "task": task},
+            input_example=given["input_example"],
+            code_paths=given["code_paths"],
+            extra_files=given["extra_files"],
+            environment=_environment(conda_env, pip, extra_pip),
+            save_pretrained=given["save_pretrained"],
+        )
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that is ready to be written: its source resolved, its adapters found to fit.
+
+    Attributes:
+        options: How it is to be saved.
+        source: The model.
+        adapters: The files of its adapters, by name.
+    """
+
+    options: SaveOptions
+    source: ResolvedSource
+    adapters: Mapping[str, Path]
+
+    def save_model(
+        self,
+        path: str,
+        mlflow_model: Model,
+        *,
+        validate_serving_input: bool = False,
+        **_: Any,
+    ) -> None:
+        """Save the model for ``Model.log``, into a folder that it copies on at once.
+
+        ``Model.log`` acts on ``model_config`` and ``validate_serving_input``, and passes them on.
+        Where it is to load the model from there, links would not do: they lead out of the model.
+        """
+        self.write(Path(path), mlflow_model, link=not validate_serving_input)
+
+    def write(self, path: Path, mlflow_model: Model, *, link: bool) -> None:
+        """Write the model to a folder that is empty or does not exist.
+
+        Args:
+            path: The folder.
+            mlflow_model: The MLflow model that the flavor is added to.
+            link: Whether to link the model's files, where the folder is copied again at once.
+        """
+        options, source = self.options, self.source
+        files = source.bundle.files
+        data = {"data": DATA} if options.save_pretrained else {}
+        reference = {} if options.save_pretrained else {"reference": dict(source.reference or {})}
+        with _fresh_folder(path), ThreadPoolExecutor(1) as worker:
+            # Hashing gigabytes lets go of the interpreter's lock: the rest is done meanwhile.
+            if options.save_pretrained:
+                staging = worker.submit(stage, files, path / DATA, link=link, outside=path)
+            else:
+                staging = worker.submit(write_manifest, files)
+            adapters = stage_adapters(self.adapters, path, link=link)
+            code = _copy_code(options.code_paths, path)
+            mlflow_compat.save_example(mlflow_model, options.input_example, str(path))
+            if options.signature is not None:
+                mlflow_model.signature = options.signature
+            mlflow_model.metadata = {**(mlflow_model.metadata or {}), **options.metadata}
+            mlflow_pyfunc.add_to_model(
+                mlflow_model,
+                loader_module=FLAVOR_NAME,
+                **data,
+                code=code,
+                conda_env=mlflow_compat.CONDA_ENV_FILE,
+                python_env=mlflow_compat.PYTHON_ENV_FILE,
+                # MLflow lets only saved keys be overridden at load, so all of them are saved.
+                model_config={**dict.fromkeys(config_keys(options.task)), **options.config},
+                streamable=True,
+            )
+            manifest = staging.result()
+            _check_hashes(manifest, source.hashes)
+            mlflow_model.add_flavor(
+                FLAVOR_NAME,
+                schema_version=SCHEMA_VERSION,
+                onnxruntime_genai_version=requirements.runtime_version(),
+                **facts_of(source.bundle),
+                source=dict(source.origin),
+                task=options.task,
+                **data,
+                **reference,
+                code=code,
+                files=manifest,
+                **({"adapters": adapters} if adapters else {}),
+                **mlflow_compat.copy_extra_files(options.extra_files, str(path)),
+            )
+            mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(path))
+            mlflow_model.save(str(path / mlflow_compat.MLMODEL_FILE_NAME))
+            _write_environment(path, *options.environment)
+
+
+@contextmanager
+def prepare(options: SaveOptions) -> Generator[PreparedModel]:
+    """Resolve a model's source and fit its adapters; what is made for it lasts for the context.
 
     Raises:
-        InvalidRequestError: If an argument is not what it may be.
-        SourceNotFoundError: If there is nothing at the path of an adapter.
-        InvalidModelError: If an adapter's folder is none of PEFT's.
+        SourceError: If there is no such source, it cannot be read, or it holds several models.
+        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
+        InvalidRequestError: If an argument is not for this source.
+        DependencyError: If it must be converted, and what that needs is not installed.
+        ConversionError: If it cannot be converted.
     """
-    mlflow_compat.validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
-    mlflow_compat.validate_code_paths(code_paths)
-    if task not in ALL_TASKS:
-        raise InvalidRequestError(
-            f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
-        )
-    if metadata and metadata.get("task", task) != task:
-        raise InvalidRequestError(
-            f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
-            param="metadata",
-        )
-    config = _read_config(model_config)
-    Settings.check(config, task)
-    return SavePlan(
-        task=task,
-        config=config,
-        adapters=check_adapters(adapters),
-        signature=_signature(signature, task),
-        metadata={**(metadata or {}), "task": task},
-        input_example=input_example,
-        code_paths=code_paths,
-        extra_files=extra_files,
-        conda_env=conda_env,
-        pip_requirements=pip_requirements,
-        extra_pip_requirements=extra_pip_requirements,
-        save_pretrained=save_pretrained,
-    )
+    with (
+        resolve(options.source) as source,
+        fitted(options.adapters, source.bundle.model) as adapters,
+    ):
+        yield PreparedModel(options, source, adapters)
 
 
 def check_target(path: Path) -> None:
@@ -137,71 +242,24 @@ def check_target(path: Path) -> None:
         )
 
 
-def write_model(
-    plan: SavePlan,
-    source: ResolvedSource,
-    path: Path,
-    mlflow_model: Model,
-    *,
-    adapters: Mapping[str, Path],
-    link: bool,
-) -> None:
-    """Write a model to a folder that is empty or does not exist.
-
-    Args:
-        plan: How it is to be saved.
-        source: The model.
-        path: The folder.
-        mlflow_model: The MLflow model that the flavor is added to.
-        adapters: The files of its adapters, which fit it, by name.
-        link: Whether to link the model's files, where the folder is copied again at once.
-    """
-    files = source.bundle.files
-    data = {"data": DATA} if plan.save_pretrained else {}
-    reference = {} if plan.save_pretrained else {"reference": dict(source.reference or {})}
-    with _fresh_folder(path), ThreadPoolExecutor(1) as worker:
-        # Hashing gigabytes lets go of the interpreter's lock: the rest is done meanwhile.
-        if plan.save_pretrained:
-            staging = worker.submit(stage, files, path / DATA, link=link, outside=path)
-        else:
-            staging = worker.submit(write_manifest, files)
-        staged_adapters = stage_adapters(adapters, path, link=link)
-        code = _copy_code(plan.code_paths, path)
-        environment = _environment(plan)
-        mlflow_compat.save_example(mlflow_model, plan.input_example, str(path))
-        if plan.signature is not None:
-            mlflow_model.signature = plan.signature
-        mlflow_model.metadata = {**(mlflow_model.metadata or {}), **plan.metadata}
-        mlflow_pyfunc.add_to_model(
-            mlflow_model,
-            loader_module=FLAVOR_NAME,
-            **data,
-            code=code,
-            conda_env=mlflow_compat.CONDA_ENV_FILE,
-            python_env=mlflow_compat.PYTHON_ENV_FILE,
-            # MLflow lets only saved keys be overridden at load, so all of them are saved.
-            model_config={**dict.fromkeys(config_keys(plan.task)), **plan.config},
-            streamable=True,
-        )
-        manifest = staging.result()
-        _check_hashes(manifest, source.hashes)
-        mlflow_model.add_flavor(
-            FLAVOR_NAME,
-            schema_version=SCHEMA_VERSION,
-            onnxruntime_genai_version=requirements.runtime_version(),
-            **facts_of(source.bundle),
-            source=dict(source.origin),
-            task=plan.task,
-            **data,
-            **reference,
-            code=code,
-            files=manifest,
-            **({"adapters": staged_adapters} if staged_adapters else {}),
-            **mlflow_compat.copy_extra_files(plan.extra_files, str(path)),
-        )
-        mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(path))
-        mlflow_model.save(str(path / mlflow_compat.MLMODEL_FILE_NAME))
-        _write_environment(path, *environment)
+def _source(given: Mapping[str, Any], *, adapted: bool) -> Source:
+    names = ("subfolder", "revision", "tokenizer", "precision", "export_options")
+    model, origin = given["model"], {}
+    if isinstance(model, GenAIModel):
+        if model.adapters:
+            _logger.warning(
+                "The model was loaded with adapters (%s), which are not carried over: give those"
+                " that you need.",
+                ", ".join(model.adapters),
+            )
+        model, origin = model.folder, model.origin
+    return Source(
+        model=model,
+        **{name: given[name] for name in names},
+        by_reference=not given["save_pretrained"],
+        adapted=adapted,
+        origin=origin,
+    )
 
 
 def _read_config(model_config: Any) -> dict[str, Any]:
@@ -274,14 +332,12 @@ def _check_hashes(manifest: Manifest, hashes: Mapping[str, str]) -> None:
             )
 
 
-def _environment(plan: SavePlan) -> tuple[Any, list[str], list[str]]:
+def _environment(conda_env: Any, pip: Any, extra_pip: Any) -> tuple[Any, list[str], list[str]]:
     """Settle the conda environment, the requirements and their constraints."""
-    if plan.conda_env is not None:
-        return mlflow_compat.process_conda_env(plan.conda_env)
-    default = None if plan.pip_requirements else requirements.default_pip_requirements()
-    return mlflow_compat.process_pip_requirements(
-        default, plan.pip_requirements, plan.extra_pip_requirements
-    )
+    if conda_env is not None:
+        return mlflow_compat.process_conda_env(conda_env)
+    default = None if pip else requirements.default_pip_requirements()
+    return mlflow_compat.process_pip_requirements(default, pip, extra_pip)
 
 
 def _write_environment(path: Path, conda: Any, pip: list[str], constraints: list[str]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.model.planning import Planner
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["is_one", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
+__all__ = ["is_one", "perplexity", "plan_greedy", "plan_perplexity", "plan_token_logprobs"]
 
 
 def is_one(text: Any) -> bool:
@@ -118,5 +118,9 @@ def _entries(
 
 def _perplexity(completions: Sequence[Completion]) -> float:
     tokens = completions[0].prompt_logprobs
-    logprobs = [token.logprob for token in tokens if token is not None]
+    return perplexity([token.logprob for token in tokens if token is not None])
+
+
+def perplexity(logprobs: Sequence[float]) -> float:
+    """Return the perplexity of tokens with these natural logarithms of their probabilities."""
     return math.exp(-math.fsum(logprobs) / len(logprobs))

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.protos.databricks_pb2 import (
-    INVALID_PARAMETER_VALUE,
-    RESOURCE_DOES_NOT_EXIST,
-    ErrorCode,
-)
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.core.files import inside
-from mlflow_phi3_onnx.errors import InvalidModelError, SourceNotFoundError
+from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = [
     "TRANSFORMERS",
     "Held",
     "assemble_checkpoint",
     "check_transformers",
-    "fetch",
-    "is_uri",
     "read_held",
 ]
 
 _logger = logging.getLogger(__name__)
 
 TRANSFORMERS = "transformers"
-
-_URI = re.compile(r"(models|runs):/")
-_NOT_FOUND = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
 
 
 @dataclass(frozen=True)
@@ -59,45 +45,6 @@ class Held:
     flavors: Mapping[str, Any]
     metadata: Mapping[str, Any]
     origin: Mapping[str, Any]
-
-
-def is_uri(text: str) -> bool:
-    """Whether a text is the URI of something that MLflow holds."""
-    return _URI.match(text) is not None
-
-
-def fetch(uri: str, temporary_folder: Callable[[], Path]) -> tuple[str, Path]:
-    """Bring what is at a URI onto this machine, unless it is there.
-
-    Args:
-        uri: A ``models:/`` or ``runs:/`` URI.
-        temporary_folder: Makes a folder to download to.
-
-    Returns:
-        The URI, with the version that an alias stands for now; and the folder.
-
-    Raises:
-        SourceNotFoundError: If there is nothing at the URI, or it is none.
-        mlflow.exceptions.MlflowException: If MLflow fails otherwise.
-    """
-    try:
-        here = False
-        if uri.startswith("models:"):
-            parts = mlflow_compat.get_model_name_and_version(MlflowClient(), uri)
-            uri = "models:/" + "/".join(map(str, parts))
-            store = mlflow_compat.ModelsArtifactRepository(uri).repo
-            here = isinstance(store, mlflow_compat.LocalArtifactRepository)
-        target = None if here else str(temporary_folder())
-        return uri, Path(download_artifacts(artifact_uri=uri, dst_path=target))
-    except MlflowException as error:
-        # What is no URI at all has the same code as failures inside MLflow.
-        if error.error_code not in _NOT_FOUND and "Not a proper" not in error.message:
-            raise
-        raise SourceNotFoundError(
-            f"MLflow has no model at {uri}. Expected models:/<name>/<version>,"
-            " models:/<name>@<alias>, models:/<model id> or runs:/<run id>/<path>.",
-            param="model",
-        ) from error
 
 
 def read_held(path: Path, uri: str | None = None) -> Held | None:

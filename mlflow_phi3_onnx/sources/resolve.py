@@ -14,7 +14,7 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, bundle_of_folder, bundle_of
 from mlflow_phi3_onnx.artifact.folder import ModelFolder
 from mlflow_phi3_onnx.artifact.lora.adapters import NO_ADAPTER_INPUTS
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
+from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.convert.builder import check_dependencies, convert
@@ -26,6 +26,7 @@ from mlflow_phi3_onnx.sources.convert.transformers_objects import (
 )
 from mlflow_phi3_onnx.sources.layout import REPO_ID, Part, check_subfolder, choose
 from mlflow_phi3_onnx.sources.local import existing, list_cards, list_files
+from mlflow_phi3_onnx.sources.local_copy import local_copy
 from mlflow_phi3_onnx.sources.reference import locate_files
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ __all__ = ["ResolvedSource", "Source", "resolve"]
 _logger = logging.getLogger(__name__)
 
 _EXPECTED = (
-    "model must be the path of a folder with a model, the id of a repository on the Hugging Face"
+    "the path of a folder with a model, the id of a repository on the Hugging Face"
     " hub, such as 'microsoft/Phi-3-mini-4k-instruct-onnx', the URI of an MLflow model, models:/ or"
     " runs:/, a text-generation pipeline or a model of transformers, a loaded GenAIModel, or a"
     " mapping of execution providers to any of these"
@@ -140,15 +141,11 @@ class _Resolver:
             raise InvalidRequestError(_NOT_IN_A_REPOSITORY, param="save_pretrained")
         if isinstance(model, str | Path):
             self._refuse("tokenizer", "a model of transformers that is in memory")
-            path = existing(model)
-            text = model if isinstance(model, str) and path is None else ""
-            if REPO_ID.fullmatch(text):
-                return self._from_hub(text, self._source.revision, self._must_convert)
+            if isinstance(model, str) and REPO_ID.fullmatch(model) and existing(model) is None:
+                return self._from_hub(model, self._source.revision, self._must_convert)
             self._refuse("revision", "repositories on the hub")
-            if mlflow_models.is_uri(text):
-                uri, folder = mlflow_models.fetch(text, self._temporary_folder)
-                return self._from_folder(folder, uri)
-            return self._from_folder(path)
+            copy = self._stack.enter_context(local_copy(model, expected=_EXPECTED))
+            return self._from_folder(copy.path, copy.uri)
         if is_of_transformers(model):
             self._refuse("subfolder", "folders and repositories")
             self._refuse("revision", "repositories on the hub")
@@ -162,7 +159,7 @@ class _Resolver:
         if type(model).__module__.partition(".")[0] == "peft":
             hint = " Merge a LoRA adapter into its model first: model.merge_and_unload()."
         raise InvalidRequestError(
-            f"{_EXPECTED}; got a {type(model).__name__}.{hint}", param="model"
+            f"model must be {_EXPECTED}; got a {type(model).__name__}.{hint}", param="model"
         )
 
     def _refuse(self, name: str, where: str) -> None:
@@ -171,11 +168,7 @@ class _Resolver:
                 f"{name} is for {where}, and model is none of them.", param=name
             )
 
-    def _from_folder(self, path: Path | None, uri: str | None = None) -> ResolvedSource:
-        if path is None or not path.is_dir():
-            kind = "a file" if path and path.is_file() else "nothing"
-            place = "the path given" if uri is None else uri
-            raise SourceNotFoundError(f"{_EXPECTED}; there is {kind} at {place}.", param="model")
+    def _from_folder(self, path: Path, uri: str | None) -> ResolvedSource:
         if held := mlflow_models.read_held(path, uri):
             self._refuse("subfolder", "folders and repositories")
             return self._from_mlflow(held)

@@ -13,7 +13,7 @@ from mlflow.models import Model
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import FLAVOR_NAME
-from mlflow_phi3_onnx.cli.main import main
+from mlflow_phi3_onnx.cli.main import COMMANDS, main
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -87,15 +87,7 @@ def test_there_is_one_target(demo: Path, target: list[str], capsys: Captured) ->
 
 def test_a_process_tells_its_error_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mlflow_phi3_onnx.cli.main",
-            "export",
-            "nowhere",
-            "--output",
-            "saved",
-        ],
+        [sys.executable, "-m", "mlflow_phi3_onnx.cli", "export", "nowhere", "--output", "saved"],
         capture_output=True,
         text=True,
         check=False,
@@ -105,6 +97,25 @@ def test_a_process_tells_its_error_without_a_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("mlflow-phi3-onnx: error: model must be the path of a folder")
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_and_the_help_are_told_without_loading_mlflow(capsys: Captured) -> None:
+    code = (
+        "import sys; from mlflow_phi3_onnx.cli.main import COMMANDS, main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'mlflow', 'pandas', 'numpy', 'onnxruntime', 'onnxruntime_genai'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    for argument in ("--version", "--help"):
+        command = [sys.executable, "-c", code, argument]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert out.startswith(("mlflow-phi3-onnx ", "usage: mlflow-phi3-onnx "))
+        assert out.endswith("\n[]\n")
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "SOURCE" in capsys.readouterr().out
 
 
 def test_the_command_is_installed_with_the_package() -> None:

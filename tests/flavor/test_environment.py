@@ -20,6 +20,7 @@ from mlflow_phi3_onnx import (
     get_default_pip_requirements,
     save_model,
 )
+from mlflow_phi3_onnx.flavor.requirements import DEPENDENCIES
 
 MLFLOW = f"mlflow=={mlflow_version}"
 URL = "https://example.com/phi3"
@@ -276,3 +277,16 @@ def test_a_machine_without_the_runtime_can_save_a_model(
     installed("onnxruntime_genai", mlflow_phi3_onnx="0.1.0")
     save_model(demo, tmp_path / "saved")
     assert "onnxruntime-genai" in names(requirements(tmp_path / "saved"))
+
+
+PROJECT = Path(mlflow_phi3_onnx.__file__).parents[1] / "pyproject.toml"
+
+
+def test_bundled_source_brings_the_dependencies_that_the_project_declares() -> None:
+    block = PROJECT.read_text(encoding="utf-8").partition("\ndependencies = [\n")[2]
+    declared = {
+        Requirement(line.strip(' ",')).name
+        for line in block.partition("\n]\n")[0].splitlines()
+        if not line.strip().startswith("#")
+    }
+    assert set(DEPENDENCIES) == declared - {"mlflow", "onnxruntime-genai"}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import mlflow_phi3_onnx
 
@@ -49,15 +52,25 @@ def modules() -> list[tuple[str, Path]]:
 
 
 def test_all_is_exactly_what_is_public() -> None:
-    private = {"_PyFuncWrapper", "_load_pyfunc"}
-    rooms = {room for room, _ in modules()}
-    public = {
-        name
-        for name in vars(mlflow_phi3_onnx)
-        if name not in rooms and (not name.startswith("_") or name in private | {"__version__"})
+    names = mlflow_phi3_onnx.__all__
+    assert dir(mlflow_phi3_onnx) == sorted([*names, "errors"])
+    assert len(names) == len(set(names))
+    private = {"_PyFuncWrapper", "_load_pyfunc", "__version__"}
+    assert {name for name in names if name.startswith("_")} == private
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = mlflow_phi3_onnx.no_such_name  # type: ignore[attr-defined] - that is the point
+
+
+def test_each_public_name_is_what_type_checkers_take_it_for() -> None:
+    told = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mlflow_phi")
+        for alias in node.names
     }
-    assert set(mlflow_phi3_onnx.__all__) == public
-    assert len(mlflow_phi3_onnx.__all__) == len(set(mlflow_phi3_onnx.__all__))
+    assert set(told) == set(mlflow_phi3_onnx.__all__)
+    for name, module in told.items():
+        assert getattr(mlflow_phi3_onnx, name) is getattr(importlib.import_module(module), name)
 
 
 def test_each_room_imports_only_the_floors_below_it() -> None:
@@ -106,13 +119,40 @@ def test_only_mlflow_compat_imports_private_names_of_mlflow() -> None:
         assert room == "mlflow_compat" or not private, f"{path.name} imports {private}"
 
 
-def test_importing_the_package_loads_no_runtime_and_turns_telemetry_off() -> None:
+def test_importing_the_package_loads_no_library_and_turns_telemetry_off() -> None:
     code = (
         "import os, sys; os.environ.pop('ORT_DISABLE_TELEMETRY', None); import mlflow_phi3_onnx;"
         "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1';"
-        "assert not {'onnxruntime_genai', 'torch', 'transformers'} & set(sys.modules)"
+        "assert not {'mlflow', 'numpy', 'pandas'} & set(sys.modules);"
+        "mlflow_phi3_onnx.load_model;"
+        "heavy = {'onnxruntime_genai', 'onnxruntime', 'torch', 'transformers'};"
+        "assert not heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pure_rooms_need_nothing_of_mlflow_but_the_class_of_their_errors() -> None:
+    """``mlflow.exceptions`` brings all of MLflow along, so what it holds is stood in for here."""
+    pure = ("core", "grammar", "prompt", "openai")
+    names = [
+        ".".join(("mlflow_phi3_onnx", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for room, path in modules()
+        if room in pure and path.name != "__init__.py"
+    ]
+    code = """
+import importlib, sys, types
+for name in ("mlflow", "mlflow.exceptions", "mlflow.protos"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["mlflow.exceptions"].MlflowException = type("MlflowException", (Exception,), {})
+sys.modules["mlflow.protos"].databricks_pb2 = type("Codes", (), {"__getattr__": lambda *_: 0})()
+stand_ins = {name for name in sys.modules if name.startswith("mlflow.")}
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+loaded = {name for name in sys.modules if name.startswith("mlflow.")}
+loaded |= {"pandas", "onnxruntime", "onnxruntime_genai"} & set(sys.modules)
+assert loaded == stand_ins, loaded - stand_ins
+"""
+    subprocess.run([sys.executable, "-c", code, *names], check=True)
 
 
 def test_a_loaded_model_writes_nothing_to_the_home_folder(tmp_path: Path) -> None:

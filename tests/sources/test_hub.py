@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 from huggingface_hub import constants
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 import mlflow_phi3_onnx
@@ -116,6 +117,35 @@ def test_a_second_save_downloads_nothing_again(hub: FakeHub, tmp_path: Path) -> 
     before = len(hub.downloaded())
     save_model(REPO, tmp_path / "second", subfolder=CPU)
     assert len(hub.downloaded()) == before
+
+
+BAD = {
+    "task": {"task": "chat"},
+    "configuration": {"model_config": {"color": 1}},
+    "signature": {"signature": "text"},
+    "task of the metadata": {"metadata": {"task": "other"}},
+    "metadata": {"metadata": ["task"]},
+    "two environments": {"conda_env": {}, "pip_requirements": []},
+    "no environment": {"conda_env": "no_such.yaml"},
+    "no requirements": {"pip_requirements": ["-r no_such.txt"]},
+    "code": {"code_paths": ["no_such.py"]},
+    "adapter": {"adapters": {"a": "no_such.onnx_adapter"}},
+    "precision": {"precision": "int3"},
+    "subfolder": {"subfolder": "../outside"},
+}
+
+
+@pytest.mark.usefixtures("tracking")
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)
+def test_a_bad_argument_is_refused_before_the_hub_is_asked(
+    hub: FakeHub, tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises((GenAIError, MlflowException, OSError, ValueError)):
+        save_model(REPO, tmp_path / "saved", **arguments)
+    with pytest.raises((GenAIError, MlflowException, OSError, ValueError)):
+        log_model(REPO, name="bad", **arguments)
+    assert hub.requests == []
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_repository_of_several_variants_lists_them(hub: FakeHub, tmp_path: Path) -> None:
