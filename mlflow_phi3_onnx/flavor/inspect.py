@@ -18,6 +18,7 @@ from mlflow_phi3_onnx.sources.reference import locate_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from mlflow_phi3_onnx.artifact.manifest import Verify
 
