@@ -122,6 +122,7 @@ def test_ctrl_c_while_the_server_starts_leaves_nothing(
     record = state_folder / "interrupted" / "record.json"
     creating = command("create", "--name", "interrupted", "-m", deployable_model_uri)
     until(lambda: record.exists() or creating.poll() is not None)
+    assert creating.poll() is None, output(creating)
     server = json.loads(record.read_text())["process"]["pid"]
     assert psutil.pid_exists(server)
 
