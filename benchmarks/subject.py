@@ -20,7 +20,7 @@ from mlflow_phi3_onnx.runtime.machine import available_threads
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from mlflow_phi3_onnx.openai.parameters import Task
+    from mlflow_phi3_onnx.core.tasks import Task
 
 __all__ = ["LOOPS", "Scale", "Subject", "own_store", "tokens_of"]
 

@@ -12,7 +12,7 @@ from benchmarks.timing import interleaved, timed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mlflow_phi3_onnx.openai.parameters import Task
+    from mlflow_phi3_onnx.core.tasks import Task
 
     _Row = Callable[[int], dict[str, Any]]
 

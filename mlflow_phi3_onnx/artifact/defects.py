@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.artifact.onnx.graph import FULL_ATTENTION
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -56,7 +58,7 @@ def _sliding_window(folder: ModelFolder) -> Defect | None:
     makes the runtime fill in the others with defaults that fail too.
     """
     windows = folder.graph.attention_windows
-    if not (folder.decoder.get("sliding_window") and windows and windows <= {-1}):
+    if not (folder.sliding_window and windows and windows <= FULL_ATTENTION):
         return None
     window = {"window_size": 0, "slide_key_value_cache": False, "slide_inputs": False}
     return Defect(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from mlflow_phi3_onnx.core.files import inside, list_visible
+from mlflow_phi3_onnx.core.files import inside, list_visible, refuse_links_out
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def check_files(folder: Path, manifest: Manifest, level: Verify, *, own: bool = 
         folder: The folder that they are in.
         manifest: What was saved.
         level: ``"size"``: every file is there with its size, small ones have their hash, and there
-            is no other file. ``"hash"``: every file has its hash. ``"off"``: nothing is checked.
+            is no other file. ``"hash"``: every file has its hash. ``"off"``: only that no file is a
+            link out of the folder.
         own: Whether the folder is the artifact's own, and not a cache's, where files are links and
             others lie beside them.
 
@@ -81,6 +82,8 @@ def check_files(folder: Path, manifest: Manifest, level: Verify, *, own: bool = 
         InvalidModelError: If a file is missing, is not as it was saved, was not saved, or is a link
             that leads out of the folder.
     """
+    if own and folder.exists():
+        refuse_links_out(folder)
     if level == "off":
         return
     for name, facts in manifest.items():

@@ -13,12 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
+from mlflow_phi3_onnx.core.checks import string
+from mlflow_phi3_onnx.core.document import Document
 from mlflow_phi3_onnx.core.files import inside, read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 __all__ = ["MANIFEST_FILE", "PackageVariant", "is_package", "read_package"]
 
@@ -26,6 +28,7 @@ MANIFEST_FILE = "manifest.json"
 COMPONENT_FILE = "component.json"
 
 _VERSION = re.compile(r"1(\.\d+)?")
+_SHOWN = 20
 _SHARED = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -59,42 +62,40 @@ def read_package(path: Path) -> list[PackageVariant]:
         InvalidModelError: If it is not a package, is of a later format, holds other than one
             component, refers to what is not inside a variant's folder, or leads out of its own.
     """
-    manifest = read_json_object(path / MANIFEST_FILE)
-    version = str(manifest.get("schema_version"))
+    manifest = Document(read_json_object(path / MANIFEST_FILE), MANIFEST_FILE)
+    version = str(manifest.values.get("schema_version"))
     if not _VERSION.fullmatch(version):
-        raise InvalidModelError(
-            f"{MANIFEST_FILE}: schema_version is {version}; this package reads 1 and 1.x."
+        raise manifest.refusal(
+            "schema_version", f"is {version[:_SHOWN]}; this package reads 1 and 1.x"
         )
-    components = _object(manifest.get("components"), f"{MANIFEST_FILE}: components")
-    if len(components) != 1:
+    components = manifest.section("components")
+    if len(components.values) != 1:
         raise InvalidModelError(
-            f"{MANIFEST_FILE} lists {len(components)} components; a package of ONNX Runtime GenAI"
-            " has one."
+            f"{MANIFEST_FILE} lists {len(components.values)} components; a package of ONNX Runtime"
+            " GenAI has one."
         )
-    (component,) = components.values()
+    ((name, place),) = components.values.items()
     folder = PurePosixPath()
-    where = MANIFEST_FILE
-    if isinstance(component, str):
-        file = _inside(folder, component, MANIFEST_FILE)
+    if isinstance(place, str):
+        file = _inside(folder, place, MANIFEST_FILE)
         if (path / file).is_dir():
             file /= COMPONENT_FILE
         folder, where = file.parent, file.as_posix()
-        component = read_json_object(path / file, name=where)
-    body = _object(component, f"{where}: the component")
-    variants = _object(body.get("variants"), f"{where}: variants")
+        component = Document(read_json_object(path / file, name=where), where)
+    else:
+        component = components.section(name)
+    component.section("variants")
     found = [
-        _variant(path, folder, name, _object(variant, f"{where}: variants.{name}"), where)
-        for name, variant in variants.items()
+        _variant(path, folder, name, variant)
+        for name, variant in component.sections("variants").items()
     ]
     if not found:
-        raise InvalidModelError(f"{where} lists no variants.")
+        raise InvalidModelError(f"{component.file} lists no variants.")
     return found
 
 
-def _variant(
-    path: Path, parent: PurePosixPath, name: str, body: Mapping[str, Any], where: str
-) -> PackageVariant:
-    folder = _inside(parent, body.get("variant_directory", name), where)
+def _variant(path: Path, parent: PurePosixPath, name: str, body: Document) -> PackageVariant:
+    folder = _inside(parent, body.values.get("variant_directory", name), body.file)
     if not (path / folder / CONFIG_FILE).is_file():
         raise InvalidModelError(f"The package's variant {name} has no {CONFIG_FILE}.")
     config = read_json_object(path / folder / CONFIG_FILE)
@@ -104,10 +105,11 @@ def _variant(
             " of onnxruntime-genai do not find. Put the files into the variant's folder, under"
             " their names."
         )
-    provider = provider_name(str(body.get("ep", "cpu")))
+    asked = body.read("ep", string, "cpu")
+    provider = provider_name(asked)
     if provider not in PROVIDERS:
         raise InvalidModelError(
-            f"The package's variant {name} is for {body['ep']!r}, which is no execution provider of"
+            f"The package's variant {name} is for {asked!r}, which is no execution provider of"
             f" onnxruntime-genai; those are {', '.join(PROVIDERS)}."
         )
     return PackageVariant(name, folder.as_posix(), provider)
@@ -117,12 +119,6 @@ def _inside(parent: PurePosixPath, name: Any, where: str) -> PurePosixPath:
     """Return a path of the package's, relative to its top."""
     refusal = f"{where} names a path that leads out of the package"
     return parent / inside(Path(), name, refusal).as_posix()
-
-
-def _object(value: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidModelError(f"{what} must be a JSON object.")
-    return value
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlflow_phi3_onnx.core.files import MAX_JSON_BYTES, parse_json_object
+from mlflow_phi3_onnx.core.bounds import MAX_JSON_BYTES
+from mlflow_phi3_onnx.core.files import parse_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT
 from mlflow_phi3_onnx.flavor.functions import log_model, save_model
-from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace

@@ -14,18 +14,28 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_JSON_BYTES
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["inside", "list_visible", "parse_json_object", "read_json_object"]
-
-MAX_JSON_BYTES = 1 << 26
-MAX_JSON_DEPTH = 64
+__all__ = [
+    "inside",
+    "list_visible",
+    "parse_json_object",
+    "read_json_object",
+    "read_text",
+    "read_yaml_object",
+    "refuse_links_out",
+]
 
 _SHOWN = 80
+_LONGEST_NAME = 255
+_ALIASES = 1000
 _NOT_IN_NAMES = re.compile(r"[\\:\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -49,13 +59,7 @@ def read_json_object(
             than 64 levels, no JSON in UTF-8 or no object, or has a key twice in one object.
     """
     name = name or path.name
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError) as cause:
-        raise error(f"{name} is missing.") from cause
-    except OSError as cause:
-        raise error(f"{name} cannot be read.") from cause
+    data = _read(path, MAX_JSON_BYTES, name, error)
     return parse_json_object(data, name, error, infinite=infinite)
 
 
@@ -67,8 +71,6 @@ def parse_json_object(
     infinite: bool = False,
 ) -> dict[str, Any]:
     """Parse what a JSON file holds; arguments and errors as :func:`read_json_object`."""
-    if len(data) > MAX_JSON_BYTES:
-        raise error(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB.")
     options: dict[str, Any] = {"object_pairs_hook": _unique}
     if not infinite:
         options |= {"parse_constant": _finite, "parse_float": _finite}
@@ -86,10 +88,56 @@ def parse_json_object(
     else:
         deep = _is_deep(value)
     if deep:
-        raise error(f"{name} is not valid JSON: it is nested deeper than {MAX_JSON_DEPTH} levels.")
+        raise error(f"{name} is not valid JSON: it is nested deeper than {MAX_DEPTH} levels.")
     if not isinstance(value, dict):
         raise error(f"{name} must hold a JSON object; it holds {describe_kind(value)}.")
     return value
+
+
+def read_yaml_object(path: Path) -> dict[str, Any]:
+    """Read a YAML document that a folder brings.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InvalidModelError: If the file is missing, larger than 64 MiB, nested deeper than 64 levels,
+            no YAML of plain data in UTF-8 or no mapping, has a key twice in one mapping, or refers
+            to itself.
+    """
+    data = _read(path, MAX_JSON_BYTES, path.name, InvalidModelError)
+    try:
+        text = data.decode("utf-8-sig")
+        _check_events(yaml.parse(text, Loader=_Loader))
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a loader of plain data
+    except yaml.MarkedYAMLError as cause:
+        line = f" in line {cause.problem_mark.line + 1}" if cause.problem_mark else ""
+        raise InvalidModelError(f"{path.name} is not valid YAML: {cause.problem}{line}.") from cause
+    except (yaml.YAMLError, ValueError, TypeError) as cause:
+        raise InvalidModelError(
+            f"{path.name} is not valid YAML ({type(cause).__name__})."
+        ) from cause
+    if not isinstance(value, dict):
+        raise InvalidModelError(
+            f"{path.name} must hold a mapping; it holds {describe_kind(value)}."
+        )
+    return value
+
+
+def read_text(path: Path, most: int) -> str:
+    """Read a text file that a folder brings; a byte-order mark before it is taken off.
+
+    Args:
+        path: The file.
+        most: The most bytes that it may have.
+
+    Raises:
+        InvalidModelError: If it is missing, larger, or not UTF-8.
+    """
+    try:
+        return _read(path, most, path.name, InvalidModelError).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidModelError(f"{path.name} is not text in UTF-8.") from error
 
 
 def inside(
@@ -117,7 +165,12 @@ def inside(
     """
     if not isinstance(name, str):
         raise error(f"{refusal}: a path must be a string; got {describe_kind(name)}.")
-    if _NOT_IN_NAMES.search(name) or not {"", ".", ".."}.isdisjoint(name.split("/")):
+    parts = name.split("/")
+    if (
+        _NOT_IN_NAMES.search(name)
+        or not {"", ".", ".."}.isdisjoint(parts)
+        or any(len(part.encode()) > _LONGEST_NAME for part in parts)
+    ):
         raise error(
             f"{refusal}: {name[:_SHOWN]!r} is no plain relative path, of names joined by '/',"
             " without '.', '..', ':' and '\\'."
@@ -146,6 +199,80 @@ def list_visible(root: Path, depth: int | None = None) -> list[str]:
     return ["/".join(parts) for parts in sorted(found)]
 
 
+def refuse_links_out(root: Path) -> None:
+    """Refuse a folder with a symbolic link that leads out of it, but for those of the hub's cache.
+
+    Such a link would publish a file of whoever saves the folder. What is hidden is never saved, and
+    not looked at.
+
+    Raises:
+        InvalidModelError: If there is one.
+    """
+    top = root.resolve()
+    caches = [folder.parent / "blobs" for folder in top.parents if folder.name == "snapshots"]
+    for parent, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if name.startswith(".") or not path.is_symlink():
+                continue
+            if not any(path.resolve().is_relative_to(place) for place in (top, *caches)):
+                raise InvalidModelError(
+                    f"{path.relative_to(root).as_posix()} is a symbolic link that leads out of the"
+                    " model: copy the file itself."
+                )
+
+
+_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
+    """Loads plain data, and no mapping that has a key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len({*keys}) != len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            problem = f"it has the key {str(twice)[:_SHOWN]!r} twice in one mapping"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _check_events(events: Iterable[Any]) -> None:
+    """Refuse what would take more than its length: deep nesting, and aliases within aliases."""
+    depth = aliases = 0
+    anchored: list[int] = []  # the depths of the anchored collections that are open
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if event.anchor is not None:
+                anchored.append(depth)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            if anchored and anchored[-1] == depth:
+                anchored.pop()
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            aliases += 1
+        if depth > MAX_DEPTH or aliases > _ALIASES or (anchored and type(event) is yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem=f"it is nested deeper than {MAX_DEPTH} levels, or by aliases",
+                problem_mark=event.start_mark,  # pyright: ignore[reportArgumentType] - stubs name two
+            )
+
+
+def _read(path: Path, most: int, name: str, error: Callable[[str], Exception]) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except (FileNotFoundError, NotADirectoryError) as cause:
+        raise error(f"{name} is missing.") from cause
+    except OSError as cause:
+        raise error(f"{name} cannot be read.") from cause
+    if len(data) > most:
+        raise error(f"{name} is larger than {most >> 20} MiB.")
+    return data
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
@@ -164,7 +291,7 @@ def _finite(text: str) -> float:
 
 def _is_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(MAX_JSON_DEPTH + 1):
+    for _ in range(MAX_DEPTH + 1):
         level = [
             item
             for outer in level

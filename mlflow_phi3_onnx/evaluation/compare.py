@@ -11,12 +11,13 @@ import mlflow
 
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.progress import rows_done
+from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
 from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs
 from mlflow_phi3_onnx.evaluation.tracking import log_comparison
 from mlflow_phi3_onnx.openai.messages import check_messages
-from mlflow_phi3_onnx.openai.parameters import CHAT, PARAMETERS
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import check_ids
 
 if TYPE_CHECKING:

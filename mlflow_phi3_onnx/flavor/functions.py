@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.core.tasks import CHAT, Task
 from mlflow_phi3_onnx.flavor import requirements
 from mlflow_phi3_onnx.flavor.describe import describe, facts_of
 from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.flavor.save import SaveOptions, check_target, prepare
-from mlflow_phi3_onnx.openai.parameters import CHAT, Task
 from mlflow_phi3_onnx.sources import lineage
 from mlflow_phi3_onnx.sources.local_copy import download
 
@@ -272,9 +272,7 @@ def load_model(
         SourceError: If its files are in a repository and cannot be fetched.
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
-    local = download(str(model_uri), dst_path)
-    saved = mlflow_compat.get_flavor_configuration(str(local), "python_function").get("config")
     given = {"execution_provider": execution_provider, "verify": verify}
     own = {name: value for name, value in given.items() if value is not None}
-    model, _ = open_artifact(local, {**(saved or {}), **(model_config or {}), **own})
+    model, _ = open_artifact(download(str(model_uri), dst_path), {**(model_config or {}), **own})
     return model

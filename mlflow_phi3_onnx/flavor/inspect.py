@@ -18,7 +18,6 @@ from mlflow_phi3_onnx.sources.reference import locate_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from mlflow_phi3_onnx.artifact.manifest import Verify
 
@@ -53,23 +52,18 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
         saved = read_saved(path)
         folder = locate_files(saved)
         saved.check(folder, verify)
-        return _report(saved.bundle(folder), _of_saved(saved), _tool_format_setting(path))
-
-
-def _tool_format_setting(path: Path) -> str:
-    pyfunc = mlflow_compat.get_flavor_configuration(str(path), "python_function")
-    return (pyfunc.get("config") or {}).get("tool_format") or "auto"
+        tool_format = saved.config.get("tool_format") or "auto"
+        return _report(saved.bundle(folder), _of_saved(saved), tool_format)
 
 
 def _of_saved(saved: SavedModel) -> dict[str, Any]:
-    flavor = saved.flavor
     return {
         "kind": "saved model",
-        "schema_version": flavor["schema_version"],
-        "task": flavor["task"],
-        "source": flavor.get("source", {}),
-        "onnxruntime_genai_version": flavor.get("onnxruntime_genai_version"),
-        "by_reference": saved.by_reference,
+        "schema_version": saved.schema_version,
+        "task": saved.task,
+        "source": saved.source,
+        "onnxruntime_genai_version": saved.runtime_version,
+        "by_reference": saved.data is None,
         "adapters": sorted(saved.adapters),
     }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
-    from mlflow_phi3_onnx.openai.parameters import Task
+    from mlflow_phi3_onnx.core.tasks import Task
 
 __all__ = ["PROVIDER_VARIABLE", "Opened", "open_saved"]
 
@@ -54,7 +54,7 @@ def open_saved(path: Path, model_config: Mapping[str, Any] | None) -> Opened:
 
     Args:
         path: The folder with the MLmodel file.
-        model_config: Generation defaults and runtime settings.
+        model_config: Generation defaults and runtime settings that replace the saved ones, by key.
 
     Raises:
         InvalidModelError: If a file is not as it was saved, or no variant can run here.
@@ -63,13 +63,11 @@ def open_saved(path: Path, model_config: Mapping[str, Any] | None) -> Opened:
         SourceError: If the files are in a repository and cannot be fetched.
     """
     saved = read_saved(path)
-    task: Task = saved.flavor["task"]
-    settings = Settings.check(model_config, task)
+    settings = Settings.check({**saved.config, **(model_config or {})}, saved.task)
     folder = locate_files(saved)
-    saved.check(folder, settings.verify or ("hash" if saved.by_reference else "size"))
+    saved.check(folder, settings.verify or ("size" if saved.data else "hash"))
     variant = _choose(saved.bundle(folder), settings.engine.execution_provider)
-    origin = saved.flavor.get("source", {})
-    return Opened(variant.model, task, origin, saved.adapters, settings)
+    return Opened(variant.model, saved.task, saved.source, saved.adapter_files, settings)
 
 
 def _choose(bundle: Bundle, wanted: str | None) -> Variant:

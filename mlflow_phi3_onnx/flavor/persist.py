@@ -43,11 +43,11 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
     with tempfile.TemporaryDirectory() as work:
         local = download(str(model_uri), work)
         saved = read_saved(local)
-        if not saved.by_reference:
+        if saved.data is not None:
             return
         folder = locate_files(saved)
         saved.check(folder, "hash")
-        files = {file: folder / file for file in saved.flavor["files"]}
+        files = {file: folder / file for file in saved.files}
         staged = Path(work) / "staged"
         stage(files, staged, link=True, outside=staged)
         _upload(store, staged, posixpath.join(name, DATA))
@@ -55,7 +55,7 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
         for flavor in (FLAVOR_NAME, "python_function"):
             model.flavors[flavor]["data"] = DATA
         del model.flavors[FLAVOR_NAME]["reference"]
-        sizes = (facts["size"] for facts in saved.flavor["files"].values())
+        sizes = (facts["size"] for facts in saved.files.values())
         model.model_size_bytes = (model.model_size_bytes or 0) + sum(sizes)
         target = local / mlflow_compat.MLMODEL_FILE_NAME
         model.save(str(target))

@@ -17,7 +17,7 @@ from mlflow_phi3_onnx.model.native import GenAIModel
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-    from mlflow_phi3_onnx.openai.parameters import Task
+    from mlflow_phi3_onnx.core.tasks import Task
 
 __all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc", "open_artifact"]
 

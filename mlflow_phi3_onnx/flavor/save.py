@@ -21,13 +21,13 @@ from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted, stag
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.flavor import requirements
 from mlflow_phi3_onnx.flavor.describe import facts_of
 from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
-from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
 from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
 
 if TYPE_CHECKING:

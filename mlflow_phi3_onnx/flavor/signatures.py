@@ -28,8 +28,9 @@ from mlflow.types.schema import (
 )
 
 from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, PARAMETERS, TEXT, Task
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
 
 __all__ = ["clean_params", "rows", "signature"]

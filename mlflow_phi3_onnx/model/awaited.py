@@ -13,13 +13,13 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from mlflow_phi3_onnx.core.progress import rows_done
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.model.scoring import (
     is_one,
     plan_greedy,
     plan_perplexity,
     plan_token_logprobs,
 )
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence

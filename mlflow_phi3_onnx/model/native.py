@@ -10,6 +10,7 @@ from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.request import Limits
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model.assembly import TextEngine
@@ -25,7 +26,6 @@ from mlflow_phi3_onnx.model.settings import Settings
 from mlflow_phi3_onnx.model.start import start_engine
 from mlflow_phi3_onnx.model.text import TextMethods
 from mlflow_phi3_onnx.model.tool_format import tool_format_of
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:

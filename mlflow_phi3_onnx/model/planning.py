@@ -20,6 +20,7 @@ from mlflow_phi3_onnx.core.request import (
     TextPrompt,
     TokenPrompt,
 )
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.errors import (
     ContextLengthError,
@@ -29,7 +30,6 @@ from mlflow_phi3_onnx.errors import (
 )
 from mlflow_phi3_onnx.model.assembly import TextJob
 from mlflow_phi3_onnx.openai import responses
-from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.stream import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings

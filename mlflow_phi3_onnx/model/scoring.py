@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
+from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model.planning import PlannedRequest
 from mlflow_phi3_onnx.openai.logprobs import entry
-from mlflow_phi3_onnx.openai.parameters import CHAT, PARAMETERS
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids
 
 if TYPE_CHECKING:

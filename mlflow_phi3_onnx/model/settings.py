@@ -11,7 +11,7 @@ from mlflow_phi3_onnx.core.checks import Check, boolean, integer, json_object, o
 from mlflow_phi3_onnx.core.options import Option, read, table
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.openai.parameters import PARAMETERS, Task
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS as TOOL_FORMATS
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
@@ -22,6 +22,8 @@ from mlflow_phi3_onnx.runtime.session_options import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from mlflow_phi3_onnx.core.tasks import Task
 
 __all__ = ["RUNTIME_SETTINGS", "VERIFY_LEVELS", "Settings", "config_keys"]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_phi3_onnx.artifact.defects import repairs
+from mlflow_phi3_onnx.artifact.onnx.graph import FULL_ATTENTION
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.engine.loops.genai import GenAILoop, GenAITraits
 from mlflow_phi3_onnx.engine.loops.slots import SlotsLoop
@@ -106,8 +107,7 @@ def why_not_slots(folder: ModelFolder, options: EngineOptions = EngineOptions())
         return "session_options are for the genai loop"
     if options.execution_provider not in (None, "cpu"):
         return "it runs on CPU only"
-    decoder = folder.decoder
-    layers = range(decoder["num_hidden_layers"])
+    layers = range(folder.layers)
     past = {f"past_key_values.{i}.{kind}" for i in layers for kind in ("key", "value")}
     present = {f"present.{i}.{kind}" for i in layers for kind in ("key", "value")}
     graph = folder.graph
@@ -119,7 +119,7 @@ def why_not_slots(folder: ModelFolder, options: EngineOptions = EngineOptions())
         return "its graph has other outputs than logits, keys and values"
     if graph.operators.get("GroupQueryAttention") != len(layers):
         return "its graph has another attention than GroupQueryAttention"
-    if graph.attention_windows != {-1}:
+    if graph.attention_windows != FULL_ATTENTION:
         return "its attention has a sliding window"
     if folder.two_ranges:
         return "its graph has two ranges of positions (LongRoPE)"
@@ -201,16 +201,15 @@ def _goes_back(folder: ModelFolder) -> bool:
     graph = folder.graph
     others = {name for name in graph.inputs if not name.startswith("past_key_values.")}
     plain = others - graph.optional <= {"input_ids", "attention_mask", "position_ids"}
-    return plain and graph.attention_windows == {-1} and not folder.two_ranges
+    return plain and graph.attention_windows == FULL_ATTENTION and not folder.two_ranges
 
 
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:
-    decoder = folder.decoder
     session = SlotSession(
-        folder.path / decoder["filename"],
-        layers=decoder["num_hidden_layers"],
-        heads=decoder["num_key_value_heads"],
-        head_size=decoder["head_size"],
+        folder.path / folder.filename,
+        layers=folder.layers,
+        heads=folder.heads,
+        head_size=folder.head_size,
         element=folder.graph.inputs["past_key_values.0.key"],
         slots=max(2, options.max_batch_size),
         capacity=min(folder.context_length, kv_tokens),
@@ -221,8 +220,7 @@ def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) ->
 
 
 def _threads(folder: ModelFolder, options: EngineOptions) -> int:
-    own = folder.decoder.get("session_options", {}).get("intra_op_num_threads")
-    return options.intra_op_num_threads or own or available_threads()
+    return options.intra_op_num_threads or folder.threads or available_threads()
 
 
 def _overlay(folder: ModelFolder, options: EngineOptions) -> dict[str, Any]:

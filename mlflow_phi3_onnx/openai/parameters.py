@@ -7,24 +7,21 @@ are all made from :data:`PARAMETERS`.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.checks import Check, boolean, integer, number, string
 from mlflow_phi3_onnx.core.options import Option, table
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.openai import fields, structured
 from mlflow_phi3_onnx.openai.messages import MAX_PREDICTION_CHARACTERS, check_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ALL_TASKS", "CHAT", "COMPLETIONS", "DEFAULTS", "OF_MODEL", "PARAMETERS", "TEXT", "Task"]
+    from mlflow_phi3_onnx.core.tasks import Task
 
-Task: TypeAlias = Literal["llm/v1/chat", "llm/v1/completions", "text-generation"]
+__all__ = ["DEFAULTS", "OF_MODEL", "PARAMETERS"]
 
-CHAT: Task = "llm/v1/chat"
-COMPLETIONS: Task = "llm/v1/completions"
-TEXT: Task = "text-generation"
-ALL_TASKS: tuple[Task, ...] = (CHAT, COMPLETIONS, TEXT)
 OPENAI_TASKS: tuple[Task, ...] = (CHAT, COMPLETIONS)
 
 MAX_CHOICES = 128

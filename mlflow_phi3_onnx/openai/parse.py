@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.options import read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.messages import check_messages
-from mlflow_phi3_onnx.openai.parameters import (
-    CHAT,
-    COMPLETIONS,
-    DEFAULTS,
-    OF_MODEL,
-    PARAMETERS,
-    PREDICTION_DRAFT,
-    Task,
-)
+from mlflow_phi3_onnx.openai.parameters import DEFAULTS, OF_MODEL, PARAMETERS, PREDICTION_DRAFT
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
 from mlflow_phi3_onnx.openai.tools.formats.base import ToolCallRule, ToolFormat

@@ -27,20 +27,19 @@ def locate_files(saved: SavedModel) -> Path:
         InvalidModelError: If the MLmodel file names a folder outside the model.
         SourceError: If they cannot be fetched.
     """
-    if not saved.by_reference:
-        return saved.data
-    reference = saved.flavor["reference"]
+    reference = saved.reference
+    if saved.data is not None or reference is None:
+        return saved.path if saved.data is None else saved.data
     if mirror := os.environ.get(MIRROR_VARIABLE):
-        return _in_mirror(Path(mirror), reference["repo_id"], reference["subfolder"])
+        return _in_mirror(Path(mirror), reference.repo_id, reference.subfolder)
     from mlflow_phi3_onnx.sources.hub import fetch
 
-    snapshot = fetch(
-        reference["repo_id"],
-        revision=reference["revision"],
-        subfolder=reference["subfolder"],
+    return fetch(
+        reference.repo_id,
+        revision=reference.revision,
+        subfolder=reference.subfolder,
         convert=False,
-    )
-    return snapshot.path
+    ).path
 
 
 def _in_mirror(mirror: Path, repo_id: str, subfolder: str) -> Path:

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,11 +199,11 @@ class _Resolver:
                     " give those that you need.",
                     ", ".join(saved.adapters),
                 )
-            hashes = {name: facts["sha256"] for name, facts in saved.flavor["files"].items()}
+            hashes = {name: facts["sha256"] for name, facts in saved.files.items()}
             origin = {**held.origin, "flavor": FLAVOR_NAME}
-            if "source" in saved.flavor:
-                origin["source"] = saved.flavor["source"]
-            reference = saved.flavor.get("reference") if saved.by_reference else None
+            if saved.source:
+                origin["source"] = saved.source
+            reference = asdict(saved.reference) if saved.reference else None
             return ResolvedSource(saved.bundle(folder), origin, hashes, reference)
         if mlflow_models.TRANSFORMERS in held.flavors:
             return self._from_mlflow_transformers(held)

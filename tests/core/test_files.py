@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from mlflow_phi3_onnx import GenAIError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.manifest import check_files, stage
 from mlflow_phi3_onnx.artifact.package import read_package
-from mlflow_phi3_onnx.artifact.saved import SavedModel
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, Reference, SavedModel, read_saved
 from mlflow_phi3_onnx.core.files import inside, list_visible, read_json_object
 from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import check_subfolder
@@ -137,23 +138,33 @@ def _staged(demo: Path, work: Path, name: Any) -> None:
     stage({name: demo / "tokenizer.json"}, work / "model", link=False, outside=work / "x")
 
 
+def _saved(work: Path, **section: Any) -> SavedModel:
+    section = {"schema_version": 2, "task": "llm/v1/chat", "files": {}, "data": "model"} | section
+    mlmodel = {"flavors": {FLAVOR_NAME: section}}
+    (work / "MLmodel").write_text(json.dumps(mlmodel))  # which is YAML
+    return read_saved(work)
+
+
 def _data(_: Path, work: Path, name: Any) -> None:
-    assert not SavedModel(work, {"data": name}).data
+    _saved(work, data=name)
+
+
+def _listed(_: Path, work: Path, name: Any) -> None:
+    _saved(work, files={name: {"size": 0, "sha256": "0" * 64}})
 
 
 def _variant(_: Path, work: Path, name: Any) -> None:
-    facts = {"folder": name, "execution_provider": "cpu"}
-    SavedModel(work, {"files": {}, "variants": {"cpu": facts}}).bundle(work)
+    _saved(work, variants={"cpu": {"folder": name, "execution_provider": "cpu"}})
 
 
 def _adapter(_: Path, work: Path, name: Any) -> None:
-    assert not SavedModel(work, {"adapters": {"x": {"path": name}}}).adapters
+    _saved(work, adapters={"x": {"path": name, "size": 0, "sha256": "0" * 64}})
 
 
 def _mirror(_: Path, work: Path, name: Any) -> None:
     (work / "mirror").mkdir()
-    reference = {"repo_id": name, "subfolder": "", "revision": "main"}
-    locate_files(SavedModel(work, {"reference": reference}))
+    saved = _saved(work)
+    locate_files(replace(saved, data=None, reference=Reference(name, "main", "")))
 
 
 def _binary(_: Path, work: Path, name: Any) -> None:
@@ -162,10 +173,11 @@ def _binary(_: Path, work: Path, name: Any) -> None:
 
 
 DOORS: dict[str, tuple[Callable[[Path, Path, Any], None], str]] = {
-    "decoder.filename": (_decoder, r"leads out of the model folder|must name the graph"),
+    "decoder.filename": (_decoder, r"leads out of the model folder|must be the name of the graph"),
     "package": (_package, "leads out of the package"),
     "manifest": (_manifest, "lists a file outside the model"),
     "staged": (_staged, "cannot be saved under its name"),
+    "listed": (_listed, "lists a file outside the model"),
     "data": (_data, "data folder outside the model"),
     "variant": (_variant, "folder outside the model"),
     "adapter": (_adapter, "adapter outside the model"),
@@ -185,9 +197,12 @@ def test_hostile_names(
     name: Any,
 ) -> None:
     monkeypatch.setenv(MIRROR_VARIABLE, str(tmp_path / "mirror"))
-    if isinstance(name, list) and door in (_manifest, _staged):
+    if isinstance(name, list) and door in (_manifest, _staged, _listed):
         pytest.skip("these names are keys of a mapping")
-    with pytest.raises(GenAIError, match=says) as caught:
+    if name in (None, 7) and door is _listed:
+        pytest.skip("JSON makes strings of these keys")
+    # YAML has no surrogates.
+    with pytest.raises(GenAIError, match=f"{says}|MLmodel is not valid YAML") as caught:
         door(demo, tmp_path, name)
     assert str(tmp_path) not in caught.value.message
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mlflow.pyfunc import PyFuncModel
 
-    from mlflow_phi3_onnx.openai.parameters import Task
+    from mlflow_phi3_onnx.core.tasks import Task
 
 PROMPT = "The capital of Spain is"
 USER = {"role": "user", "content": "What is the capital of Spain?"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mlflow_phi3_onnx.openai.parameters import Task
+    from mlflow_phi3_onnx.core.tasks import Task
 
 pytestmark = [
     pytest.mark.spark,

@@ -10,8 +10,9 @@ import yaml
 from mlflow.models import Model, ModelSignature, validate_schema
 from mlflow.types.schema import AnyType, ColSpec, ParamSchema, Schema
 
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.flavor.signatures import signature
-from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, CHAT, COMPLETIONS, PARAMETERS, TEXT, Task
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow_phi3_onnx import GenAIModel
-    from mlflow_phi3_onnx.openai.parameters import Task
+    from mlflow_phi3_onnx.core.tasks import Task
 
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 CANARY = "canary-3141592"

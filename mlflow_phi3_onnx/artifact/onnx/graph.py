@@ -8,22 +8,34 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.artifact.onnx.protobuf import fields, integers, text, views
+from mlflow_phi3_onnx.artifact.onnx.protobuf import (
+    NotProtobufError,
+    ProtobufReader,
+    integers,
+    text,
+)
+from mlflow_phi3_onnx.core.bounds import MAX_GRAPH_DEPTH, MAX_GRAPH_FIELDS, MAX_RANK
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["ExternalFile", "GraphFacts", "read_graph"]
+__all__ = ["FULL_ATTENTION", "GraphFacts", "read_graph"]
 
-_MODEL_GRAPH = 7
-_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTION = 7, 20, 25
+_TRAINING_GRAPHS = (1, 2)
+_FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
 _NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 1, 3, 5, 6
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
+_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSES = (5, 10), (6, 11), (22, 23)
+_SPARSE_TENSORS = (1, 2)
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 1, 2, 8, 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
@@ -36,21 +48,15 @@ _PRECISIONS = {code: kind.precision for code, kind in TENSOR_TYPES.items() if ki
 _QUANTIZED = {"MatMulNBits", "GatherBlockQuantized"}
 _TABLES = {"GroupQueryAttention", "RotaryEmbedding"}
 
-
-@dataclass
-class ExternalFile:
-    """A file beside the graph that holds weights.
-
-    Attributes:
-        location: The file's name, as the graph gives it.
-        size: The least number of bytes that the file must have.
-    """
-
-    location: str
-    size: int = 0
+# What ONNX Runtime calls a place in its own memory, where a file's name should be.
+_MEMORY = "_ORT_MEM_ADDR_"
 
 
-@dataclass
+FULL_ATTENTION = frozenset({-1})
+"""The windows of a graph whose attention has none."""
+
+
+@dataclass(frozen=True)
 class GraphFacts:
     """What was read of a graph.
 
@@ -62,194 +68,250 @@ class GraphFacts:
         outputs: As ``inputs``, for the outputs.
         operators: How often each operator occurs, subgraphs included.
         attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
-        external: The weights files, by location.
-        quantized: The bits and the number of weights of each matrix that is quantized, by the name
-            of its tensor, which several nodes may share.
-        gathered: The bits, the name of the scales and the size of their blocks of each table of
-            embeddings that is quantized, by the name of its tensor.
+        external: The files that hold weights, each with the least bytes that it must have.
         block_sizes: How many quantized weights share a scale, each size that occurs.
-        tensors: The element type and the number of elements of each weight that is a tensor of the
-            graph's, by name.
-        not_weights: The names of tensors that are parts of quantized weights, or tables.
+        parameters: How many weights there are.
+        precision: The form that most weights have: ``int4``, ``int8``, ``fp32``, ...
     """
 
-    inputs: dict[str, int] = field(default_factory=dict[str, int])
-    shapes: dict[str, tuple[int | str, ...]] = field(
-        default_factory=dict[str, tuple[int | str, ...]]
-    )
-    optional: set[str] = field(default_factory=set[str])
-    outputs: dict[str, int] = field(default_factory=dict[str, int])
-    operators: dict[str, int] = field(default_factory=dict[str, int])
-    attention_windows: set[int] = field(default_factory=set[int])
-    external: dict[str, ExternalFile] = field(default_factory=dict[str, ExternalFile])
-    quantized: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    gathered: dict[str, tuple[int, str, int]] = field(
-        default_factory=dict[str, tuple[int, str, int]]
-    )
-    block_sizes: set[int] = field(default_factory=set[int])
-    tensors: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    not_weights: set[str] = field(default_factory=set[str])
-
-    @property
-    def parameters(self) -> int:
-        """How many weights there are: of each matrix that is quantized, and of float tensors."""
-        quantized = sum(count for _, count in self._all_quantized().values())
-        return quantized + sum(self._floats().values())
-
-    @property
-    def precision(self) -> str:
-        """The form that most weights have: ``int4``, ``int8``, ``fp32``, ..."""
-        shares = {_PRECISIONS[element]: count for element, count in self._floats().items()}
-        for bits, count in self._all_quantized().values():
-            shares[f"int{bits}"] = shares.get(f"int{bits}", 0) + count
-        return max(shares, key=shares.__getitem__, default="unknown")
-
-    def _all_quantized(self) -> dict[str, tuple[int, int]]:
-        tables = {
-            name: (bits, self.tensors.get(scales, (0, 0))[1] * size)
-            for name, (bits, scales, size) in self.gathered.items()
-        }
-        return tables | self.quantized
-
-    def _floats(self) -> dict[int, int]:
-        counts: dict[int, int] = {}
-        for name, (element, count) in self.tensors.items():
-            if element in _PRECISIONS and name not in self.not_weights | self.optional:
-                counts[element] = counts.get(element, 0) + count
-        return counts
+    inputs: Mapping[str, int]
+    shapes: Mapping[str, tuple[int | str, ...]]
+    optional: frozenset[str] = frozenset()
+    outputs: Mapping[str, int] = field(default_factory=dict[str, int])
+    operators: Mapping[str, int] = field(default_factory=dict[str, int])
+    attention_windows: frozenset[int] = frozenset()
+    external: Mapping[str, int] = field(default_factory=dict[str, int])
+    block_sizes: frozenset[int] = frozenset()
+    parameters: int = 0
+    precision: str = "unknown"
 
 
 def read_graph(path: Path) -> GraphFacts:
     """Read the facts of an ONNX file.
 
     Raises:
-        InvalidModelError: If the file is empty, cut short, or not an ONNX model.
+        InvalidModelError: If the file is empty, cut short, no ONNX model or beyond the bounds of
+            one, or says of its weights what cannot be.
     """
-    facts = GraphFacts()
+    reader = _Reader(path.name)
     try:
         with path.open("rb") as file:
             # Not closed by hand: views of it may outlive this frame; it goes with the last of them.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        for graph in views(memoryview(data), _MODEL_GRAPH):
-            _read_graph(graph, facts)
-    except (UnicodeDecodeError, ValueError) as error:
+        reader.read_model(memoryview(data))
+    except (NotProtobufError, UnicodeDecodeError, ValueError) as error:
         raise InvalidModelError(
             f"{path.name} is not a whole ONNX model: it is empty, cut short or damaged."
         ) from error
-    if not facts.operators:
-        raise InvalidModelError(f"{path.name} is not an ONNX model: it holds no graph.")
-    return facts
+    return reader.facts()
 
 
-def _read_graph(data: memoryview, facts: GraphFacts, *, top: bool = True) -> None:
-    defaults: set[str] = set()
-    for number, value in fields(data):
-        if not isinstance(value, memoryview):
-            continue
-        if number == _GRAPH_NODE:
-            _read_node(value, facts)
-        elif number == _GRAPH_INITIALIZER:
-            defaults.add(_read_tensor(value, facts))
-        elif number == _GRAPH_INPUT and top:
-            name, element, shape = _read_value_info(value)
-            facts.inputs[name], facts.shapes[name] = element, shape
-        elif number == _GRAPH_OUTPUT and top:
-            name, element, _ = _read_value_info(value)
-            facts.outputs[name] = element
-    if top:
-        facts.optional = defaults & facts.inputs.keys()
+class _Reader:
+    """Walks through a model and notes what it meets."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._protobuf = ProtobufReader(MAX_GRAPH_FIELDS)
+        self._inputs: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int | str, ...]] = {}
+        self._optional: set[str] = set()
+        self._outputs: dict[str, int] = {}
+        self._operators: Counter[str] = Counter()
+        self._windows: set[int] = set()
+        self._external: dict[str, int] = {}
+        self._block_sizes: set[int] = set()
+        # By the name of the tensor, which several nodes may share:
+        self._tensors: dict[str, tuple[int, int]] = {}  # element type and count
+        self._matrices: dict[str, tuple[int, int]] = {}  # bits and count
+        self._embeddings: dict[str, tuple[int, str, int]] = {}  # bits, scales, block size
+        self._not_weights: set[str] = set()
+
+    def read_model(self, data: memoryview) -> None:
+        for number, value in self._protobuf.messages(data):
+            if number == _MODEL_GRAPH:
+                self._read_graph(value, 0)
+            elif number == _MODEL_FUNCTION:
+                for inner, part in self._protobuf.messages(value):
+                    if inner == _FUNCTION_NODE:
+                        self._read_node(part, 1)
+                    elif inner == _FUNCTION_ATTRIBUTE:
+                        self._read_attribute(part, {}, 1)
+            elif number == _MODEL_TRAINING:
+                for graph in self._parts(value, _TRAINING_GRAPHS):
+                    self._read_graph(graph, 1)
+
+    def facts(self) -> GraphFacts:
+        """Put together what was noted.
+
+        Raises:
+            InvalidModelError: If there was no graph.
+        """
+        if not self._operators:
+            raise self._refusal("is not an ONNX model: it holds no graph")
+        shares: Counter[str] = Counter()
+        for bits, count in self._quantized().values():
+            shares[f"int{bits}"] += count
+        for name, (element, count) in self._tensors.items():
+            if element in _PRECISIONS and name not in self._not_weights | self._optional:
+                shares[_PRECISIONS[element]] += count
+        return GraphFacts(
+            inputs=self._inputs,
+            shapes=self._shapes,
+            optional=frozenset(self._optional),
+            outputs=self._outputs,
+            operators=self._operators,
+            attention_windows=frozenset(self._windows),
+            external=self._external,
+            block_sizes=frozenset(self._block_sizes),
+            parameters=shares.total(),
+            precision=max(shares, key=shares.__getitem__, default="unknown"),
+        )
+
+    def _quantized(self) -> dict[str, tuple[int, int]]:
+        tables = {
+            name: (bits, self._tensors.get(scales, (0, 0))[1] * size)
+            for name, (bits, scales, size) in self._embeddings.items()
+        }
+        return tables | self._matrices
+
+    def _refusal(self, what: str) -> InvalidModelError:
+        return InvalidModelError(f"{self._file} {what}.")
+
+    def _parts(self, data: memoryview, wanted: tuple[int, ...]) -> list[memoryview]:
+        return [value for number, value in self._protobuf.messages(data) if number in wanted]
+
+    def _read_graph(self, data: memoryview, depth: int) -> None:
+        if depth > MAX_GRAPH_DEPTH:
+            raise self._refusal(f"has graphs nested deeper than {MAX_GRAPH_DEPTH} levels")
+        defaults: set[str] = set()
+        for number, value in self._protobuf.messages(data):
+            if number == _GRAPH_NODE:
+                self._read_node(value, depth)
+            elif number == _GRAPH_INITIALIZER:
+                defaults.add(self._read_tensor(value))
+            elif number == _GRAPH_SPARSE:
+                self._read_sparse(value)
+            elif number == _GRAPH_INPUT and depth == 0:
+                name, element, shape = self._read_value_info(value)
+                self._inputs[name], self._shapes[name] = element, shape
+            elif number == _GRAPH_OUTPUT and depth == 0:
+                name, element, _ = self._read_value_info(value)
+                self._outputs[name] = element
+        if depth == 0:
+            self._optional = defaults & self._inputs.keys()
+
+    def _read_node(self, data: memoryview, depth: int) -> None:
+        operator = ""
+        inputs: list[str] = []
+        numbers: dict[str, int] = {}
+        for number, value in self._protobuf.messages(data):
+            if number == _NODE_INPUT:
+                inputs.append(text(value))
+            elif number == _NODE_OP_TYPE:
+                operator = text(value)
+            elif number == _NODE_ATTRIBUTE:
+                self._read_attribute(value, numbers, depth)
+        self._operators[operator] += 1
+        if operator == "GroupQueryAttention":
+            self._windows.add(numbers.get("local_window_size", -1))
+        if operator in _QUANTIZED | _TABLES:
+            self._not_weights.update(inputs)
+        if operator in _QUANTIZED:
+            self._block_sizes.add(numbers.get("block_size", 0))
+        if operator == "MatMulNBits" and len(inputs) > 1:
+            count = numbers.get("K", 0) * numbers.get("N", 0)
+            self._matrices[inputs[1]] = (numbers.get("bits", 4), count)
+        elif operator == "GatherBlockQuantized" and len(inputs) > 2:
+            size = numbers.get("block_size", 0)
+            self._embeddings[inputs[0]] = (numbers.get("bits", 4), inputs[2], size)
+
+    def _read_attribute(self, data: memoryview, numbers: dict[str, int], depth: int) -> None:
+        name = ""
+        for number, value in self._protobuf.fields(data):
+            if isinstance(value, int):
+                if number == _ATTRIBUTE_INT:
+                    numbers[name] = _signed(value)
+            elif number == _ATTRIBUTE_NAME:
+                name = text(value)
+            elif number in _ATTRIBUTE_TENSORS:
+                self._read_tensor(value)
+            elif number in _ATTRIBUTE_GRAPHS:
+                self._read_graph(value, depth + 1)
+            elif number in _ATTRIBUTE_SPARSES:
+                self._read_sparse(value)
+
+    def _read_sparse(self, data: memoryview) -> None:
+        for tensor in self._parts(data, _SPARSE_TENSORS):
+            self._read_tensor(tensor)
+
+    def _read_tensor(self, data: memoryview) -> str:
+        """Note a tensor, and the file that it lies in if it is in one, and return its name."""
+        name, element = "", 0
+        axes: list[int] = []
+        entries: list[tuple[str, str]] = []
+        for number, value in self._protobuf.fields(data):
+            if number == _TENSOR_DIMS and len(axes) <= MAX_RANK:
+                axes += integers(value, MAX_RANK + 1)
+            elif isinstance(value, int):
+                element = value if number == _TENSOR_TYPE else element
+            elif number == _TENSOR_NAME:
+                name = text(value)
+            elif number == _TENSOR_EXTERNAL_DATA:
+                pair = dict(self._protobuf.messages(value))
+                key, content = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
+                if key is not None and content is not None:
+                    entries.append((text(key), text(content)))
+        if len(axes) > MAX_RANK or any(_signed(axis) < 0 for axis in axes):
+            raise self._refusal(
+                f"has a tensor with more than {MAX_RANK} axes, or one of negative length"
+            )
+        self._tensors[name] = (element, math.prod(axes))
+        if entries:
+            self._note_external(entries)
+        return name
+
+    def _note_external(self, entries: list[tuple[str, str]]) -> None:
+        known = dict(entries)
+        location = known.get("location", "")
+        if len(known) != len(entries) or not location or _MEMORY in location:
+            raise self._refusal(
+                "does not say of a tensor, or says twice, in which file its numbers are"
+            )
+        numbers = [known.get(key, "0") for key in ("offset", "length")]
+        if not all(number.isascii() and number.isdigit() for number in numbers):
+            raise self._refusal(
+                f"names a place in {location} that is no place: offset and length must be whole"
+                " numbers from 0"
+            )
+        end = sum(map(int, numbers))
+        self._external[location] = max(self._external.get(location, 0), end)
+
+    def _read_value_info(self, data: memoryview) -> tuple[str, int, tuple[int | str, ...]]:
+        """Return the name, element type and shape of an input or output."""
+        name, element = "", 0
+        shape: tuple[int | str, ...] = ()
+        for number, value in self._protobuf.messages(data):
+            if number == _VALUE_NAME:
+                name = text(value)
+            elif number == _VALUE_TYPE:
+                for tensor in self._parts(value, (_TYPE_TENSOR,)):
+                    for inner, part in self._protobuf.fields(tensor):
+                        if isinstance(part, int):
+                            element = part if inner == _TENSOR_ELEMENT else element
+                        elif inner == _TENSOR_SHAPE:
+                            axes = self._parts(part, (_SHAPE_DIMENSION,))
+                            shape = tuple(map(self._length, axes))
+        return name, element, shape
+
+    def _length(self, axis: memoryview) -> int | str:
+        length: int | str = ""
+        for number, value in self._protobuf.fields(axis):
+            if number == _DIMENSION_VALUE and isinstance(value, int):
+                length = value
+            elif number == _DIMENSION_NAME and isinstance(value, memoryview):
+                length = text(value)
+        return length
 
 
-def _read_node(data: memoryview, facts: GraphFacts) -> None:
-    operator = ""
-    inputs: list[str] = []
-    numbers: dict[str, int] = {}
-    for number, value in fields(data):
-        if not isinstance(value, memoryview):
-            continue
-        if number == _NODE_INPUT:
-            inputs.append(text(value))
-        elif number == _NODE_OP_TYPE:
-            operator = text(value)
-        elif number == _NODE_ATTRIBUTE:
-            _read_attribute(value, facts, numbers)
-    facts.operators[operator] = facts.operators.get(operator, 0) + 1
-    if operator == "GroupQueryAttention":
-        facts.attention_windows.add(numbers.get("local_window_size", -1))
-    if operator in _QUANTIZED | _TABLES:
-        facts.not_weights.update(inputs)
-    if operator in _QUANTIZED:
-        facts.block_sizes.add(numbers.get("block_size", 0))
-    if operator == "MatMulNBits" and len(inputs) > 1:
-        count = numbers.get("K", 0) * numbers.get("N", 0)
-        facts.quantized[inputs[1]] = (numbers.get("bits", 4), count)
-    elif operator == "GatherBlockQuantized" and len(inputs) > 2:
-        size = numbers.get("block_size", 0)
-        facts.gathered[inputs[0]] = (numbers.get("bits", 4), inputs[2], size)
-
-
-def _read_attribute(data: memoryview, facts: GraphFacts, numbers: dict[str, int]) -> None:
-    name = ""
-    for number, value in fields(data):
-        if number == _ATTRIBUTE_NAME and isinstance(value, memoryview):
-            name = text(value)
-        elif number == _ATTRIBUTE_INT and isinstance(value, int):
-            numbers[name] = value - (1 << 64) if value >> 63 else value
-        elif number == _ATTRIBUTE_GRAPH and isinstance(value, memoryview):
-            _read_graph(value, facts, top=False)
-        elif number == _ATTRIBUTE_TENSOR and isinstance(value, memoryview):
-            _read_tensor(value, facts)
-
-
-def _read_tensor(data: memoryview, facts: GraphFacts) -> str:
-    """Note the weights file that a tensor lies in, if it is in one, and return its name."""
-    name = ""
-    entries: dict[str, str] = {}
-    name, element = "", 0
-    for number, value in fields(data):
-        if number == _TENSOR_NAME and isinstance(value, memoryview):
-            name = text(value)
-        elif number == _TENSOR_TYPE and isinstance(value, int):
-            element = value
-        elif number == _TENSOR_EXTERNAL_DATA and isinstance(value, memoryview):
-            pair = dict(fields(value))
-            key, content = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
-            if isinstance(key, memoryview) and isinstance(content, memoryview):
-                entries[text(key)] = text(content)
-    facts.tensors[name] = (element, math.prod(integers(data, _TENSOR_DIMS)))
-    if location := entries.get("location"):
-        file = facts.external.setdefault(location, ExternalFile(location))
-        end = int(entries.get("offset", "0")) + int(entries.get("length", "0"))
-        file.size = max(file.size, end)
-    return name
-
-
-def _read_value_info(data: memoryview) -> tuple[str, int, tuple[int | str, ...]]:
-    """Return the name, element type and shape of an input or output."""
-    name, element = "", 0
-    shape: tuple[int | str, ...] = ()
-    for number, value in fields(data):
-        if not isinstance(value, memoryview):
-            continue
-        if number == _VALUE_NAME:
-            name = text(value)
-        elif number == _VALUE_TYPE:
-            for tensor in views(value, _TYPE_TENSOR):
-                types = [v for n, v in fields(tensor) if n == _TENSOR_ELEMENT]
-                element = types[0] if types and isinstance(types[0], int) else 0
-                shape = tuple(
-                    _length(axis)
-                    for axes in views(tensor, _TENSOR_SHAPE)
-                    for axis in views(axes, _SHAPE_DIMENSION)
-                )
-    return name, element, shape
-
-
-def _length(axis: memoryview) -> int | str:
-    length: int | str = ""
-    for number, value in fields(axis):
-        if number == _DIMENSION_VALUE and isinstance(value, int):
-            length = value
-        elif number == _DIMENSION_NAME and isinstance(value, memoryview):
-            length = text(value)
-    return length
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value

@@ -11,56 +11,78 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["NotProtobufError", "fields", "integers", "text", "views"]
+__all__ = ["NotProtobufError", "ProtobufReader", "integers", "text"]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class NotProtobufError(ValueError):
-    """The bytes are no protocol buffer."""
+    """The bytes are no protocol buffer, or one with more fields than are read."""
 
 
-def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield the number and value of each field: an int for a varint, else a view of its bytes."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            value, position = _varint(data, position)
-            yield number, value
-            continue
-        if wire == _BYTES:
-            size, position = _varint(data, position)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-        else:
-            raise NotProtobufError
-        if position + size > len(data):
-            raise NotProtobufError
-        yield number, data[position : position + size]
-        position += size
+class ProtobufReader:
+    """Reads fields, up to a number of them in all.
 
+    Args:
+        most: How many fields it reads.
+    """
 
-def views(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yield the bytes of each field of one number."""
-    for number, value in fields(data):
-        if number == wanted and isinstance(value, memoryview):
-            yield value
+    def __init__(self, most: int) -> None:
+        self._left = most
 
+    def fields(self, data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+        """Yield the number and value of each field: an int for a varint, else a view of its bytes.
 
-def integers(data: memoryview, wanted: int) -> Iterator[int]:
-    """Yield the integers of a repeated field, packed or not."""
-    for number, value in fields(data):
-        if number != wanted:
-            continue
-        if isinstance(value, int):
-            yield value
-            continue
+        Raises:
+            NotProtobufError: If the bytes are no protocol buffer, or have too many fields.
+        """
         position = 0
-        while position < len(value):
-            one, position = _varint(value, position)
-            yield one
+        while position < len(data):
+            self._left -= 1
+            if self._left < 0:
+                raise NotProtobufError
+            tag, position = _varint(data, position)
+            number, wire = tag >> 3, tag & 7
+            if wire == _VARINT:
+                value, position = _varint(data, position)
+                yield number, value
+                continue
+            if wire == _BYTES:
+                size, position = _varint(data, position)
+            elif wire in (_FIXED64, _FIXED32):
+                size = 8 if wire == _FIXED64 else 4
+            else:
+                raise NotProtobufError
+            if position + size > len(data):
+                raise NotProtobufError
+            yield number, data[position : position + size]
+            position += size
+
+    def messages(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+        """Yield the number and bytes of each field that has bytes; errors as :meth:`fields`."""
+        for number, value in self.fields(data):
+            if isinstance(value, memoryview):
+                yield number, value
+
+
+def integers(value: int | memoryview, most: int) -> list[int]:
+    """Return the integers that one field of a repeated field holds: one, or some packed ones.
+
+    Args:
+        value: The field's value.
+        most: How many to read at most.
+
+    Raises:
+        NotProtobufError: If they are cut short.
+    """
+    if isinstance(value, int):
+        return [value]
+    found: list[int] = []
+    position = 0
+    while position < len(value) and len(found) < most:
+        one, position = _varint(value, position)
+        found.append(one)
+    return found
 
 
 def text(data: memoryview) -> str:

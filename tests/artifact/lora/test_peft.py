@@ -177,12 +177,12 @@ def test_a_graph_whose_inputs_are_no_halves_in_float(
 def test_queries_keys_and_values_of_different_widths(tmp_path: Path) -> None:
     """Phi-3's checkpoints have them as one layer; the graph with adapters as three."""
     widths = {"q_proj": 8, "k_proj": 4, "v_proj": 4}
-    graph = GraphFacts()
-    for part, outside in widths.items():
-        for half, shape in (("A", (6, "lora_r")), ("B", ("lora_r", outside))):
-            name = f"model.layers.3.attn.{part}.lora_{half}.MatMul.weight"
-            graph.inputs[name], graph.shapes[name] = 10, shape
-            graph.optional.add(name)
+    shapes = {
+        f"model.layers.3.attn.{part}.lora_{half}.MatMul.weight": shape
+        for part, outside in widths.items()
+        for half, shape in (("A", (6, "lora_r")), ("B", ("lora_r", outside)))
+    }
+    graph = GraphFacts(inputs=dict.fromkeys(shapes, 10), shapes=shapes, optional=frozenset(shapes))
     random = np.random.default_rng(0)
     a = random.normal(size=(2, 6)).astype(np.float32)
     b = random.normal(size=(16, 2)).astype(np.float32)

@@ -1,0 +1,226 @@
+"""``genai_config.json``: what it says of the model, checked before native code reads it.
+
+onnxruntime-genai reads the file itself. It takes numbers as doubles and formats the patterns of
+names with C's ``printf``; and ONNX Runtime takes options as an open set. So what is not known to
+be harmless is refused here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.core.bounds import (
+    MAX_CONTEXT,
+    MAX_END_IDS,
+    MAX_HEAD_SIZE,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+)
+from mlflow_phi3_onnx.core.checks import MAX_EXACT_FLOAT, allows, boolean, integer, number, string
+from mlflow_phi3_onnx.core.document import Document
+from mlflow_phi3_onnx.core.files import read_json_object
+from mlflow_phi3_onnx.errors import InvalidModelError
+from mlflow_phi3_onnx.runtime.providers import provider_name
+from mlflow_phi3_onnx.runtime.session_options import (
+    refused_provider_options,
+    refused_session_options,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from mlflow_phi3_onnx.core.checks import Check
+
+__all__ = ["CONFIG_FILE", "GenAIConfig", "read_config"]
+
+CONFIG_FILE = "genai_config.json"
+
+_INT32 = integer()
+_NUMBER = number(-1e6, 1e6)
+_SEARCH: Mapping[str, Check[Any]] = {
+    **dict.fromkeys(("do_sample", "early_stopping", "past_present_share_buffer"), boolean),
+    **dict.fromkeys(
+        ("batch_size", "chunk_size", "max_length", "min_length", "no_repeat_ngram_size"), _INT32
+    ),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "random_seed", "top_k"), _INT32),
+    **dict.fromkeys(
+        ("diversity_penalty", "length_penalty", "repetition_penalty", "temperature", "top_p"),
+        _NUMBER,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class GenAIConfig:
+    """What is known of a model before its graph is read.
+
+    Attributes:
+        model_type: The architecture's name, as onnxruntime-genai gives it (``phi3``, ``llama``).
+        context_length: The most tokens of prompt and completion together.
+        vocab_size: How many token ids there are.
+        eos_token_ids: The ids that end a completion, one or more.
+        filename: The decoder's graph, relative to the folder.
+        layers: How many layers the decoder has.
+        heads: How many heads of keys and values each layer has.
+        head_size: The width of one of them.
+        past_keys: The pattern of the names of the graph's inputs for keys, with one ``%d``.
+        sliding_window: Whether the config says that attention has a window.
+        threads: The threads of one operator that it asks for.
+        providers: The execution providers that it asks for, by their short names; else ``cpu``.
+        search: The model's own defaults for generation.
+    """
+
+    model_type: str
+    context_length: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    filename: str
+    layers: int
+    heads: int
+    head_size: int
+    past_keys: str
+    sliding_window: bool
+    threads: int | None
+    providers: tuple[str, ...]
+    search: Mapping[str, Any]
+
+
+def read_config(folder: Path) -> GenAIConfig:
+    """Read and check a model folder's ``genai_config.json``.
+
+    Raises:
+        InvalidModelError: If it is missing, no strict JSON, lacks something, has a value out of
+            bounds, or would have native code run code, write files or read other folders.
+    """
+    document = Document(read_json_object(folder / CONFIG_FILE), CONFIG_FILE)
+    _check_native(document)
+    model = document.section("model")
+    decoder = model.section("decoder")
+    return GenAIConfig(
+        model_type=model.read("type", _architecture),
+        context_length=model.read("context_length", _count(MAX_CONTEXT)),
+        vocab_size=model.read("vocab_size", _count(MAX_VOCABULARY)),
+        eos_token_ids=_end_ids(model),
+        filename=decoder.read("filename", _graph_file),
+        layers=decoder.read("num_hidden_layers", _count(MAX_LAYERS)),
+        heads=decoder.read("num_key_value_heads", _count(MAX_HEADS)),
+        head_size=decoder.read("head_size", _count(MAX_HEAD_SIZE)),
+        past_keys=decoder.section("inputs", needed=False).read(
+            "past_key_names", _pattern, "past_key_values.%d.key"
+        ),
+        sliding_window=bool(decoder.values.get("sliding_window")),
+        threads=decoder.section("session_options", needed=False).values.get("intra_op_num_threads"),
+        providers=_providers(decoder),
+        search=_read_search(document.section("search", needed=False)),
+    )
+
+
+@allows("the architecture's name")
+def _architecture(value: Any) -> str:
+    if not value:
+        raise ValueError
+    return string(value)
+
+
+@allows("the name of the graph's file")
+def _graph_file(value: Any) -> str:
+    if not value:
+        raise ValueError
+    return string(value)
+
+
+@allows("a name with one %d, for the layer's number, and no other %")
+def _pattern(value: Any) -> str:
+    if value is None or string(value).count("%d") != 1 or value.count("%") != 1:
+        raise ValueError
+    return value
+
+
+@allows(f"a token id or a list of up to {MAX_END_IDS:,} of them")
+def _ids(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [value]
+    if not 0 < len(ids) <= MAX_END_IDS or any(isinstance(one, bool) for one in ids):
+        raise ValueError
+    return tuple(map(_INT32, ids))
+
+
+def _count(most: int) -> Check[int]:
+    return allows(f"a positive integer up to {most:,}")(integer(1, most))
+
+
+def _end_ids(model: Document) -> tuple[int, ...]:
+    key = "eos_token_id" if "eos_token_id" in model.values else "pad_token_id"
+    return model.read(key, _ids)
+
+
+def _providers(decoder: Document) -> tuple[str, ...]:
+    options = decoder.section("session_options", needed=False).values.get("provider_options") or []
+    return tuple(provider_name(name) for option in options for name in option) or ("cpu",)
+
+
+def _read_search(search: Document) -> dict[str, Any]:
+    clean = {
+        name: search.read(name, _SEARCH.get(name, number(-1e6, 1e6))) for name in search.values
+    }
+    if clean.get("num_beams", 1) != 1:
+        raise search.refusal(
+            "num_beams",
+            f"is {clean['num_beams']}, but only greedy search and sampling are supported. Set it"
+            " to 1",
+        )
+    return clean
+
+
+def _check_native(part: Document) -> None:
+    """Refuse what native code would read otherwise, format, load, or write to.
+
+    Wherever it stands: a model may have several parts, each with options of its own.
+    """
+    for key, value in part.values.items():
+        if key == "custom_ops_library" and value:
+            raise InvalidModelError(
+                f"{CONFIG_FILE} names a custom_ops_library. It is native code, and a model is data:"
+                " remove the entry, or build a graph that does without it."
+            )
+        if key == "session_options":
+            _check_session_options(part.section(key))
+        elif key.endswith("_names"):
+            part.read(key, _pattern)
+        for inner in _flat(value):
+            if isinstance(inner, dict):
+                _check_native(Document(inner, part.file, f"{part.place}{key}."))
+            elif isinstance(inner, int | float) and abs(inner) >= MAX_EXACT_FLOAT:
+                raise part.refusal(key, "is a number that onnxruntime-genai would read inexactly")
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for inner in value:
+            yield from _flat(inner)
+    else:
+        yield value
+
+
+def _check_session_options(options: Document) -> None:
+    refused = list(refused_session_options(options.values))
+    providers = options.values.get("provider_options") or []
+    if not isinstance(providers, list) or not all(
+        isinstance(provider, dict) and all(isinstance(o, dict) for o in provider.values())
+        for provider in providers
+    ):
+        raise options.refusal(
+            "provider_options",
+            "must be a list of objects, each with an execution provider's name and its options",
+        )
+    for provider in providers:
+        for values in provider.values():
+            refused += refused_provider_options(values)
+    if refused := sorted({*refused} - {"custom_ops_library"}):
+        raise InvalidModelError(
+            f"{CONFIG_FILE} sets options of ONNX Runtime that a model may not set, or not to this"
+            f" value: {', '.join(refused[:12])}. Some options write files or load libraries, so"
+            " only known ones are taken: remove these entries."
+        )

@@ -1,0 +1,36 @@
+"""How much of each thing the files of a model may have.
+
+Every count and size that comes from a file is held to one of these before memory or time is spent
+in proportion to it. Each is well above what published models have.
+"""
+
+MAX_JSON_BYTES = 1 << 26
+"""A JSON or YAML document. The largest tokenizers that are published have 33 MB."""
+
+MAX_DEPTH = 64
+"""Levels of nesting in a JSON or YAML document."""
+
+MAX_TEMPLATE_BYTES = 1 << 20
+"""A chat template. Published ones have up to 30 kB."""
+
+MAX_LAYERS = 1024
+MAX_HEADS = 1024
+MAX_HEAD_SIZE = 1 << 14
+MAX_CONTEXT = 2**31 - 1
+MAX_VOCABULARY = 1 << 22
+MAX_END_IDS = 1024
+
+MAX_ADDED_TOKENS = 1 << 16
+"""Added tokens of a tokenizer, which are searched for in every text."""
+
+MAX_TEXT_GROWTH = 64
+"""The most characters that a tokenizer's normalizer may make of one."""
+
+MAX_GRAPH_FIELDS = 2_000_000
+"""Fields of the protocol buffer that a graph is; two millions are read in some seconds."""
+
+MAX_GRAPH_DEPTH = 16
+"""Levels of graphs inside of graphs."""
+
+MAX_RANK = 16
+"""Axes of a tensor."""
