@@ -27,7 +27,7 @@ def test_export_saves_a_model(demo: Path, tmp_path: Path, capsys: Captured) -> N
     parent = tmp_path / "models"
     (parent / "cpu").mkdir(parents=True)
     for file in demo.iterdir():
-        (parent / "cpu" / file.name).symlink_to(file)
+        (parent / "cpu" / file.name).hardlink_to(file)
     target = tmp_path / "saved"
     arguments = ["--output", str(target), "--subfolder", "cpu", "--task", "text-generation"]
     assert main(["export", str(parent), *arguments]) == 0

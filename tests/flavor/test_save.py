@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime_genai
@@ -18,9 +19,6 @@ from mlflow.types.schema import ColSpec, DataType, Schema
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import InvalidModelError, InvalidRequestError, save_model
 from mlflow_phi3_onnx.artifact.folder import read_folder
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TASKS = ("llm/v1/chat", "llm/v1/completions", "text-generation")
 ENVIRONMENT = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
@@ -99,13 +97,30 @@ def test_hidden_files_are_left_out(demo: Path, tmp_path: Path) -> None:
 
 
 def test_links_are_saved_as_the_files_they_lead_to(demo: Path, tmp_path: Path) -> None:
-    snapshot = tmp_path / "snapshots" / "abc"
+    """As those of the hub's cache do, and those that stay in the folder."""
+    snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
     snapshot.mkdir(parents=True)
-    for file in demo.iterdir():
-        (snapshot / file.name).symlink_to(file)
+    blobs.mkdir()
+    for number, file in enumerate(demo.iterdir()):
+        shutil.copyfile(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs", str(number)))
+    (snapshot / "tokenizer.json").rename(snapshot / ".hidden.json")
+    (snapshot / "tokenizer.json").symlink_to(".hidden.json")
     save_model(snapshot, tmp_path / "saved")
     assert tree(tmp_path / "saved" / "model") == tree(demo)
     assert not any(path.is_symlink() for path in (tmp_path / "saved").rglob("*"))
+
+
+@pytest.mark.parametrize("where", ["NOTICE.txt", "notes/NOTICE.txt", "folder"])
+def test_a_link_that_leads_out_publishes_nothing(demo: Path, tmp_path: Path, where: str) -> None:
+    source = Path(shutil.copytree(demo, tmp_path / "model"))
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("TOPSECRET")
+    (source / where).parent.mkdir(exist_ok=True)
+    (source / where).symlink_to(tmp_path / "secret" / ("" if where == "folder" else "key"))
+    with pytest.raises(InvalidModelError, match=f"^{where} is a symbolic link that leads out"):
+        save_model(source, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_model_saved_inside_its_own_folder_does_not_hold_itself(

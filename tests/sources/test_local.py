@@ -38,7 +38,7 @@ VARIANTS = [
 def link_tree(source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for file in source.iterdir():
-        (target / file.name).symlink_to(file)
+        (target / file.name).hardlink_to(file)
 
 
 def source_of(path: Path) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""Counts, sizes and numbers in a model's files are bounded, and believed only where they fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_phi3_onnx import GenAIModel, InvalidModelError
+from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.artifact.onnx.graph import read_graph
+from mlflow_phi3_onnx.core.bounds import (
+    MAX_CONTEXT,
+    MAX_END_IDS,
+    MAX_GRAPH_DEPTH,
+    MAX_GRAPH_FIELDS,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_RANK,
+    MAX_VOCABULARY,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def folder(demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo model."""
+    return Path(shutil.copytree(demo, tmp_path / "model"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = folder / "genai_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    change(config)
+    file.write_text(json.dumps(config), "utf-8")
+
+
+def put(path: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    *sections, key = path.split(".")
+
+    def change(config: dict[str, Any]) -> None:
+        for section in sections:
+            config = config[section]
+        config[key] = value
+
+    return change
+
+
+VALUES: dict[str, tuple[str, Any]] = {
+    "layers": ("model.decoder.num_hidden_layers", MAX_LAYERS + 1),
+    "a billion layers": ("model.decoder.num_hidden_layers", 10**9),
+    "layers beyond all numbers": ("model.decoder.num_hidden_layers", 10**30),
+    "heads": ("model.decoder.num_key_value_heads", MAX_HEADS + 1),
+    "head size": ("model.decoder.head_size", 2**20),
+    "context": ("model.context_length", MAX_CONTEXT + 1),
+    "vocabulary": ("model.vocab_size", MAX_VOCABULARY + 1),
+    "end ids": ("model.eos_token_id", [1] * (MAX_END_IDS + 1)),
+    "no end id": ("model.eos_token_id", []),
+    "an end id of 64 bits": ("model.eos_token_id", [2**31]),
+    "an end id that is true": ("model.eos_token_id", [True]),
+    "threads": ("model.decoder.session_options.intra_op_num_threads", 100_000),
+    "search": ("search", []),
+    "top_k": ("search.top_k", {}),
+    "do_sample": ("search.do_sample", 1),
+    "top_p": ("search.top_p", None),
+    "temperature": ("search.temperature", "1"),
+    "no_repeat_ngram_size": ("search.no_repeat_ngram_size", 2.5),
+    "what nobody knows": ("search.x", "text"),
+    "session_options": ("model.decoder.session_options", [1]),
+    "provider_options": ("model.decoder.session_options.provider_options", {"cuda": {}}),
+    "a provider without options": ("model.decoder.session_options.provider_options", [{"x": 1}]),
+    "a number that a double rounds": ("model.bos_token_id", 2**53),
+    "type": ("model.type", 3),
+    "no type": ("model.type", ""),
+    "filename": ("model.decoder.filename", ["model.onnx"]),
+    "inputs": ("model.decoder.inputs", "x"),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), VALUES.values(), ids=VALUES)
+def test_a_configuration_out_of_bounds_is_refused_by_its_key(
+    folder: Path, key: str, value: Any
+) -> None:
+    edit(folder, put(key, value))
+    begun = time.process_time()
+    with pytest.raises(InvalidModelError) as caught:
+        read_folder(folder)
+    # A bound on work, not a figure: before there were bounds this took a minute, or all memory.
+    assert time.process_time() - begun < 10
+    assert key.rsplit(".", 1)[-1] in caught.value.message
+    assert "genai_config.json" in caught.value.message
+
+
+def test_the_bounds_themselves_are_allowed(folder: Path) -> None:
+    edit(folder, put("model.eos_token_id", [1] * MAX_END_IDS))
+    edit(folder, put("model.context_length", MAX_CONTEXT))
+    edit(folder, put("model.decoder.num_hidden_layers", MAX_LAYERS))
+    read = read_folder(folder)
+    assert (len(read.eos_token_ids), read.context_length) == (MAX_END_IDS, MAX_CONTEXT)
+    assert read.layers == MAX_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("num_key_value_heads", 1, "num_key_value_heads is 1, but the cache of model.onnx has 3"),
+        ("num_key_value_heads", 9, "num_key_value_heads is 9, but the cache of model.onnx has 3"),
+    ],
+)
+def test_a_cache_of_another_size_than_the_graphs_is_refused(
+    folder: Path, key: str, value: int, says: str
+) -> None:
+    edit(folder, put(f"model.decoder.{key}", value))
+    with pytest.raises(InvalidModelError, match=says):
+        GenAIModel(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["genai_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_a_file_without_end_is_not_read_into_memory(folder: Path, name: str) -> None:
+    with (folder / name).open("ab") as file:
+        file.truncate(20 << 30)  # sparse: it takes no place
+    with pytest.raises(InvalidModelError, match=f"{name} is larger than"):
+        GenAIModel(folder)
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """Write a field of a protocol buffer."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def varint(value: int) -> bytes:
+    value &= 2**64 - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
+
+
+def external(**entries: str) -> bytes:
+    """Write a tensor whose numbers are in a file."""
+    pairs = [field(13, field(1, k.encode()) + field(2, v.encode())) for k, v in entries.items()]
+    return b"".join((field(1, 4), field(2, 1), *pairs, field(14, 1)))
+
+
+NODE = field(1, field(4, b"Add"))
+SECRET = external(location="../secret.bin", offset="0", length="16")
+ATTRIBUTE = field(1, b"value")
+
+
+def model(*parts: bytes, functions: bytes = b"") -> bytes:
+    return field(7, NODE + b"".join(parts)) + functions
+
+
+HIDDEN = {
+    "initializer": model(field(5, SECRET)),
+    "sparse values": model(field(15, field(1, SECRET))),
+    "sparse indices": model(field(15, field(2, SECRET))),
+    "attribute": model(field(1, field(5, ATTRIBUTE + field(5, SECRET)))),
+    "attribute with tensors": model(field(1, field(5, ATTRIBUTE + field(10, SECRET)))),
+    "sparse attribute": model(field(1, field(5, ATTRIBUTE + field(22, field(1, SECRET))))),
+    "sparse attributes": model(field(1, field(5, ATTRIBUTE + field(23, field(2, SECRET))))),
+    "subgraph": model(field(1, field(5, field(6, field(5, SECRET))))),
+    "subgraphs": model(field(1, field(5, field(11, field(5, SECRET))))),
+    "function": model(
+        functions=field(25, field(7, field(5, ATTRIBUTE + field(5, SECRET)))),
+    ),
+    "default of a function": model(functions=field(25, field(11, field(5, SECRET)))),
+    "training": model(functions=field(20, field(2, field(5, SECRET)))),
+}
+
+
+@pytest.mark.parametrize("content", HIDDEN.values(), ids=HIDDEN)
+def test_external_data_is_found_wherever_a_graph_can_hold_it(folder: Path, content: bytes) -> None:
+    (folder / "model.onnx").write_bytes(content)
+    assert read_graph(folder / "model.onnx").external == {"../secret.bin": 16}
+    with pytest.raises(InvalidModelError, match="external data leads out of the model folder"):
+        read_folder(folder)
+
+
+def nested(levels: int) -> bytes:
+    graph = NODE
+    for _ in range(levels):
+        graph = NODE + field(1, field(4, b"If") + field(5, field(6, graph)))
+    return field(7, graph)
+
+
+GRAPHS: dict[str, tuple[bytes, str]] = {
+    "negative offset": (model(field(5, external(location="x", offset="-1"))), "no place"),
+    "negative length": (model(field(5, external(location="x", length="-16"))), "no place"),
+    "no number": (model(field(5, external(location="x", length="1e3"))), "no place"),
+    "no location": (model(field(5, external(offset="0"))), "in which file"),
+    "an address in memory": (
+        model(field(5, external(location="*/_ORT_MEM_ADDR_/*", offset="140000000"))),
+        "in which file",
+    ),
+    "location twice": (
+        model(field(5, external(location="x") + external(location="y"))),
+        "says twice",
+    ),
+    "axes": (model(field(5, field(1, 2) * (MAX_RANK + 1))), f"more than {MAX_RANK} axes"),
+    "packed axes": (model(field(5, field(1, varint(2**63 - 1) * 100_000))), "axes"),
+    "a negative axis": (model(field(5, field(1, -1))), "negative length"),
+    "depth": (nested(MAX_GRAPH_DEPTH + 1), f"deeper than {MAX_GRAPH_DEPTH} levels"),
+    "great depth": (nested(1500), "deeper than"),
+    "fields": (field(7, field(3, 0) * MAX_GRAPH_FIELDS), "not a whole ONNX model"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), GRAPHS.values(), ids=GRAPHS)
+def test_a_graph_out_of_bounds_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(InvalidModelError, match=f"^model.onnx .*{re.escape(says)}"):
+        read_graph(tmp_path / "model.onnx")
+
+
+def test_a_graph_within_bounds_is_read(tmp_path: Path) -> None:
+    axes = field(1, 3) * MAX_RANK
+    tensor = field(8, b"w") + axes + field(2, 1)
+    parts = external(location="x", offset="8", length="16"), external(location="x", length="20")
+    content = model(field(5, tensor), *(field(5, part) for part in parts))
+    (tmp_path / "model.onnx").write_bytes(content + nested(MAX_GRAPH_DEPTH))
+    graph = read_graph(tmp_path / "model.onnx")
+    assert graph.external == {"x": 24}
+    assert graph.parameters == 3**MAX_RANK + 4
+    assert graph.operators == {"Add": 2 + MAX_GRAPH_DEPTH, "If": MAX_GRAPH_DEPTH}
