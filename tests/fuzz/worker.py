@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIError, GenAIModel, load_model, save_model
 from mlflow_phi3_onnx.flavor.inspect import inspect_model
+from tests.support.adapted import open_for_adapters, parameters, random_deltas, write_adapter
 from tests.support.mutations import mutate_bytes, mutate_json, mutate_template, mutate_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+ADAPTER = "adapter.onnx_adapter"
 CHAT = [{"role": "user", "content": "What is the capital of Spain?"}]
 
 
@@ -31,7 +33,7 @@ def _text(mutate: Callable[[str, random.Random], bytes]) -> Callable[[bytes, ran
     return lambda data, rng: mutate(data.decode(), rng)
 
 
-# The mutation of each document; those with a dot at the end are files of a saved model.
+# The mutation of each document.
 DOCUMENTS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "genai_config.json": _text(mutate_json),
     "tokenizer.json": _text(mutate_json),
@@ -41,7 +43,7 @@ DOCUMENTS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "model.onnx": mutate_bytes,
     "MLmodel": _text(mutate_yaml),
     "manifest.json": _text(mutate_json),
-    "adapter.onnx_adapter": mutate_bytes,
+    ADAPTER: mutate_bytes,
 }
 
 
@@ -60,7 +62,10 @@ def case(document: str, target: Path) -> None:
         use(load_model(target, verify="off"))
         return
     saved = target.with_name("saved")
-    save_model(target, saved)
+    adapters = {"x": target.with_name(ADAPTER)} if document == ADAPTER else None
+    save_model(target, saved, adapters=adapters)
+    if adapters:
+        use(load_model(saved))
     shutil.rmtree(saved)
     if "variants" not in report or report["variants"][0]["name"] == "":
         use(GenAIModel(target))
@@ -81,6 +86,10 @@ def prepare(document: str, folder: Path) -> tuple[Path, Path]:
             },
         }
         (target / document).write_text(json.dumps(manifest), "utf-8")
+    elif document == ADAPTER:
+        open_for_adapters(demo, target)
+        write_adapter(folder / ADAPTER, parameters(random_deltas(target, 0)))
+        return target, folder / ADAPTER
     else:
         shutil.copytree(demo, target)
     file = target / document

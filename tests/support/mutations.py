@@ -60,10 +60,12 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
                 changed[start:start] = changed[start:end] * rng.choice((1, 2, 9))
             case 3:
                 changed[start:start] = rng.choice((b"\xff", b"\x80" * 11, b'"', b"{", b"\x00"))
-            case _ if rng.random() < 0.2:
-                del changed[start:]
-            case _ if start < len(changed):
-                changed[start] ^= 1 << rng.randrange(8)
+            case _:
+                if rng.random() < 0.2:
+                    del changed[start:]
+                changed[start : start + 1] = (
+                    b ^ 1 << rng.randrange(8) for b in changed[start : start + 1]
+                )
     return bytes(changed)
 
 
