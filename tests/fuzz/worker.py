@@ -88,7 +88,7 @@ def prepare(document: str, folder: Path) -> tuple[Path, Path]:
         (target / document).write_text(json.dumps(manifest), "utf-8")
     elif document == ADAPTER:
         open_for_adapters(demo, target)
-        write_adapter(folder / ADAPTER, parameters(random_deltas(target, 0)))
+        write_adapter(folder / ADAPTER, parameters(random_deltas(demo, 0)))
         return target, folder / ADAPTER
     else:
         shutil.copytree(demo, target)
