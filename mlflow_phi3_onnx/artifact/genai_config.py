@@ -165,6 +165,8 @@ def _read_search(search: Document) -> dict[str, Any]:
     clean = {
         name: search.read(name, _SEARCH.get(name, number(-1e6, 1e6))) for name in search.values
     }
+    if clean.get("max_length") == 0:  # onnxruntime-genai's word for the context's length
+        del clean["max_length"]
     if clean.get("num_beams", 1) != 1:
         raise search.refusal(
             "num_beams",
