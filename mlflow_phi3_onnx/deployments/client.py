@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -252,16 +253,17 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         check_name(deployment_name)
         record = self._read(deployment_name)
         payload = _payload.to_payload(inputs)
-        body = _payload.encode(payload)
         if not process.is_running(record.process):
             raise _dead(record)
         try:
-            answer = server.score(record.address, body, record.request_timeout)
+            status, body = server.score(
+                record.address, json.dumps(payload).encode(), record.request_timeout
+            )
         except OSError as error:
             raise _no_answer(record, error) from None
-        if answer.status != 200:
-            raise _payload.to_error(answer, payload, record.request_timeout)
-        return _payload.to_response(answer)
+        if status != 200:
+            raise _payload.to_error(status, body, payload, record.request_timeout)
+        return _payload.to_response(body)
 
     def predict_stream(
         self,

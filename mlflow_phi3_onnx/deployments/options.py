@@ -106,3 +106,8 @@ def check_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
 def merge(kept: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The config that holds after a change, without the keys that went back to their default."""
     return {name: value for name, value in {**kept, **changes}.items() if value is not None}
+
+
+def setting(config: Mapping[str, Any], name: str) -> Any:
+    """What a checked config says of a key, or its default."""
+    return config.get(name, OPTIONS[name].default)

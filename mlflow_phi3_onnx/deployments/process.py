@@ -48,25 +48,9 @@ class ProcessId:
     create_time: float
 
 
-@dataclass(frozen=True)
-class Child:
-    """A process that this interpreter has just started.
-
-    Attributes:
-        id: What to recognise it by later.
-    """
-
-    id: ProcessId
-    _popen: subprocess.Popen[bytes]
-
-    def exit_code(self) -> int | None:
-        """The exit code, negative for a signal, or None while it runs."""
-        return self._popen.poll()
-
-
 def start(
     command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, marker: str
-) -> Child:
+) -> tuple[ProcessId, subprocess.Popen[bytes]]:
     """Start a process that lives on when this one ends and leaves no zombie when it does not.
 
     Args:
@@ -77,7 +61,7 @@ def start(
         marker: A text of its own for this process, by which its descendants are found.
 
     Returns:
-        The running process.
+        What to recognise the process by later, and the process itself.
 
     Raises:
         OSError: The program or the folder cannot be used, or the log cannot be written.
@@ -102,7 +86,7 @@ def start(
     # Asked before the thread below can reap it: a process that died at once still has its time.
     created = psutil.Process(popen.pid).create_time()
     threading.Thread(target=popen.wait, name=f"reap-{popen.pid}", daemon=True).start()
-    return Child(ProcessId(popen.pid, created), popen)
+    return ProcessId(popen.pid, created), popen
 
 
 def is_running(process: ProcessId) -> bool:
