@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mlflow_phi3_onnx.deployments import process, server
-from mlflow_phi3_onnx.deployments.options import setting
+from mlflow_phi3_onnx.deployments.arguments import setting
 from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Address, Record
 from mlflow_phi3_onnx.errors import DeploymentError
 
@@ -30,12 +30,7 @@ _SCRATCH_PREFIX = "mlflow-phi3-onnx-"
 
 
 def status(record: Record) -> Status:
-    """The state of a deployment's server at this moment.
-
-    Returns:
-        ``running``: it answers. ``starting``: it runs and has not answered yet.
-        ``unresponsive``: it runs, has answered before and does not now. ``dead``: it has ended.
-    """
+    """The state of a deployment's server, as ``get_deployment`` explains it."""
     if not process.is_running(record.process):
         return "dead"
     if server.is_healthy(record.address):
@@ -49,17 +44,8 @@ def launch(
     """Start a server, record it, and wait until it answers.
 
     Whatever ends the wait early, Ctrl-C too, also stops the server and removes its record. The
-    log stays.
-
-    Args:
-        store: Where the record goes. The caller holds the deployment's lock.
-        name: The deployment.
-        recipe: What to serve.
-        slot: The slot of the record.
-        created: When the deployment was created, if it is not now.
-
-    Returns:
-        The record of a server that answers.
+    log stays. The caller holds the deployment's lock, and says when the deployment was created if
+    it is not now.
 
     Raises:
         DeploymentError: The address is taken, or the server ended or did not answer in time. The
@@ -109,9 +95,7 @@ def launch(
 
 
 def halt(record: Record) -> None:
-    """Stop a deployment's server and all its processes, and remove its temporary files.
-
-    That the server has ended already is no error.
+    """Stop a deployment's server, if it still runs, and remove its temporary files.
 
     Raises:
         DeploymentError: The system does not let us stop it.
@@ -133,8 +117,7 @@ def recover(store: Store, name: str) -> None:
     """
     current = store.read(name)
     for slot in (NEXT, OLD):
-        spare = store.read(name, slot)
-        if spare is not None:
+        if spare := store.read(name, slot):
             if current is None or spare.marker != current.marker:
                 halt(spare)
             store.remove(name, slot)
@@ -144,12 +127,7 @@ def swap(store: Store, old: Record, recipe: Recipe) -> Record:
     """Replace a deployment's server by one that serves a new recipe.
 
     The old server goes when the new one answers. Where both need the same port, it goes before,
-    and is started again if the new one fails.
-
-    Args:
-        store: Where the records are. The caller holds the deployment's lock.
-        old: The deployment as it is; its server may be dead.
-        recipe: What to serve from now on.
+    and is started again if the new one fails. The caller holds the deployment's lock.
 
     Raises:
         DeploymentError: The new server did not start; the deployment is what it was.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
-from mlflow_phi3_onnx.deployments.options import setting
+from mlflow_phi3_onnx.deployments.arguments import setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

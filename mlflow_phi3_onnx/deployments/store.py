@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,11 +136,9 @@ class Store:
         """
         path = self._path(name, slot)
         try:
-            text = path.read_text(encoding="utf-8")
+            return _from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        try:
-            return _from_json(json.loads(text))
         except (ValueError, TypeError, KeyError) as error:
             raise DeploymentError(
                 f"The record of deployment {name!r} cannot be read ({type(error).__name__}): it "
@@ -150,18 +147,19 @@ class Store:
             ) from None
 
     def write(self, record: Record, slot: str = CURRENT) -> None:
-        """Write a record at once: a reader sees the one before or this one, never a part."""
+        """Write a record at once: a reader sees the one before or this one, never a part.
+
+        The caller holds the lock.
+        """
         path = self._path(record.name, slot)
-        document = {"version": _VERSION, **asdict(record)}
-        temporary = path.with_name(f"{slot}.{uuid.uuid4().hex}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        temporary = path.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(document, file, indent=2)
+                json.dump({"version": _VERSION, **asdict(record)}, file, indent=2)
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)  # still there if something failed
 
     def remove(self, name: str, slot: str) -> None:
         """Remove one record, if it is there."""
