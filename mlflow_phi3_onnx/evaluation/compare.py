@@ -179,9 +179,9 @@ def _encode_text(sides: Mapping[str, Side], prompt: Text, where: str) -> list[in
     if a != b:
         raise InvalidRequestError(
             f"{where} is {len(a):,} tokens for model_a and {len(b):,} for model_b, and the ids"
-            f" differ from position {same_beginning(a, b):,} on. Only models with the same tokenizer"
-            " and chat template can be compared token by token. Where you know the right ids, give"
-            " them.",
+            f" differ from position {same_beginning(a, b):,} on. Only models with the same"
+            " tokenizer and chat template can be compared token by token. Where you know the right"
+            " ids, give them.",
             param=where,
         )
     return a

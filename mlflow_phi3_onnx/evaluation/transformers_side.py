@@ -90,7 +90,7 @@ class TransformersSide:
 
 @contextmanager
 def _plainly(model: Any) -> Generator[None]:
-    """Let the raw logits alone decide: no dropout, no sampling or penalty of the model's own.
+    """Let the raw logits alone decide: no dropout, and no sampling or penalty of the model's own.
 
     transformers takes the model's own settings wherever a call does not say otherwise, so they have
     to be away for the time being.
