@@ -24,7 +24,7 @@ from mlflow_phi3_onnx.deployments.arguments import (
     merge,
     refuse_endpoint,
 )
-from mlflow_phi3_onnx.deployments.store import CURRENT, FOLDER_VARIABLE, Record, Store
+from mlflow_phi3_onnx.deployments.store import FOLDER_VARIABLE, Record, Store
 from mlflow_phi3_onnx.errors import (
     DeploymentError,
     InvalidRequestError,
@@ -97,7 +97,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             recipe = make_recipe(model_uri, flavor, merge({}, given))
             lifecycle.recover(self._store, name)
             self._store.remove_logs(name)
-            return _describe(lifecycle.launch(self._store, name, recipe, CURRENT))
+            return _describe(lifecycle.launch(self._store, name, recipe))
 
     def update_deployment(
         self,

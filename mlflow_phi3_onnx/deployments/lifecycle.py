@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlflow_phi3_onnx.deployments import process, server
 from mlflow_phi3_onnx.deployments.arguments import setting
-from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Address, Record
+from mlflow_phi3_onnx.deployments.store import CURRENT, NEXT, OLD, Address, Record
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
@@ -38,19 +38,18 @@ def status(record: Record) -> Status:
     return "unresponsive" if record.ready else "starting"
 
 
-def launch(
-    store: Store, name: str, recipe: Recipe, slot: str, created: str | None = None
-) -> Record:
+def launch(store: Store, name: str, recipe: Recipe, replaced: Record | None = None) -> Record:
     """Start a server, record it, and wait until it answers.
 
     Whatever ends the wait early, Ctrl-C too, also stops the server and removes its record. The
-    log stays. The caller holds the deployment's lock, and says when the deployment was created if
-    it is not now.
+    log stays. The record of a server that replaces another is the deployment's next one. The
+    caller holds the deployment's lock.
 
     Raises:
         DeploymentError: The address is taken, or the server ended or did not answer in time. The
             message has the end of its log.
     """
+    slot = NEXT if replaced else CURRENT
     address = _choose_address(recipe)
     marker = uuid.uuid4().hex
     log = store.new_log(name, marker)
@@ -78,7 +77,7 @@ def launch(
         log=str(log),
         scratch=str(scratch),
         request_timeout=server.request_timeout(recipe.config),
-        created=created or started,
+        created=replaced.created if replaced else started,
         started=started,
         ready=False,
     )
@@ -137,7 +136,7 @@ def swap(store: Store, old: Record, recipe: Recipe) -> Record:
     if in_place:
         halt(old)
     try:
-        new = launch(store, old.name, recipe, NEXT, old.created)
+        new = launch(store, old.name, recipe, old)
     except BaseException as error:
         if in_place and was_running:
             _restore(store, old, error)
@@ -150,7 +149,7 @@ def _restore(store: Store, old: Record, error: BaseException) -> None:
     """Start the server again that had to go for one that failed."""
     recipe = replace(old.recipe, config={**old.recipe.config, "port": old.address.port})
     try:
-        again = launch(store, old.name, recipe, NEXT, old.created)
+        again = launch(store, old.name, recipe, old)
     except DeploymentError as second:
         raise DeploymentError(
             f"{error} The server before it could not be started again either, so deployment "

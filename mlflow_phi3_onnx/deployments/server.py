@@ -49,10 +49,7 @@ def command(recipe: Recipe, address: Address) -> list[str]:
 def environment(recipe: Recipe, scratch: Path) -> dict[str, str]:
     """The whole environment of the server: the caller's, and what the recipe adds.
 
-    Args:
-        recipe: What is served.
-        scratch: The folder for the server's temporary files. MLflow leaves copies of the model
-            in it.
+    The server's temporary files go to the folder ``scratch``: MLflow leaves copies of the model.
     """
     env = dict(os.environ)
     env["MLFLOW_TRACKING_URI"] = recipe.tracking_uri
