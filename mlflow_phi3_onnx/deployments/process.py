@@ -171,7 +171,7 @@ def _marked(process: psutil.Process, marker: str) -> bool:
 
 
 def _wait(processes: list[psutil.Process], seconds: float) -> None:
-    # Not psutil.wait_procs: to it a zombie runs, and in a container nobody may collect ours.
+    # Not psutil.wait_procs: to psutil 6 a zombie still runs, and in a container it may stay one.
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(_runs(process) for process in processes):
         time.sleep(_POLL_S)
