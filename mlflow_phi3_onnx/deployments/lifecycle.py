@@ -94,7 +94,7 @@ def launch(store: Store, name: str, recipe: Recipe, replaced: Record | None = No
 
 
 def halt(record: Record) -> None:
-    """Stop a deployment's server, if it still runs, and remove its temporary files.
+    """Stop a deployment's server, if it still runs, and its children; remove its temporary files.
 
     Raises:
         DeploymentError: The system does not let us stop it.
