@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlflow_phi3_onnx.core.options import markdown
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
-from mlflow_phi3_onnx.deployments.options import OPTIONS as DEPLOYMENT_OPTIONS
+from mlflow_phi3_onnx.deployments.arguments import OPTIONS as DEPLOYMENT_OPTIONS
 from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_ANSWERS

@@ -1,7 +1,11 @@
 """The client class that MLflow calls, and the two functions beside it."""
 
+# pyright: reportIncompatibleMethodOverride=false
+# The methods of MLflow's base class have no bodies, so they seem to return nothing.
+
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -10,15 +14,17 @@ from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx.core.options import help_text
 from mlflow_phi3_onnx.deployments import lifecycle, process, server
-from mlflow_phi3_onnx.deployments.checks import (
+from mlflow_phi3_onnx.deployments.arguments import (
+    OPTIONS,
     TARGET,
+    check_config,
     check_name,
     check_target,
     make_recipe,
+    merge,
     refuse_endpoint,
 )
-from mlflow_phi3_onnx.deployments.options import OPTIONS, check_config, merge
-from mlflow_phi3_onnx.deployments.store import CURRENT, FOLDER_VARIABLE, Record, Store
+from mlflow_phi3_onnx.deployments.store import FOLDER_VARIABLE, Record, Store
 from mlflow_phi3_onnx.errors import (
     DeploymentError,
     InvalidRequestError,
@@ -51,7 +57,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         super().__init__(target_uri)
         self._store = Store()
 
-    def create_deployment(  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+    def create_deployment(
         self,
         name: str,
         model_uri: str,
@@ -79,23 +85,21 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             DeploymentError: The name is in use (``RESOURCE_ALREADY_EXISTS``), or the server did
                 not start; then neither a process nor a record is left.
         """
-        check_name(name)
-        refuse_endpoint(endpoint)
+        check_name(name, endpoint)
         given = check_config(config)
         with self._store.lock(name):
-            existing = self._store.read(name)
-            if existing is not None:
-                state = lifecycle.status(existing)
+            if existing := self._store.read(name):
                 raise DeploymentError(
-                    f"Deployment {name!r} already exists ({state}). Update it or delete it first.",
+                    f"Deployment {name!r} already exists ({lifecycle.status(existing)}). Update it "
+                    "or delete it first.",
                     error_code=databricks_pb2.RESOURCE_ALREADY_EXISTS,
                 )
             recipe = make_recipe(model_uri, flavor, merge({}, given))
             lifecycle.recover(self._store, name)
             self._store.remove_logs(name)
-            return _describe(lifecycle.launch(self._store, name, recipe, CURRENT))
+            return _describe(lifecycle.launch(self._store, name, recipe))
 
-    def update_deployment(  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+    def update_deployment(
         self,
         name: str,
         model_uri: str | None = None,
@@ -125,8 +129,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``), or the new
                 server did not start; then the deployment is what it was.
         """
-        check_name(name)
-        refuse_endpoint(endpoint)
+        check_name(name, endpoint)
         changes = check_config(config)
         if flavor is not None and model_uri is None:
             raise InvalidRequestError(
@@ -162,18 +165,16 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             InvalidRequestError: An argument is not what it must be.
             DeploymentError: The server cannot be stopped; the record stays.
         """
-        check_name(name)
-        refuse_endpoint(endpoint)
+        check_name(name, endpoint)
         if config:
             raise UnsupportedParameterError("delete takes no config.", param="config")
         with self._store.lock(name):
             lifecycle.recover(self._store, name)
-            record = self._store.read(name)
-            if record is not None:
+            if record := self._store.read(name):
                 lifecycle.halt(record)
             self._store.remove_all(name)
 
-    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
         """All deployments of this user, sorted by name, as ``get_deployment`` describes them.
 
         One whose record is damaged has the status ``unreadable`` and the reason under ``error``.
@@ -188,15 +189,13 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         deployments: list[dict[str, Any]] = []
         for name in self._store.names():
             try:
-                record = self._store.read(name)
+                if record := self._store.read(name):  # else it has gone meanwhile
+                    deployments.append(_describe(record))
             except DeploymentError as error:
                 deployments.append({"name": name, "status": "unreadable", "error": str(error)})
-                continue
-            if record is not None:
-                deployments.append(_describe(record))
         return deployments
 
-    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         """Describe one deployment.
 
         Args:
@@ -213,11 +212,10 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             InvalidRequestError: An argument is not what it must be.
             DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``).
         """
-        check_name(name)
-        refuse_endpoint(endpoint)
+        check_name(name, endpoint)
         return _describe(self._read(name))
 
-    def predict(  # pyright: ignore[reportIncompatibleMethodOverride] - an abstract base without a body
+    def predict(
         self,
         deployment_name: str | None = None,
         inputs: Any = None,
@@ -242,26 +240,25 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``), or its
                 server is dead or gives no answer.
         """
-        from mlflow_phi3_onnx.deployments import (
-            payload as _payload,  # pandas: only where it is needed
-        )
+        # It imports pandas, which no other command needs.
+        from mlflow_phi3_onnx.deployments.payload import to_error, to_payload, to_response
 
-        refuse_endpoint(endpoint)
         if deployment_name is None:
             raise InvalidRequestError("predict needs a deployment name.", param="deployment_name")
-        check_name(deployment_name)
+        check_name(deployment_name, endpoint)
         record = self._read(deployment_name)
-        payload = _payload.to_payload(inputs)
-        body = _payload.encode(payload)
+        payload = to_payload(inputs)
         if not process.is_running(record.process):
             raise _dead(record)
         try:
-            answer = server.score(record.address, body, record.request_timeout)
+            status, body = server.score(
+                record.address, json.dumps(payload).encode(), record.request_timeout
+            )
         except OSError as error:
             raise _no_answer(record, error) from None
-        if answer.status != 200:
-            raise _payload.to_error(answer, payload, record.request_timeout)
-        return _payload.to_response(answer)
+        if status != 200:
+            raise to_error(status, body, payload, record.request_timeout)
+        return to_response(body)
 
     def predict_stream(
         self,

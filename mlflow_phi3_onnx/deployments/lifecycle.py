@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -12,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_phi3_onnx.deployments import net, process, server
-from mlflow_phi3_onnx.deployments.net import Address
-from mlflow_phi3_onnx.deployments.options import OPTIONS
-from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Record
+from mlflow_phi3_onnx.deployments import process, server
+from mlflow_phi3_onnx.deployments.arguments import setting
+from mlflow_phi3_onnx.deployments.store import CURRENT, NEXT, OLD, Address, Record
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
-    from mlflow_phi3_onnx.deployments.store import Recipe, Store
+    import subprocess
 
+    from mlflow_phi3_onnx.deployments.store import Recipe, Store
 
 Status = Literal["running", "starting", "unresponsive", "dead"]
 
@@ -29,12 +30,7 @@ _SCRATCH_PREFIX = "mlflow-phi3-onnx-"
 
 
 def status(record: Record) -> Status:
-    """The state of a deployment's server at this moment.
-
-    Returns:
-        ``running``: it answers. ``starting``: it runs and has not answered yet.
-        ``unresponsive``: it runs, has answered before and does not now. ``dead``: it has ended.
-    """
+    """The state of a deployment's server, as ``get_deployment`` explains it."""
     if not process.is_running(record.process):
         return "dead"
     if server.is_healthy(record.address):
@@ -42,34 +38,24 @@ def status(record: Record) -> Status:
     return "unresponsive" if record.ready else "starting"
 
 
-def launch(
-    store: Store, name: str, recipe: Recipe, slot: str, created: str | None = None
-) -> Record:
+def launch(store: Store, name: str, recipe: Recipe, replaced: Record | None = None) -> Record:
     """Start a server, record it, and wait until it answers.
 
     Whatever ends the wait early, Ctrl-C too, also stops the server and removes its record. The
-    log stays.
-
-    Args:
-        store: Where the record goes. The caller holds the deployment's lock.
-        name: The deployment.
-        recipe: What to serve.
-        slot: The slot of the record.
-        created: When the deployment was created, if it is not now.
-
-    Returns:
-        The record of a server that answers.
+    log stays. The record of a server that replaces another is the deployment's next one. The
+    caller holds the deployment's lock.
 
     Raises:
         DeploymentError: The address is taken, or the server ended or did not answer in time. The
             message has the end of its log.
     """
+    slot = NEXT if replaced else CURRENT
     address = _choose_address(recipe)
     marker = uuid.uuid4().hex
     log = store.new_log(name, marker)
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX))
     try:
-        child = process.start(
+        identity, child = process.start(
             server.command(recipe, address),
             env=server.environment(recipe, scratch),
             cwd=Path(recipe.cwd),
@@ -81,17 +67,17 @@ def launch(
         raise DeploymentError(
             f"The server of deployment {name!r} cannot be started: {error}."
         ) from None
-    started = _now()
+    started = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
     record = Record(
         name=name,
         recipe=recipe,
         address=address,
-        process=child.id,
+        process=identity,
         marker=marker,
         log=str(log),
         scratch=str(scratch),
         request_timeout=server.request_timeout(recipe.config),
-        created=created or started,
+        created=replaced.created if replaced else started,
         started=started,
         ready=False,
     )
@@ -108,9 +94,7 @@ def launch(
 
 
 def halt(record: Record) -> None:
-    """Stop a deployment's server and all its processes, and remove its temporary files.
-
-    That the server has ended already is no error.
+    """Stop a deployment's server, if it still runs, and its children; remove its temporary files.
 
     Raises:
         DeploymentError: The system does not let us stop it.
@@ -132,8 +116,7 @@ def recover(store: Store, name: str) -> None:
     """
     current = store.read(name)
     for slot in (NEXT, OLD):
-        spare = store.read(name, slot)
-        if spare is not None:
+        if spare := store.read(name, slot):
             if current is None or spare.marker != current.marker:
                 halt(spare)
             store.remove(name, slot)
@@ -143,12 +126,7 @@ def swap(store: Store, old: Record, recipe: Recipe) -> Record:
     """Replace a deployment's server by one that serves a new recipe.
 
     The old server goes when the new one answers. Where both need the same port, it goes before,
-    and is started again if the new one fails.
-
-    Args:
-        store: Where the records are. The caller holds the deployment's lock.
-        old: The deployment as it is; its server may be dead.
-        recipe: What to serve from now on.
+    and is started again if the new one fails. The caller holds the deployment's lock.
 
     Raises:
         DeploymentError: The new server did not start; the deployment is what it was.
@@ -158,7 +136,7 @@ def swap(store: Store, old: Record, recipe: Recipe) -> Record:
     if in_place:
         halt(old)
     try:
-        new = launch(store, old.name, recipe, NEXT, old.created)
+        new = launch(store, old.name, recipe, old)
     except BaseException as error:
         if in_place and was_running:
             _restore(store, old, error)
@@ -171,7 +149,7 @@ def _restore(store: Store, old: Record, error: BaseException) -> None:
     """Start the server again that had to go for one that failed."""
     recipe = replace(old.recipe, config={**old.recipe.config, "port": old.address.port})
     try:
-        again = launch(store, old.name, recipe, NEXT, old.created)
+        again = launch(store, old.name, recipe, old)
     except DeploymentError as second:
         raise DeploymentError(
             f"{error} The server before it could not be started again either, so deployment "
@@ -187,20 +165,15 @@ def _promote(store: Store, old: Record, new: Record) -> None:
     """
     store.write(old, OLD)
     store.write(new)
-    store.remove(new.name, NEXT)
-    halt(old)
-    store.remove(new.name, OLD)
+    recover(store, new.name)
     store.remove_logs(new.name, keep=new.log)
 
 
 def _choose_address(recipe: Recipe) -> Address:
-    host: str = recipe.config.get("host", OPTIONS["host"].default)
-    port: int | None = recipe.config.get("port")
+    """The address that a config asks for, with a free port where it asks for none."""
+    host, port = (setting(recipe.config, name) for name in ("host", "port"))
     try:
-        if port is None:
-            return Address(host, net.free_port(host))
-        address = Address(host, port)
-        net.check_free(address)
+        return Address(host, _bindable(host, port or 0))
     except OSError as error:
         place = f"host {host!r}" if port is None else f"port {port} of host {host!r}"
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
@@ -208,17 +181,33 @@ def _choose_address(recipe: Recipe) -> Address:
             f"A server cannot listen on {place}: {reason}. The deployment config's 'host' and "
             "'port' choose another."
         ) from None
-    return address
 
 
-def _wait(record: Record, child: process.Child) -> None:
+def _bindable(host: str, port: int) -> int:
+    """The port, or a free one for 0, if a server could listen there now; else an OSError."""
+    family, kind, protocol, _, place = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # As servers do, so that a port whose last server has just ended counts as free. On
+        # Windows the option would let two servers share a port.
+        if os.name != "nt":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(place)
+        return int(probe.getsockname()[1])
+
+
+def _wait(record: Record, child: subprocess.Popen[bytes]) -> None:
     """Wait until the server of a record answers."""
-    patience: float = record.recipe.config.get(
-        "startup_timeout", OPTIONS["startup_timeout"].default
-    )
+    patience: float = setting(record.recipe.config, "startup_timeout")
     deadline = time.monotonic() + patience
-    while not _answers(record):
-        code = child.exit_code()
+    # Another server may have taken the port between our look at it and the server's: then its
+    # answers are not ours.
+    while not (
+        server.is_healthy(record.address)
+        and process.is_listening(record.process, record.marker, record.address.port)
+    ):
+        code = child.poll()
         if code is not None:
             raise _failure(record, f"ended with exit code {code} before it answered")
         if time.monotonic() > deadline:
@@ -229,21 +218,9 @@ def _wait(record: Record, child: process.Child) -> None:
         time.sleep(_POLL_S)
 
 
-def _answers(record: Record) -> bool:
-    # Another server may have taken the port between our look at it and the server's: then its
-    # answers are not ours.
-    return server.is_healthy(record.address) and process.is_listening(
-        record.process, record.marker, record.address.port
-    )
-
-
 def _failure(record: Record, what: str) -> DeploymentError:
     end = server.explain(Path(record.log))
     return DeploymentError(
         f"The server of deployment {record.name!r} {what}. Its log is {record.log}"
         + (f"; at its end:\n{end}" if end else ", and it is empty.")
     )
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")

@@ -24,8 +24,6 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlflow_phi3_onnx.deployments.net import Answer
-
 SCORING_KEYS = frozenset({"dataframe_split", "dataframe_records", "instances", "inputs"})
 """The keys of MLflow's scoring payloads."""
 REQUEST_KEYS = frozenset({"messages", "prompt", "input"})
@@ -69,48 +67,43 @@ def to_payload(inputs: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", _to_json_value(payload))
 
 
-def encode(payload: dict[str, Any]) -> bytes:
-    """The payload as a JSON body in UTF-8."""
-    return json.dumps(payload, allow_nan=False).encode()
-
-
-def to_response(answer: Answer) -> PredictionsResponse:
-    """The predictions in a good answer, under the key ``predictions``.
+def to_response(body: bytes) -> PredictionsResponse:
+    """The predictions in what the server answered, under the key ``predictions``.
 
     Raises:
-        GenAIError: The answer is not JSON.
+        GenAIError: The body is not JSON.
     """
     try:
-        body = json.loads(answer.body)
+        answer = json.loads(body)
     except ValueError:
         raise GenAIError("The server's answer is not JSON.") from None
-    if isinstance(body, dict) and "predictions" in body:
-        return PredictionsResponse(cast("dict[str, Any]", body))
-    return PredictionsResponse({"predictions": body})
+    if isinstance(answer, dict) and "predictions" in answer:
+        return PredictionsResponse(cast("dict[str, Any]", answer))
+    return PredictionsResponse({"predictions": answer})
 
 
-def to_error(answer: Answer, payload: dict[str, Any], timeout: int) -> MlflowException:
-    """The error in a bad answer, with the server's own message but without any input.
+def to_error(status: int, body: bytes, payload: dict[str, Any], timeout: int) -> MlflowException:
+    """The error for a status that is not 200, with the server's own message but without any input.
 
     Args:
-        answer: An answer whose status is not 200.
+        status: The HTTP status.
+        body: What came with it.
         payload: What was sent, to recognise it in the message.
         timeout: The server's limit for one request, in seconds.
     """
-    code = get_error_code(answer.status)
-    message = answer.body.decode("utf-8", errors="replace")
+    code = get_error_code(status)
+    message = body.decode("utf-8", errors="replace")
     try:
-        body = json.loads(message)
-        message = str(body["message"])
-        code = databricks_pb2.ErrorCode.Value(body["error_code"])
+        answer = json.loads(message)
+        message = str(answer["message"])
+        code = databricks_pb2.ErrorCode.Value(answer["error_code"])
     except (ValueError, KeyError, TypeError):
         pass  # not one of MLflow's error bodies: the text and the status say what there is
-    if answer.status == 504:
+    if status == 504:
         message += f" ({timeout} s). The deployment config's 'timeout' raises it."
-    kind = InvalidRequestError if answer.status in _REFUSALS else GenAIError
+    kind = InvalidRequestError if status in _REFUSALS else GenAIError
     return kind(
-        f"The server answered {answer.status}: {_without_inputs(message, payload)}",
-        error_code=code,
+        f"The server answered {status}: {_without_inputs(message, payload)}", error_code=code
     )
 
 
@@ -163,32 +156,28 @@ def _wrap_frame(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _to_json_value(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or value is pd.NaT or value is pd.NA or isinstance(value, (str, bool, int)):
-        return None if value is pd.NaT or value is pd.NA else value
-    if isinstance(value, float):
-        if math.isinf(value):
-            raise InvalidRequestError("JSON has no infinite numbers.", param="inputs")
-        return None if math.isnan(value) else value
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
     if isinstance(value, dict):
         items = cast("dict[Any, Any]", value).items()
         return {str(key): _to_json_value(item) for key, item in items}
-    if isinstance(value, np.ndarray):
-        return _to_json_value(value.tolist())
     if isinstance(value, (list, tuple)):
         return [_to_json_value(item) for item in cast("list[Any]", value)]
-    return _scalar_to_json_value(value)
-
-
-def _scalar_to_json_value(value: Any) -> str:
     if isinstance(value, (dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, (bytes, bytearray)):
         return base64.encodebytes(value).decode("ascii")  # as MLflow reads binary columns
-    raise InvalidRequestError(
-        f"The inputs hold a {type(value).__name__}, which JSON cannot.", param="inputs"
-    )
+    if isinstance(value, float):
+        if math.isinf(value):
+            raise InvalidRequestError("JSON has no infinite numbers.", param="inputs")
+        return None if math.isnan(value) else value
+    if not isinstance(value, (str, bool, int)):
+        raise InvalidRequestError(
+            f"The inputs hold a {type(value).__name__}, which JSON cannot.", param="inputs"
+        )
+    return value
 
 
 def _without_inputs(message: str, payload: dict[str, Any]) -> str:

@@ -48,36 +48,17 @@ class ProcessId:
     create_time: float
 
 
-@dataclass(frozen=True)
-class Child:
-    """A process that this interpreter has just started.
-
-    Attributes:
-        id: What to recognise it by later.
-    """
-
-    id: ProcessId
-    _popen: subprocess.Popen[bytes]
-
-    def exit_code(self) -> int | None:
-        """The exit code, negative for a signal, or None while it runs."""
-        return self._popen.poll()
-
-
 def start(
     command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path, marker: str
-) -> Child:
+) -> tuple[ProcessId, subprocess.Popen[bytes]]:
     """Start a process that lives on when this one ends and leaves no zombie when it does not.
 
     Args:
         command: The program and its arguments. No shell is involved.
-        env: The whole environment of the process.
+        env: The whole environment of the process, but for the marker.
         cwd: The folder it runs in.
         log: The file that its standard output and error are appended to, made with mode 0600.
         marker: A text of its own for this process, by which its descendants are found.
-
-    Returns:
-        The running process.
 
     Raises:
         OSError: The program or the folder cannot be used, or the log cannot be written.
@@ -85,8 +66,8 @@ def start(
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "ab") as output:
         popen = subprocess.Popen(  # noqa: S603 - an argument list that the caller has checked
             list(command),
             env={**env, MARKER_VARIABLE: marker},
@@ -97,12 +78,10 @@ def start(
             start_new_session=True,
             creationflags=flags,
         )
-    finally:
-        os.close(output)
     # Asked before the thread below can reap it: a process that died at once still has its time.
     created = psutil.Process(popen.pid).create_time()
     threading.Thread(target=popen.wait, name=f"reap-{popen.pid}", daemon=True).start()
-    return Child(ProcessId(popen.pid, created), popen)
+    return ProcessId(popen.pid, created), popen
 
 
 def is_running(process: ProcessId) -> bool:
@@ -132,14 +111,9 @@ def is_listening(process: ProcessId, marker: str, port: int) -> bool:
 
 
 def stop(process: ProcessId, marker: str, grace: float = _GRACE_S) -> list[int]:
-    """Stop the process and all its descendants: ask, wait, then kill.
+    """Stop the process and all its descendants: ask, wait for the seconds of grace, then kill.
 
     Nothing is signalled when the pid belongs to another process by now.
-
-    Args:
-        process: The process to stop. That it has ended already is no error.
-        marker: The marker it was started with.
-        grace: Seconds between asking and killing.
 
     Returns:
         The pids that still run because the system does not let us stop them; normally none.
@@ -161,12 +135,10 @@ def stop(process: ProcessId, marker: str, grace: float = _GRACE_S) -> list[int]:
 
 
 def _find(process: ProcessId) -> psutil.Process | None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(process.pid)
         if abs(found.create_time() - process.create_time) <= _CREATE_TIME_TOLERANCE_S:
             return found
-    except psutil.NoSuchProcess:
-        pass
     return None
 
 
@@ -199,6 +171,7 @@ def _marked(process: psutil.Process, marker: str) -> bool:
 
 
 def _wait(processes: list[psutil.Process], seconds: float) -> None:
+    # Not psutil.wait_procs: to psutil 6 a zombie still runs, and in a container it may stay one.
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(_runs(process) for process in processes):
         time.sleep(_POLL_S)

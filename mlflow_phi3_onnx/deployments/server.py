@@ -6,23 +6,23 @@ its URLs. How its process is kept is the business of ``process`` and ``store``.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
 import sysconfig
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
-from mlflow_phi3_onnx.deployments import net
-from mlflow_phi3_onnx.deployments.options import OPTIONS
+from mlflow_phi3_onnx.deployments.arguments import setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from mlflow_phi3_onnx.deployments.net import Address, Answer
-    from mlflow_phi3_onnx.deployments.store import Recipe
+    from mlflow_phi3_onnx.deployments.store import Address, Recipe
 
 PREDICT_PATH = "/invocations"
 HEALTH_PATH = "/health"
@@ -39,7 +39,7 @@ def command(recipe: Recipe, address: Address) -> list[str]:
     line = [sys.executable, "-m", "mlflow", "models", "serve"]
     line += [f"--model-uri={recipe.model_uri}"]
     line += [f"--host={address.host}", f"--port={address.port}"]
-    line += [f"--env-manager={recipe.config.get('env_manager', OPTIONS['env_manager'].default)}"]
+    line += [f"--env-manager={setting(recipe.config, 'env_manager')}"]
     line += [f"--timeout={request_timeout(recipe.config)}"]
     if "workers" in recipe.config:
         line += [f"--workers={recipe.config['workers']}"]
@@ -49,10 +49,7 @@ def command(recipe: Recipe, address: Address) -> list[str]:
 def environment(recipe: Recipe, scratch: Path) -> dict[str, str]:
     """The whole environment of the server: the caller's, and what the recipe adds.
 
-    Args:
-        recipe: What is served.
-        scratch: The folder for the server's temporary files. MLflow leaves copies of the model
-            in it.
+    The server's temporary files go to the folder ``scratch``: MLflow leaves copies of the model.
     """
     env = dict(os.environ)
     env["MLFLOW_TRACKING_URI"] = recipe.tracking_uri
@@ -83,28 +80,42 @@ def explain(log: Path) -> str:
 
 def request_timeout(config: Mapping[str, Any]) -> int:
     """Whole seconds after which the server gives a request up."""
-    given: int | None = config.get("timeout")
-    return MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get() if given is None else given
+    return config.get("timeout", MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.get())
 
 
 def is_healthy(address: Address) -> bool:
     """Whether the server has loaded its model and answers."""
     try:
-        return net.request(address, "GET", HEALTH_PATH, timeout=_HEALTH_TIMEOUT_S).status == 200
+        return _request(address, "GET", HEALTH_PATH, _HEALTH_TIMEOUT_S)[0] == 200
     except OSError:
         return False
 
 
-def score(address: Address, payload: bytes, timeout: int) -> Answer:
-    """Send a scoring payload.
+def score(address: Address, body: bytes, timeout: int) -> tuple[int, bytes]:
+    """Send a scoring payload and return the HTTP status and the body of what comes back.
 
     Args:
         address: Where the server listens.
-        payload: The JSON body.
+        body: The payload in JSON.
         timeout: The server's limit for one request, in seconds.
 
     Raises:
-        OSError: There is no answer.
+        OSError: There is no connection, or it broke, or the time is over (TimeoutError).
     """
-    patience = timeout + _ANSWER_MARGIN_S
-    return net.request(address, "POST", PREDICT_PATH, body=payload, timeout=patience)
+    return _request(address, "POST", PREDICT_PATH, timeout + _ANSWER_MARGIN_S, body)
+
+
+def _request(
+    address: Address, method: str, path: str, timeout: float, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """Send a request straight to the address, whatever proxies the environment names."""
+    place = address.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(place, timeout=timeout)
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    with closing(connection):
+        try:
+            connection.request(method, path, body=body, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the answer is not HTTP ({type(error).__name__})") from error

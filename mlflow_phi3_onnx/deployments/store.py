@@ -16,14 +16,12 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.deployments.net import Address
 from mlflow_phi3_onnx.deployments.process import ProcessId
 from mlflow_phi3_onnx.errors import DeploymentError
 
@@ -41,6 +39,26 @@ NEXT = "next"
 OLD = "old"
 
 _VERSION = 1
+_WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - these are read, not bound
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens.
+
+    Attributes:
+        host: A name or an IP address; ``0.0.0.0`` and ``::`` mean every network.
+        port: 1 to 65535.
+    """
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The URL that this machine reaches the server by, without a slash at its end."""
+        host = _WILDCARDS.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -99,13 +117,12 @@ class Record:
 class Store:
     """The folder of all records.
 
-    Args:
-        folder: Where to keep them. Default: the environment variable
-            ``MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR``, else the user's folder for state.
+    The environment variable ``MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR`` names it; else it is in the user's
+    folder for state.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = (folder or _default_folder()).absolute()
+    def __init__(self) -> None:
+        self.folder = _folder().absolute()
 
     def names(self) -> list[str]:
         """The names of all deployments, sorted."""
@@ -119,11 +136,9 @@ class Store:
         """
         path = self._path(name, slot)
         try:
-            text = path.read_text(encoding="utf-8")
+            return _from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        try:
-            return _from_json(json.loads(text))
         except (ValueError, TypeError, KeyError) as error:
             raise DeploymentError(
                 f"The record of deployment {name!r} cannot be read ({type(error).__name__}): it "
@@ -132,18 +147,19 @@ class Store:
             ) from None
 
     def write(self, record: Record, slot: str = CURRENT) -> None:
-        """Write a record at once: a reader sees the one before or this one, never a part."""
+        """Write a record at once: a reader sees the one before or this one, never a part.
+
+        The caller holds the lock.
+        """
         path = self._path(record.name, slot)
-        document = {"version": _VERSION, **asdict(record)}
-        temporary = path.with_name(f"{slot}.{uuid.uuid4().hex}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        temporary = path.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(document, file, indent=2)
+                json.dump({"version": _VERSION, **asdict(record)}, file, indent=2)
             temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)  # still there if something failed
 
     def remove(self, name: str, slot: str) -> None:
         """Remove one record, if it is there."""
@@ -175,26 +191,31 @@ class Store:
         """
         _make_private(self.folder)
         path = self.folder / f".{name}.lock"
-        descriptor = _open_locked(path)
-        if descriptor is None:
-            raise DeploymentError(
-                f"Another command is changing deployment {name!r} at this moment: try again "
-                "when it has ended.",
-                error_code=databricks_pb2.RESOURCE_CONFLICT,
-            )
-        try:
-            yield
-        finally:
-            # Removed while it is held: whoever waits for this file sees that it is gone.
-            with contextlib.suppress(OSError):
-                path.unlink()
-            os.close(descriptor)
+        while True:
+            # The lock ends when the file is closed.
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600)) as file:
+                if not _try_lock(file.fileno()):
+                    raise DeploymentError(
+                        f"Another command is changing deployment {name!r} at this moment: try "
+                        "again when it has ended.",
+                        error_code=databricks_pb2.RESOURCE_CONFLICT,
+                    )
+                # Its last owner may have removed it meanwhile; a lock on it would be none.
+                if not _is_at(path, file.fileno()):
+                    continue
+                try:
+                    yield
+                finally:
+                    # Removed while it is held: whoever waits for this file sees that it is gone.
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                return
 
     def _path(self, name: str, slot: str) -> Path:
         return self.folder / name / f"{slot}.json"
 
 
-def _default_folder() -> Path:
+def _folder() -> Path:
     if given := os.environ.get(FOLDER_VARIABLE):
         return Path(given)
     if os.name == "nt":
@@ -226,22 +247,6 @@ def _from_json(document: dict[str, Any]) -> Record:
     return Record(**fields)
 
 
-def _open_locked(path: Path) -> int | None:
-    """Open and lock a file, or None where another process or thread holds it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        locked = False
-        try:
-            locked = _try_lock(descriptor)
-            if locked and _is_still(path, descriptor):
-                return descriptor
-        finally:
-            if not locked or not _is_still(path, descriptor):
-                os.close(descriptor)
-        if not locked:
-            return None
-
-
 def _try_lock(descriptor: int) -> bool:
     try:
         if sys.platform == "win32":
@@ -253,8 +258,8 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the path names the open file: its last owner may have removed it meanwhile."""
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one at a path."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
-from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs
+from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs, same_beginning
 from mlflow_phi3_onnx.evaluation.tracking import log_comparison
 from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare"]
 
-_NAMES = ("model_a", "model_b")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _WARM_UP_TOKENS = 2
 
@@ -44,7 +43,7 @@ def compare(
     log: bool = True,
     name: str = "comparison",
 ) -> Comparison:
-    """Compare two models on the same token ids: what they answer, how sure they are, how fast.
+    """Compare two models on the same token ids: what they write, how sure they are, how fast.
 
     Each model continues every prompt greedily, one prompt after the other, and scores the prompt's
     own tokens. The raw logits alone decide: sampling and penalties of either model's configuration
@@ -64,10 +63,11 @@ def compare(
             model's own chat template; or lists of token ids. At least one, each of at least two
             tokens.
         tokenizer: The tokenizer of models of transformers that are no pipelines.
-        max_tokens: The most tokens of an answer.
+        max_tokens: The most tokens of a completion.
         log: Whether to log the result to the active run, if there is one: the table
-            ``<name>.json``, with prompts and answers; ``<name>.txt``, a summary; ``<name>.png``, a
-            plot, where matplotlib is installed; and metrics that begin with ``<name>/``.
+            ``<name>.json``, with prompts and completions; ``<name>.txt``, a summary;
+            ``<name>.png``, a plot, where matplotlib is installed; and metrics that begin with
+            ``<name>/``.
         name: What the result is called in the run.
 
     Returns:
@@ -76,45 +76,47 @@ def compare(
     Raises:
         InvalidRequestError: If an argument is not what it may be, or the two models' tokenizers
             turn a prompt into different ids, so that nothing can be compared token by token.
-        ContextLengthError: If a prompt and its answer do not fit into a model's context.
+        ContextLengthError: If a prompt and its completion do not fit into a model's context.
         SourceError: If there is no model at a path or URI.
         InvalidModelError: If a model cannot be loaded.
         DependencyError: If a model needs PyTorch and transformers, and they are not installed.
     """
     checked = _check_prompts(prompts)
-    limit = _check_options(max_tokens, name)
-    models = (model_a, model_b)
-    if tokenizer is not None and not any(map(takes_tokenizer, models)):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            "name must be of letters, digits, '_', '.' and '-', and begin with a letter or digit.",
+            param="name",
+        )
+    limit = PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
+    models = {"model_a": model_a, "model_b": model_b}
+    if tokenizer is not None and not any(map(takes_tokenizer, models.values())):
         raise InvalidRequestError(
             "tokenizer is for a model of transformers that is no pipeline, and neither of the two"
             " is one.",
             param="tokenizer",
         )
     with ExitStack() as stack:
-        sides = [
-            stack.enter_context(open_side(model, side, tokenizer))
-            for model, side in zip(models, _NAMES, strict=True)
-        ]
+        sides = {side: open_side(model, side, tokenizer, stack) for side, model in models.items()}
         ids = [_encode(sides, prompt, f"prompts[{i}]") for i, prompt in enumerate(checked)]
         _check_lengths(sides, ids, limit)
         with rows_done(2 * len(ids)) as bar:
-            runs = [_run(side, ids, limit, bar) for side in sides]
-        result = compare_runs(sides, checked, ids, runs, limit)
+            runs = [_run(side, ids, limit, bar) for side in sides.values()]
+        result = compare_runs(list(sides.values()), checked, ids, runs, limit)
     if log and mlflow.active_run() is not None:
         log_comparison(result, name)
     return result
 
 
 def _run(side: Side, prompts: Sequence[Sequence[int]], limit: int, bar: tqdm[Any]) -> list[Run]:
-    """Let a model answer and score each prompt. What it does once, at first, is not timed."""
+    """Let a model continue and score each prompt. What it does once, at first, is not timed."""
     side.greedy(prompts[0][:2], min(limit, _WARM_UP_TOKENS))
     runs: list[Run] = []
     for ids in prompts:
         started = time.perf_counter()
-        answer = side.greedy(ids, limit)
+        completion = side.greedy(ids, limit)
         seconds = time.perf_counter() - started
-        # Scored afterwards, for a prompt that was computed before is answered sooner.
-        runs.append(Run(answer, seconds, side.score(ids)))
+        # Scored afterwards, for a prompt that was computed before is continued sooner.
+        runs.append(Run(completion, seconds, *side.score(ids)))
         bar.update()
     return runs
 
@@ -148,16 +150,7 @@ def _check_prompt(prompt: Any, where: str) -> Prompt:
         raise type(error)(f"{where}: {error.message}", param=where) from error
 
 
-def _check_options(max_tokens: Any, name: Any) -> int:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidRequestError(
-            "name must be of letters, digits, '_', '.' and '-', and begin with a letter or digit.",
-            param="name",
-        )
-    return PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
-
-
-def _encode(sides: Sequence[Side], prompt: Prompt, where: str) -> list[int]:
+def _encode(sides: Mapping[str, Side], prompt: Prompt, where: str) -> list[int]:
     """Turn a prompt into the ids that both models make of it."""
     ids = prompt if isinstance(prompt, list) else _encode_text(sides, prompt, where)
     if len(ids) < 2:
@@ -166,7 +159,7 @@ def _encode(sides: Sequence[Side], prompt: Prompt, where: str) -> list[int]:
             " first is never scored.",
             param=where,
         )
-    for side, name in zip(sides, _NAMES, strict=True):
+    for name, side in sides.items():
         if max(ids) >= side.vocab_size:
             raise InvalidRequestError(
                 f"{where} has the token id {max(ids):,}; those of {name} are below"
@@ -176,28 +169,27 @@ def _encode(sides: Sequence[Side], prompt: Prompt, where: str) -> list[int]:
     return ids
 
 
-def _encode_text(sides: Sequence[Side], prompt: Text, where: str) -> list[int]:
+def _encode_text(sides: Mapping[str, Side], prompt: Text, where: str) -> list[int]:
     both: list[list[int]] = []
-    for side, name in zip(sides, _NAMES, strict=True):
+    for name, side in sides.items():
         try:
             both.append(side.encode(prompt))
         except GenAIError as error:
             raise type(error)(f"{where}, {name}: {error.message}", param=where) from error
     a, b = both
     if a != b:
-        place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-        place = min(len(a), len(b)) if place is None else place
         raise InvalidRequestError(
             f"{where} is {len(a):,} tokens for model_a and {len(b):,} for model_b, and the ids"
-            f" differ from position {place:,} on. Only models with the same tokenizer and chat"
-            " template can be compared token by token. Where you know the right ids, give them.",
+            f" differ from position {same_beginning(a, b):,} on. Only models with the same"
+            " tokenizer and chat template can be compared token by token. Where you know the right"
+            " ids, give them.",
             param=where,
         )
     return a
 
 
-def _check_lengths(sides: Sequence[Side], prompts: Sequence[Sequence[int]], limit: int) -> None:
-    for side, name in zip(sides, _NAMES, strict=True):
+def _check_lengths(sides: Mapping[str, Side], prompts: Sequence[Sequence[int]], limit: int) -> None:
+    for name, side in sides.items():
         context = side.context_length
         for i, ids in enumerate(prompts):
             if context is not None and len(ids) + limit > context:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
-from mlflow_phi3_onnx.errors import (
-    DependencyError,
-    InvalidModelError,
-    InvalidRequestError,
-)
-from mlflow_phi3_onnx.evaluation.side import Scores, Side, Text
+from mlflow_phi3_onnx.errors import DependencyError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.functions import load_model
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.sources.convert.transformers_objects import (
@@ -25,7 +20,10 @@ from mlflow_phi3_onnx.sources.local_copy import local_copy
 from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, read_held
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
+    from contextlib import ExitStack
+
+    from mlflow_phi3_onnx.evaluation.side import Side, Text
 
 __all__ = ["open_side", "takes_tokenizer"]
 
@@ -41,19 +39,9 @@ class _OnnxSide:
 
     def __init__(self, model: GenAIModel, uri: str | None) -> None:
         self._model = model
-        self._uri = uri
-
-    @property
-    def label(self) -> str:
-        return ", ".join(filter(None, [FLAVOR_NAME, self._model.name, self._uri]))
-
-    @property
-    def context_length(self) -> int | None:
-        return self._model.limits.context_length
-
-    @property
-    def vocab_size(self) -> int:
-        return self._model.limits.vocab_size
+        self.label = ", ".join(filter(None, [FLAVOR_NAME, model.name, uri]))
+        self.context_length: int | None = model.limits.context_length
+        self.vocab_size = model.limits.vocab_size
 
     def encode(self, prompt: Text) -> list[int]:
         if isinstance(prompt, str):
@@ -66,31 +54,10 @@ class _OnnxSide:
     def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
         return self._model.greedy_tokens(ids, max_tokens)
 
-    def score(self, ids: Sequence[int]) -> Scores:
+    def score(self, ids: Sequence[int]) -> tuple[list[float], list[int]]:
         _, *entries = self._model.token_logprobs(list(ids), top_logprobs=1)
-        return Scores(
-            [entry["logprob"] for entry in entries],
-            [entry["top_logprobs"][0]["token_id"] for entry in entries],
-        )
-
-
-@contextmanager
-def open_side(model: Any, name: str, tokenizer: Any = None) -> Generator[Side]:
-    """Make a side of what a user gave. What had to be loaded for it lasts as long as the context.
-
-    Args:
-        model: A model, or where there is one.
-        name: The argument that it came in, for messages.
-        tokenizer: The tokenizer of a model of transformers that is no pipeline.
-
-    Raises:
-        InvalidRequestError: If it is no model that can be compared.
-        SourceError: If there is nothing at the path or URI.
-        InvalidModelError: If there is no such model, or it cannot be loaded.
-        DependencyError: If it needs PyTorch and transformers, and they are not installed.
-    """
-    with ExitStack() as stack:
-        yield _open(model, name, tokenizer, stack)
+        logprobs = [entry["logprob"] for entry in entries]
+        return logprobs, [entry["top_logprobs"][0]["token_id"] for entry in entries]
 
 
 def takes_tokenizer(model: Any) -> bool:
@@ -98,12 +65,27 @@ def takes_tokenizer(model: Any) -> bool:
     return is_of_transformers(model) and not is_pipeline(model)
 
 
-def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
+def open_side(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
+    """Make a side of what a user gave.
+
+    Args:
+        model: A model, or where there is one.
+        name: The argument that it came in, for messages.
+        tokenizer: The tokenizer of a model of transformers that is no pipeline; None without one.
+        stack: What had to be loaded lasts as long as this.
+
+    Raises:
+        InvalidRequestError: If it is no model that can be compared.
+        SourceError: If there is nothing at the path or URI.
+        InvalidModelError: If there is no such model, or it cannot be loaded.
+        DependencyError: If it needs PyTorch and transformers, and they are not installed.
+    """
     uri = None
     if isinstance(model, str | Path):
         model, uri = _load(model, name, stack)
     elif callable(getattr(model, "get_raw_model", None)):
-        model = _unwrap(model)
+        with suppress(NotImplementedError):  # a pyfunc of a flavor that gives no native model out
+            model = model.get_raw_model()
     if isinstance(model, GenAIModel):
         return _OnnxSide(model, uri)
     if not is_of_transformers(model):
@@ -123,13 +105,6 @@ def _open(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
     from mlflow_phi3_onnx.evaluation.transformers_side import TransformersSide
 
     return TransformersSide(*parts, uri)
-
-
-def _unwrap(pyfunc: Any) -> Any:
-    try:
-        return pyfunc.get_raw_model()
-    except NotImplementedError:  # of a flavor that gives no native model out
-        return pyfunc
 
 
 def _load(model: str | Path, name: str, stack: ExitStack) -> tuple[Any, str | None]:

@@ -13,9 +13,9 @@ from mlflow_phi3_onnx.model.scoring import perplexity
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlflow_phi3_onnx.evaluation.side import Prompt, Scores, Side
+    from mlflow_phi3_onnx.evaluation.side import Prompt, Side
 
-__all__ = ["Comparison", "PromptComparison", "Run", "compare_runs"]
+__all__ = ["Comparison", "PromptComparison", "Run", "compare_runs", "same_beginning"]
 
 # What pandas calls the types of a row's fields. What may be missing stays None, or becomes NA.
 _DTYPES = {"int": "Int64", "int | None": "Int64", "float": "float64"}
@@ -26,14 +26,16 @@ class Run:
     """What one model made of one prompt.
 
     Attributes:
-        answer: The ids of its greedy answer, the one that ended it included.
+        completion: The ids of its greedy completion, the one that ended it included.
         seconds: How long that took, the prompt included.
-        scores: How likely it finds the prompt's own tokens.
+        logprobs: The log-probabilities of the prompt's own tokens, all but the first.
+        most_likely: The ids of the most likely tokens in their places.
     """
 
-    answer: Sequence[int]
+    completion: Sequence[int]
     seconds: float
-    scores: Scores
+    logprobs: Sequence[float]
+    most_likely: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +45,25 @@ class PromptComparison:
     Attributes:
         prompt: The prompt, its messages or its token ids.
         prompt_tokens: How many tokens it has.
-        answer_a: The greedy answer of ``model_a``, control tokens included.
+        answer_a: The greedy completion of ``model_a``, control tokens included.
         answer_b: That of ``model_b``.
-        tokens_a: How many tokens ``model_a`` answered, the one that ended it included.
-        tokens_b: How many ``model_b`` answered.
-        first_difference: The position in the answers, from 0, of the first token that differs; None
-            where the answers are identical.
-        token_a: The text of the token of ``model_a`` there; None where its answer was over, or the
-            answers are identical.
+        tokens_a: How many tokens that of ``model_a`` has, the one that ended it included.
+        tokens_b: How many that of ``model_b`` has.
+        first_difference: The position in the completions, from 0, of the first token that differs;
+            None where they are identical.
+        token_a: The text of the token of ``model_a`` there; None where its completion has ended, or
+            the two are identical.
         token_b: That of ``model_b``.
         token_id_a: Its id.
         token_id_b: Its id.
-        agreement: The share of tokens before the first difference, of the longer answer's.
-        likeliest_agreement: The share of the prompt's tokens, but the first, for which both models
-            find the same token likeliest.
+        agreement: The share of tokens before the first difference, of the longer completion's.
+        likeliest_agreement: The share of the prompt's tokens, but the first, in whose places both
+            models have the same most likely token.
         logprob_difference: The mean absolute difference, in nats, between the log-probabilities
             that the models give to the prompt's own tokens, all but the first.
         perplexity_a: The perplexity of the prompt under ``model_a``.
         perplexity_b: That under ``model_b``.
-        tokens_per_second_a: Tokens answered by ``model_a``, by the time of the whole call.
+        tokens_per_second_a: Completion tokens of ``model_a``, by the time of the prompt and them.
         tokens_per_second_b: The same of ``model_b``.
     """
 
@@ -94,19 +96,19 @@ class Comparison:
     Attributes:
         model_a: What the first model is, in a few words.
         model_b: What the second one is.
-        max_tokens: The most tokens of an answer.
+        max_tokens: The most tokens of a completion.
         prompts: Each prompt's comparison, in order.
-        greedy_agreement: The share of the answers' tokens that come before the first difference.
-        identical_answers: The share of prompts with identical answers, token by token.
-        likeliest_agreement: The share of the prompts' tokens for which both models find the same
-            token likeliest, given the true tokens before it.
+        greedy_agreement: The share of the completions' tokens before the first difference.
+        identical_answers: The share of prompts with identical completions, token by token.
+        likeliest_agreement: The share of the prompts' tokens in whose places both models have the
+            same most likely token, given the true tokens before it.
         logprob_difference: The mean absolute difference, in nats, between the log-probabilities
             that the models give to the prompts' own tokens, given the true tokens before each.
         perplexity_a: The perplexity of the prompts under ``model_a``.
         perplexity_b: That under ``model_b``.
         perplexity_difference: ``perplexity_b - perplexity_a``.
-        tokens_per_second_a: Tokens answered by ``model_a``, one prompt after the other, by the time
-            of the whole calls, prompts included.
+        tokens_per_second_a: Completion tokens of ``model_a``, one prompt after the other, by the
+            time of the prompts and them.
         tokens_per_second_b: The same of ``model_b``.
         speed_ratio: ``tokens_per_second_b / tokens_per_second_a``.
     """
@@ -180,81 +182,80 @@ def compare_runs(
         prompts: The prompts.
         ids: The token ids of each, at least two.
         runs: For each model, what it made of each prompt.
-        max_tokens: The most tokens of an answer.
+        max_tokens: The most tokens of a completion.
     """
     pairs = list(zip(*runs, strict=True))
     rows = tuple(
-        _compare_prompt(sides, prompt, tokens, pair)
-        for prompt, tokens, pair in zip(prompts, ids, pairs, strict=True)
+        _compare_prompt(sides, prompt, tokens, a, b)
+        for prompt, tokens, (a, b) in zip(prompts, ids, pairs, strict=True)
     )
-    same = sum(_same_beginning(a.answer, b.answer) for a, b in pairs)
-    longest = sum(max(len(a.answer), len(b.answer)) for a, b in pairs)
-    a, b = ([value for run in side for value in run.scores.logprobs] for side in runs)
-    likeliest = [[token for run in side for token in run.scores.likeliest] for side in runs]
-    speeds = [_speed(side) for side in runs]
-    perplexities = [perplexity(a), perplexity(b)]
+    same = sum(same_beginning(a.completion, b.completion) for a, b in pairs)
+    measured = _measure(*runs)
     return Comparison(
         model_a=sides[0].label,
         model_b=sides[1].label,
         max_tokens=max_tokens,
         prompts=rows,
-        greedy_agreement=same / longest,
+        greedy_agreement=same / sum(max(row.tokens_a, row.tokens_b) for row in rows),
         identical_answers=_share([row.first_difference is None for row in rows]),
-        likeliest_agreement=_share([x == y for x, y in zip(*likeliest, strict=True)]),
-        logprob_difference=_mean_difference(a, b),
-        perplexity_a=perplexities[0],
-        perplexity_b=perplexities[1],
-        perplexity_difference=perplexities[1] - perplexities[0],
-        tokens_per_second_a=speeds[0],
-        tokens_per_second_b=speeds[1],
-        speed_ratio=speeds[1] / speeds[0],
+        perplexity_difference=measured["perplexity_b"] - measured["perplexity_a"],
+        speed_ratio=measured["tokens_per_second_b"] / measured["tokens_per_second_a"],
+        **measured,
     )
 
 
 def _compare_prompt(
-    sides: Sequence[Side], prompt: Prompt, ids: Sequence[int], pair: Sequence[Run]
+    sides: Sequence[Side], prompt: Prompt, ids: Sequence[int], a: Run, b: Run
 ) -> PromptComparison:
-    a, b = pair
-    place = _same_beginning(a.answer, b.answer)
-    longest = max(len(a.answer), len(b.answer))
-    token_a, token_id_a = _token_at(sides[0], ids, a.answer, place)
-    token_b, token_id_b = _token_at(sides[1], ids, b.answer, place)
-    same = [x == y for x, y in zip(a.scores.likeliest, b.scores.likeliest, strict=True)]
+    place = same_beginning(a.completion, b.completion)
+    longest = max(len(a.completion), len(b.completion))
+    token_a, token_id_a = _token_at(sides[0], ids, a.completion, place)
+    token_b, token_id_b = _token_at(sides[1], ids, b.completion, place)
     return PromptComparison(
         prompt=prompt if isinstance(prompt, str) else list(prompt),
         prompt_tokens=len(ids),
-        answer_a=_text_after(sides[0], ids, a.answer),
-        answer_b=_text_after(sides[1], ids, b.answer),
-        tokens_a=len(a.answer),
-        tokens_b=len(b.answer),
+        answer_a=_text_after(sides[0], ids, a.completion),
+        answer_b=_text_after(sides[1], ids, b.completion),
+        tokens_a=len(a.completion),
+        tokens_b=len(b.completion),
         first_difference=None if place == longest else place,
         token_a=token_a,
         token_b=token_b,
         token_id_a=token_id_a,
         token_id_b=token_id_b,
         agreement=place / longest,
-        likeliest_agreement=_share(same),
-        logprob_difference=_mean_difference(a.scores.logprobs, b.scores.logprobs),
-        perplexity_a=perplexity(a.scores.logprobs),
-        perplexity_b=perplexity(b.scores.logprobs),
-        tokens_per_second_a=_speed([a]),
-        tokens_per_second_b=_speed([b]),
+        **_measure([a], [b]),
     )
 
 
-def _same_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+def _measure(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> dict[str, float]:
+    """Measure what a comparison has of each prompt and of all, by the names of its fields."""
+    a, b = ([value for run in runs for value in run.logprobs] for runs in (runs_a, runs_b))
+    x, y = ([token for run in runs for token in run.most_likely] for runs in (runs_a, runs_b))
+    return {
+        "likeliest_agreement": _share([i == j for i, j in zip(x, y, strict=True)]),
+        "logprob_difference": math.fsum(abs(p - q) for p, q in zip(a, b, strict=True)) / len(a),
+        "perplexity_a": perplexity(a),
+        "perplexity_b": perplexity(b),
+        "tokens_per_second_a": _speed(runs_a),
+        "tokens_per_second_b": _speed(runs_b),
+    }
+
+
+def same_beginning(a: Sequence[int], b: Sequence[int]) -> int:
     """Count the tokens before the first difference."""
     shorter = min(len(a), len(b))
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _token_at(
-    side: Side, ids: Sequence[int], answer: Sequence[int], place: int
+    side: Side, ids: Sequence[int], completion: Sequence[int], place: int
 ) -> tuple[str | None, int | None]:
-    """Return text and id of a token of an answer, or None twice where the answer is over."""
-    if place == len(answer):
+    """Return text and id of a token of a completion, or None twice where it has ended."""
+    if place == len(completion):
         return None, None
-    return _text_after(side, [*ids, *answer[:place]], [answer[place]]), answer[place]
+    token = completion[place]
+    return _text_after(side, [*ids, *completion[:place]], [token]), token
 
 
 def _text_after(side: Side, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -267,12 +268,8 @@ def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
 
 
-def _mean_difference(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.fsum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a)
-
-
 def _speed(runs: Sequence[Run]) -> float:
-    return sum(len(run.answer) for run in runs) / math.fsum(run.seconds for run in runs)
+    return sum(len(run.completion) for run in runs) / math.fsum(run.seconds for run in runs)
 
 
 def _many(count: int, noun: str) -> str:

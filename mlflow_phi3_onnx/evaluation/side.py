@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Prompt", "Scores", "Side", "Text"]
+__all__ = ["Prompt", "Side", "Text"]
 
 Text: TypeAlias = "str | tuple[Mapping[str, Any], ...]"
 """A whole prompt, or the checked messages of a conversation."""
@@ -17,36 +16,18 @@ Prompt: TypeAlias = "Text | list[int]"
 """A text, or token ids."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What a model expects at each token of a prompt but the first.
+class Side(Protocol):
+    """One of the two models.
 
     Attributes:
-        logprobs: The natural logarithm of the token's probability after those before it.
-        likeliest: The id of the likeliest token there.
+        label: What it is, in a few words; with its URI, if it came by one, but with no local path.
+        context_length: Tokens of prompt and completion together; None where the model does not say.
+        vocab_size: How many token ids it knows.
     """
 
-    logprobs: Sequence[float]
-    likeliest: Sequence[int]
-
-
-class Side(Protocol):
-    """One of the two models."""
-
-    @property
-    def label(self) -> str:
-        """What it is, in a few words; with its URI, if it came by one, but with no local path."""
-        ...
-
-    @property
-    def context_length(self) -> int | None:
-        """Tokens of prompt and answer together; None where the model does not say."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """How many token ids it knows."""
-        ...
+    label: str
+    context_length: int | None
+    vocab_size: int
 
     def encode(self, prompt: Text) -> list[int]:
         """Turn a prompt into token ids, with the control tokens that are written in it only.
@@ -61,9 +42,14 @@ class Side(Protocol):
         ...
 
     def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
-        """Continue a prompt with the likeliest tokens, the one that ends the answer included."""
+        """Continue a prompt greedily; a token that ends the completion is part of it."""
         ...
 
-    def score(self, ids: Sequence[int]) -> Scores:
-        """Tell how likely each token of a prompt of at least two is."""
+    def score(self, ids: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Score each token but the first of a prompt of at least two.
+
+        Returns:
+            The natural logarithms of the tokens' probabilities after those before them; and the ids
+            of the most likely tokens there.
+        """
         ...

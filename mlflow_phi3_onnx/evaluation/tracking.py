@@ -19,15 +19,7 @@ _SAME, _REST = "#2a6fbb", "#d9d9d9"
 
 
 def log_comparison(result: Comparison, name: str) -> None:
-    """Log a comparison to the active run.
-
-    It becomes the table ``<name>.json``, the summary ``<name>.txt``, the plot ``<name>.png`` (where
-    matplotlib is installed; else there is a warning) and metrics that begin with ``<name>/``.
-
-    Args:
-        result: The comparison.
-        name: What it is called in the run.
-    """
+    """Log a comparison to the active run, as ``compare`` describes it."""
     mlflow.log_metrics({f"{name}/{key}": value for key, value in result.metrics.items()})
     mlflow.log_table(result.to_pandas(), f"{name}.json")
     mlflow.log_text(repr(result), f"{name}.txt")
@@ -38,7 +30,7 @@ def log_comparison(result: Comparison, name: str) -> None:
 
 
 def plot(result: Comparison) -> Any:
-    """Draw a comparison: where each prompt's answers part, and its perplexity under both models.
+    """Draw a comparison: where each prompt's completions part, and its two perplexities.
 
     Returns:
         A figure of matplotlib. It belongs to no window, and no text of a prompt is on it.
@@ -46,16 +38,16 @@ def plot(result: Comparison) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    answers, surprise = figure.subplots(1, 2)
+    completions, surprise = figure.subplots(1, 2)
 
     numbers = range(len(result.prompts))
     longest = [max(row.tokens_a, row.tokens_b) for row in result.prompts]
     same = [row.agreement * most for row, most in zip(result.prompts, longest, strict=True)]
-    answers.bar(numbers, longest, color=_REST, label="the longer answer")
-    answers.bar(numbers, same, color=_SAME, label="before the first difference")
-    answers.set(title="Greedy answers", xlabel="prompt", ylabel="tokens")
-    answers.xaxis.get_major_locator().set_params(integer=True)
-    answers.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
+    completions.bar(numbers, longest, color=_REST, label="the longer answer")
+    completions.bar(numbers, same, color=_SAME, label="before the first difference")
+    completions.set(title="Greedy answers", xlabel="prompt", ylabel="tokens")
+    completions.xaxis.get_major_locator().set_params(integer=True)
+    completions.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
 
     a = [row.perplexity_a for row in result.prompts]
     b = [row.perplexity_b for row in result.prompts]

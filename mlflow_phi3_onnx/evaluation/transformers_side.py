@@ -9,10 +9,11 @@ import torch
 from transformers import GenerationConfig
 
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.evaluation.side import Scores, Text
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
+
+    from mlflow_phi3_onnx.evaluation.side import Text
 
 __all__ = ["TransformersSide"]
 
@@ -32,24 +33,10 @@ class TransformersSide:
     def __init__(self, model: Any, tokenizer: Any, uri: str | None = None) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._uri = uri
-
-    @property
-    def label(self) -> str:
-        """The model's class and type, and its URI."""
-        dtype = str(self._model.dtype).removeprefix("torch.")
-        parts = ["transformers", type(self._model).__name__, dtype, self._uri]
-        return ", ".join(filter(None, parts))
-
-    @property
-    def context_length(self) -> int | None:
-        """What the configuration says, where it does."""
-        return getattr(self._model.config, "max_position_embeddings", None)
-
-    @property
-    def vocab_size(self) -> int:
-        """The rows of its embeddings."""
-        return self._model.get_input_embeddings().num_embeddings
+        dtype = str(model.dtype).removeprefix("torch.")
+        self.label = ", ".join(filter(None, ["transformers", type(model).__name__, dtype, uri]))
+        self.context_length: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
 
     def encode(self, prompt: Text) -> list[int]:
         """Turn a prompt into token ids, as ``GenAIModel`` does: no token is added to a text.
@@ -75,27 +62,27 @@ class TransformersSide:
         return self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
     def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
-        """Continue a prompt with the likeliest tokens, the one that ends the answer included."""
+        """Continue a prompt greedily; a token that ends the completion is part of it."""
         prompt = self._tensor(ids)
-        with _plainly(self._model), torch.inference_mode():
+        with _plainly(self._model):
             whole = self._model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_tokens
             )
         return whole[0, len(ids) :].tolist()
 
-    def score(self, ids: Sequence[int]) -> Scores:
-        """Tell how likely each token of a prompt of at least two is."""
+    def score(self, ids: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Return the log-probability of each token but the first, and the most likely one there."""
         prompt = self._tensor(ids)
         logprobs: list[float] = []
-        likeliest: list[int] = []
-        with _plainly(self._model), torch.inference_mode():
+        most_likely: list[int] = []
+        with _plainly(self._model):
             logits = self._model(input_ids=prompt, use_cache=False).logits[0, :-1]
-            pieces = zip(logits.split(_POSITIONS), prompt[0, 1:].split(_POSITIONS), strict=True)
-            for piece, following in pieces:
-                wide = piece.float().log_softmax(-1)
+            parts = zip(logits.split(_POSITIONS), prompt[0, 1:].split(_POSITIONS), strict=True)
+            for part, following in parts:
+                wide = part.float().log_softmax(-1)
                 logprobs += wide.gather(-1, following[:, None])[:, 0].tolist()
-                likeliest += wide.argmax(-1).tolist()
-        return Scores(logprobs, likeliest)
+                most_likely += wide.argmax(-1).tolist()
+        return logprobs, most_likely
 
     def _tensor(self, ids: Sequence[int]) -> Any:
         return torch.tensor([list(ids)], device=self._model.device)
@@ -119,7 +106,8 @@ def _plainly(model: Any) -> Generator[None]:
     )
     model.eval()
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         model.generation_config = own
         model.train(training)

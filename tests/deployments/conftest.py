@@ -1,4 +1,8 @@
-"""One tracking store, one folder of deployments and one logged model for all tests in here."""
+"""One tracking store, one folder of deployments and one logged model for each file of tests.
+
+Not for the package: without ``__init__.py`` pytest keeps such a fixture for the whole session, in
+which tests of other rooms set another store.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 FOLDER = "MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def deployable_model_uri(tracking_folder: Path) -> str:
     """A logged chat model."""
     assert tracking_folder == Path.cwd()
@@ -31,7 +35,7 @@ def deployable_model_uri(tracking_folder: Path) -> str:
     return info.model_uri
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def tracking_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder that commands run in; its store is named by a URI relative to it."""
     folder = tmp_path_factory.mktemp("tracking")
@@ -44,7 +48,7 @@ def tracking_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     mlflow.set_tracking_uri(before)  # pyright: ignore[reportArgumentType] - None means unset
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of deployments."""
     folder = tmp_path_factory.mktemp("user") / "state" / "deployments"
@@ -58,7 +62,7 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert left == []
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def client(state_folder: Path) -> OnnxGenAIDeploymentClient:
     """The client, as MLflow hands it out."""
     found = get_deploy_client("onnx-genai")
@@ -67,13 +71,13 @@ def client(state_folder: Path) -> OnnxGenAIDeploymentClient:
     return found
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def serving(state_folder: Path) -> Callable[[], list[int]]:
     """The pids of all server processes that these tests have started and that still run."""
     return lambda: _serving(state_folder)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def command(state_folder: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts ``mlflow deployments <arguments>`` in an interpreter of its own."""
 
@@ -89,7 +93,7 @@ def command(state_folder: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def until() -> Callable[[Callable[[], object]], None]:
     """Polls until something is true, and fails where it never is."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from mlflow_phi3_onnx.deployments.options import OPTIONS
+from mlflow_phi3_onnx.deployments.arguments import OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,8 +17,7 @@ import psutil
 import pytest
 
 from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, process
-from mlflow_phi3_onnx.deployments.net import Address
-from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Recipe, Record, Store
+from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Address, Recipe, Record, Store
 from mlflow_phi3_onnx.errors import DeploymentError
 
 if TYPE_CHECKING:
@@ -64,14 +63,14 @@ def stranger() -> Iterator[psutil.Process]:
 def start(store: Store, name: str, code: str = SLEEP) -> Record:
     marker = uuid.uuid4().hex
     log = store.new_log(name, marker)
-    child = process.start(
+    identity, _ = process.start(
         [sys.executable, "-c", code], env=os.environ, cwd=store.folder, log=log, marker=marker
     )
     return Record(
         name=name,
         recipe=Recipe("models:/m-1", "python_function", {}, str(store.folder), "", ""),
         address=Address("127.0.0.1", 9),
-        process=child.id,
+        process=identity,
         marker=marker,
         log=str(log),
         scratch=str(store.folder / "none"),
