@@ -49,7 +49,7 @@ def schema_text(schema: Any, param: str) -> str:
         raise InvalidRequestError(
             f"{param} must hold a JSON schema, an object; got {describe_kind(schema)}.", param=param
         )
-    if _depth(schema) > MAX_DEPTH:
+    if _is_deep(schema):
         raise _too_large(param, f"is nested more than {MAX_DEPTH} levels deep")
     if "x-guidance" in schema:
         raise InvalidRequestError(f"{param}: x-guidance is not supported.", param=param)
@@ -61,7 +61,8 @@ def schema_text(schema: Any, param: str) -> str:
         ) from error
     if len(text) > MAX_CHARACTERS:
         raise _too_large(param, f"has more than {MAX_CHARACTERS:,} characters")
-    _check_cost(schema, param)
+    if costly := _costly_part(schema):
+        raise _too_large(param, costly)
     return text
 
 
@@ -69,15 +70,13 @@ def _too_large(param: str, why: str) -> InvalidRequestError:
     return InvalidRequestError(f"{param}: the schema {why}.", param=param)
 
 
-def _depth(value: Any) -> int:
-    """Count the levels of a JSON-like value, without recursion and no further than needed."""
-    level: list[Any] = [value]
-    depth = 0
-    while level and depth <= MAX_DEPTH:
-        depth += 1
-        level = [item for value in level for item in _items(value)]
-        level = [item for item in level if isinstance(item, dict | list | tuple)]
-    return depth
+def _is_deep(schema: Any) -> bool:
+    """Whether a JSON-like value has too many levels, told without recursion."""
+    level = [schema]
+    for _ in range(MAX_DEPTH):
+        items = [item for value in level for item in _items(value)]
+        level = [item for item in items if isinstance(item, dict | list | tuple)]
+    return bool(level)
 
 
 def _items(value: Any) -> Iterator[Any]:
@@ -94,7 +93,8 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from _objects(item)
 
 
-def _check_cost(schema: dict[str, Any], param: str) -> None:
+def _costly_part(schema: dict[str, Any]) -> str:
+    """Say what a schema has too much of; nothing if it may be compiled."""
     patterns = 0
     multiples: set[Fraction] = set()
     for part in _objects(schema):
@@ -104,17 +104,14 @@ def _check_cost(schema: dict[str, Any], param: str) -> None:
         if isinstance(multiple, int | float) and not isinstance(multiple, bool) and multiple:
             multiples.add(abs(Fraction(str(multiple))))
     if patterns > MAX_PATTERN_PROPERTIES:
-        raise _too_large(param, f"has more than {MAX_PATTERN_PROPERTIES} patternProperties")
+        return f"has more than {MAX_PATTERN_PROPERTIES} patternProperties"
     scale = max((value.denominator for value in multiples), default=1)
     whole = [math.ceil(value * scale) for value in multiples]
     if len(whole) > MAX_PATTERN_PROPERTIES or math.lcm(1, *whole) > MAX_MULTIPLE:
-        raise _too_large(
-            param, f"has values of multipleOf whose common multiple is above {MAX_MULTIPLE:,}"
-        )
+        return f"has values of multipleOf whose common multiple is above {MAX_MULTIPLE:,}"
     if _Expressions(schema).count(schema) > MAX_EXPRESSIONS:
-        raise _too_large(
-            param, f"makes one string match more than {MAX_EXPRESSIONS} expressions at once"
-        )
+        return f"makes one string match more than {MAX_EXPRESSIONS} expressions at once"
+    return ""
 
 
 class _Expressions:
