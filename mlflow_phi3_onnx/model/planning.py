@@ -32,7 +32,7 @@ from mlflow_phi3_onnx.openai import responses
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.stream import ChatWriter, PlainWriter, TextWriter, Writer
-from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.formats import Markings
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
-    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
     Respond: TypeAlias = Callable[[Sequence[Completion]], Any]

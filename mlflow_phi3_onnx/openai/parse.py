@@ -20,10 +20,12 @@ from mlflow_phi3_onnx.openai.parameters import (
 )
 from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
 from mlflow_phi3_onnx.openai.structured import FORMS
-from mlflow_phi3_onnx.openai.tools.formats.base import ToolCallRule, ToolFormat
+from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
 
 __all__ = ["INPUT_FIELDS", "ParsedRequest", "parse_request"]
 

@@ -178,7 +178,7 @@ class PlainWriter:
 
 
 def _delta(piece: Part) -> dict[str, Any]:
-    return {"content": piece} if isinstance(piece, str) else {"tool_calls": [piece.delta()]}
+    return {"content": piece} if isinstance(piece, str) else {"tool_calls": [piece]}
 
 
 def _usage_chunk(
