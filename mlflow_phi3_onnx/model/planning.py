@@ -28,10 +28,9 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
 )
 from mlflow_phi3_onnx.model.assembly import TextJob
-from mlflow_phi3_onnx.openai import responses
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.openai.parse import parse_request
-from mlflow_phi3_onnx.openai.stream import ChatWriter, PlainWriter, TextWriter, Writer
+from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.tools.formats import Markings
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
@@ -169,22 +168,12 @@ class Planner:
             jobs += [replace(job, job=replace(job.job, index=i)) for i in range(options.n)]
             prompts.append(self._encoded(prompt, ids, options, reads=reads))
         name = options.adapter or name
+        writer: Callable[[], Writer] = PlainWriter
         if task == CHAT:
-            return PlannedRequest(
-                jobs,
-                lambda completions: responses.chat_response(request, prompts, completions, name),
-                partial(ChatWriter, request, prompts, name),
-            )
-        if task == COMPLETIONS:
-            silent = self._tokenizer.control_ids
-            return PlannedRequest(
-                jobs,
-                lambda completions: responses.text_response(
-                    request, prompts, completions, name, silent
-                ),
-                partial(TextWriter, request, prompts, name, silent),
-            )
-        return PlannedRequest(jobs, lambda completions: completions[0].text)
+            writer = partial(ChatWriter, request, prompts, name)
+        elif task == COMPLETIONS:
+            writer = partial(TextWriter, request, prompts, name, self._tokenizer.control_ids)
+        return PlannedRequest(jobs, lambda completions: writer().respond(completions), writer)
 
     def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> TextJob:
         """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
