@@ -146,7 +146,6 @@ class Planner:
             model_defaults=self._folder.search,
             adapters=self._adapters,
             own_name=name,
-            tool_format=self._tool_format,
         )
         if request.stream is not None and request.stream != stream:
             raise InvalidRequestError(
@@ -170,7 +169,7 @@ class Planner:
         name = options.adapter or name
         writer: Callable[[], Writer] = PlainWriter
         if task == CHAT:
-            writer = partial(ChatWriter, request, prompts, name)
+            writer = partial(ChatWriter, request, prompts, name, self._tool_format)
         elif task == COMPLETIONS:
             writer = partial(TextWriter, request, prompts, name, self._tokenizer.control_ids)
         return PlannedRequest(jobs, lambda completions: writer().respond(completions), writer)
@@ -255,7 +254,7 @@ class Planner:
                 return token if token is not None and compiler.is_control(token) else None
 
             marks = Markings(self._tokenizer.template_shows, control_id)
-            grammar = tool_call_grammar(request.tool_format, prompt.tools, request.calls, marks)
+            grammar = tool_call_grammar(self._tool_format, prompt.tools, request.calls, marks)
             if grammar is None:
                 return options
             options = replace(options, grammar=grammar)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import allows
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.openai.fields import refusal
 
-__all__ = ["MAX_PREDICTION_CHARACTERS", "check_messages", "check_prediction"]
+__all__ = ["check_messages", "prediction"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 10_000
@@ -32,11 +33,7 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
             "messages is missing. Send a list of objects with role and content.", param="messages"
         )
     if not isinstance(value, list | tuple):
-        raise InvalidRequestError(
-            "messages must be a list of objects with role and content; got"
-            f" {describe_kind(value)}.",
-            param="messages",
-        )
+        raise refusal("messages", "a list of objects with role and content", value)
     if not value:
         raise InvalidRequestError("messages must hold at least one message.", param="messages")
     if len(value) > MAX_MESSAGES:
@@ -47,13 +44,12 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
 
 
-def check_prediction(value: Any) -> str:
-    """Check a predicted output, and return its text.
-
-    Raises:
-        ValueError: If it is not an object with a text, or the text is too long or not Unicode.
-        InvalidRequestError: If it has parts that are not text.
-    """
+@allows(
+    "an object with type 'content' and a content that is a string or a list of text parts, of at"
+    f" most {MAX_PREDICTION_CHARACTERS:,} Unicode characters"
+)
+def prediction(value: Any) -> str:
+    """Check a predicted output, and return its text."""
     if not isinstance(value, dict) or value.keys() != {"type", "content"}:
         raise ValueError
     text = value["content"]
@@ -69,10 +65,7 @@ def check_prediction(value: Any) -> str:
 
 def _message(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InvalidRequestError(
-            f"{where} must be an object with role and content; got {describe_kind(value)}.",
-            param=where,
-        )
+        raise refusal(where, "an object with role and content", value)
     message = {key: item for key, item in value.items() if item is not None}
     role = message.get("role")
     if role not in ROLES:
@@ -84,10 +77,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         message["role"] = "system"
     message["content"] = _content(message.get("content"), where, message)
     if "name" in message and not isinstance(message["name"], str):
-        raise InvalidRequestError(
-            f"{where}.name must be a string; got {describe_kind(message['name'])}.",
-            param=f"{where}.name",
-        )
+        raise refusal(f"{where}.name", "a string", message["name"])
     if "tool_calls" in message:
         _tool_calls(message["tool_calls"], f"{where}.tool_calls", role)
     return message
@@ -101,10 +91,7 @@ def _content(value: Any, where: str, message: dict[str, Any]) -> str:
         return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(value))
     if value is None and message["role"] == "assistant" and message.get("tool_calls"):
         return ""
-    kind = "it is missing" if value is None else f"got {describe_kind(value)}"
-    raise InvalidRequestError(
-        f"{where} must be a string or a list of text parts; {kind}.", param=where
-    )
+    raise refusal(where, "a string or a list of text parts", value, none="it is missing")
 
 
 def _part(value: Any, where: str) -> str:
@@ -116,11 +103,7 @@ def _part(value: Any, where: str) -> str:
         )
     text = value.get(_TEXT_PARTS[kind]) if isinstance(kind, str) and kind in _TEXT_PARTS else None
     if not isinstance(text, str):
-        raise InvalidRequestError(
-            f"{where} must be an object with type 'text' and a string as text;"
-            f" got {describe_kind(value)}.",
-            param=where,
-        )
+        raise refusal(where, "an object with type 'text' and a string as text", value)
     return text
 
 
@@ -128,9 +111,7 @@ def _tool_calls(value: Any, where: str, role: str) -> None:
     if role != "assistant":
         raise InvalidRequestError(f"{where} belongs only to assistant messages.", param=where)
     if not isinstance(value, list | tuple):
-        raise InvalidRequestError(
-            f"{where} must be a list; got {describe_kind(value)}.", param=where
-        )
+        raise refusal(where, "a list", value)
     for i, call in enumerate(value):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):

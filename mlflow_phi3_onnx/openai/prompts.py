@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_phi3_onnx.core import checks
+from mlflow_phi3_onnx.core.checks import integer
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.fields import refusal
 
-__all__ = ["FORMS", "MAX_ANSWERS", "check_ids", "check_prompts", "check_text"]
+__all__ = ["FORMS", "MAX_COMPLETIONS", "check_ids", "check_prompts", "check_text"]
 
-MAX_ANSWERS = 2048
-"""The most answers to one request, over all of its prompts."""
+MAX_COMPLETIONS = 2048
+"""The most completions of one request, over all of its prompts."""
 
 FORMS = "a string, a list of strings, a list of token ids or a list of lists of token ids"
 """What a prompt of completions may be, in words."""
 
 _ADVICE = f" prompt must be {FORMS}."
 
-_token_id = checks.integer(0, 2**31 - 1)
+_token_id = integer(0, 2**31 - 1)
 
 
 def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
@@ -33,14 +34,13 @@ def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
     if isinstance(value, str):
         return (TextPrompt(value),)
     if not isinstance(value, list | tuple) or not value:
-        kind = "got an empty list" if value in ([], ()) else _whole(value)
-        raise InvalidRequestError(f"prompt must be {FORMS}; {kind}.", param="prompt")
+        raise refusal("prompt", FORMS, value, none="it is missing")
     if not isinstance(value[0], str | list | tuple):
         return (TokenPrompt(check_ids(value, "prompt", _ADVICE)),)
-    if len(value) > MAX_ANSWERS:
+    if len(value) > MAX_COMPLETIONS:
         raise InvalidRequestError(
-            f"prompt must hold at most {MAX_ANSWERS:,} prompts; got {len(value):,}. Send several"
-            " requests.",
+            f"prompt must hold at most {MAX_COMPLETIONS:,} prompts; got {len(value):,}. Send"
+            " several requests.",
             param="prompt",
         )
     one = _text if isinstance(value[0], str) else _tokens
@@ -59,7 +59,7 @@ def check_text(value: Any, name: str = "prompt", advice: str = "") -> tuple[Text
         InvalidRequestError: If it is no string.
     """
     if not isinstance(value, str):
-        raise InvalidRequestError(f"{name} must be a string; {_whole(value)}.{advice}", param=name)
+        raise refusal(name, "a string", value, advice, none="it is missing")
     return (TextPrompt(value, name),)
 
 
@@ -75,37 +75,22 @@ def check_ids(value: Any, name: str, advice: str = "") -> tuple[int, ...]:
         InvalidRequestError: If it is no such list; the message names the entry at fault.
     """
     if not isinstance(value, list | tuple) or not value:
-        kind = "an empty list" if value in ([], ()) else checks.describe_kind(value)
-        raise InvalidRequestError(
-            f"{name} must be a list of token ids, at least one; got {kind}.{advice}", param=name
-        )
-    return tuple(_id(item, f"{name}[{i}]", advice) for i, item in enumerate(value))
+        raise refusal(name, "a list of token ids, at least one", value, advice)
+    ids: list[int] = []
+    for i, item in enumerate(value):
+        try:
+            ids.append(_token_id(item))
+        except ValueError as error:
+            where = f"{name}[{i}]"
+            raise refusal(where, "a token id, an integer from 0", item, advice) from error
+    return tuple(ids)
 
 
 def _text(value: Any, where: str) -> TextPrompt:
     if not isinstance(value, str):
-        raise InvalidRequestError(
-            f"{where} must be a string, as prompt[0] is; got {checks.describe_kind(value)}."
-            f"{_ADVICE}",
-            param=where,
-        )
+        raise refusal(where, "a string, as prompt[0] is", value, _ADVICE)
     return TextPrompt(value, where)
 
 
 def _tokens(value: Any, where: str) -> TokenPrompt:
     return TokenPrompt(check_ids(value, where, _ADVICE), where)
-
-
-def _id(value: Any, where: str, advice: str) -> int:
-    try:
-        return _token_id(value)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"{where} must be a token id, an integer from 0; got {checks.describe_kind(value)}."
-            f"{advice}",
-            param=where,
-        ) from error
-
-
-def _whole(value: Any) -> str:
-    return "it is missing" if value is None else f"got {checks.describe_kind(value)}"

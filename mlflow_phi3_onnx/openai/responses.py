@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.core.request import Completion, Delta, EncodedPrompt
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
     from mlflow_phi3_onnx.openai.tools.deltas import Part
+    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 
@@ -124,17 +125,33 @@ class _ObjectWriter(Writer):
 
 
 class ChatWriter(_ObjectWriter):
-    """Writes ``chat.completion``; in chunks: role, content or calls, finish reason, usage."""
+    """Writes ``chat.completion``; in chunks: role, content or calls, finish reason, usage.
+
+    Args:
+        request: The request.
+        prompts: Its one prompt.
+        model: The model's name.
+        tool_format: How the model writes calls, where that is known.
+    """
 
     id_prefix = "chatcmpl"
     whole_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
     def __init__(
-        self, request: ParsedRequest, prompts: Sequence[EncodedPrompt], model: str
+        self,
+        request: ParsedRequest,
+        prompts: Sequence[EncodedPrompt],
+        model: str,
+        tool_format: ToolFormat | None,
     ) -> None:
         super().__init__(request, prompts, model)
-        self._parsers = [_tool_parser(request) for _ in range(request.options.n)]
+        (prompt,) = request.prompts
+        tools = prompt.tools if isinstance(prompt, ChatPrompt) else None
+        self._parsers = [
+            ToolCallParser(tool_format, tools) if tool_format and tools else None
+            for _ in range(request.options.n)
+        ]
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """Yield a chunk with the role for each completion."""
@@ -234,14 +251,6 @@ class TextWriter(_ObjectWriter):
             entries = [*logprobs.of_prompt(completion), *logprobs.of_text(completion)]
             choice["logprobs"] = text_logprobs(entries)
         return choice
-
-
-def _tool_parser(request: ParsedRequest) -> ToolCallParser | None:
-    """Make what finds tool calls in one completion, where there are tools and a known format."""
-    (prompt,) = request.prompts
-    if not isinstance(prompt, ChatPrompt) or not prompt.tools or request.tool_format is None:
-        return None
-    return ToolCallParser(request.tool_format, prompt.tools)
 
 
 def _usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Delta]) -> dict[str, Any]:
