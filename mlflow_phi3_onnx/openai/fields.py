@@ -1,45 +1,16 @@
-"""Checks of request fields: each returns the clean value or raises ValueError.
-
-:func:`refusal` is for what stands inside a field, which an option's own check cannot name.
-"""
+"""Checks of request fields: each returns the clean value or raises ValueError."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mlflow_phi3_onnx.core.checks import (
-    allows,
-    boolean,
-    describe_kind,
-    integer,
-    json_object,
-    number,
-)
-from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.core.checks import allows, boolean, integer, json_object, number
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_TOOLS = 128
 GIVEN_TO_TEMPLATES = ("messages", "tools", "add_generation_prompt", "chat_template", "tokenize")
-
-
-def refusal(
-    where: str, allowed: str, value: Any, advice: str = "", none: str = "got null"
-) -> InvalidRequestError:
-    """Make the error of a value that is not what it may be.
-
-    Args:
-        where: The field, and the place in it.
-        allowed: What may stand there.
-        value: What came.
-        advice: What to do, for the end of the message.
-        none: What to say of None.
-    """
-    came = none if value is None else f"got {describe_kind(value)}"
-    if isinstance(value, list | tuple) and not value:
-        came = "got an empty list"
-    return InvalidRequestError(f"{where} must be {allowed}; {came}.{advice}", param=where)
 
 
 @allows(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from mlflow_phi3_onnx.core.checks import Check, boolean, integer, number, string
 from mlflow_phi3_onnx.core.options import Option, table
 from mlflow_phi3_onnx.openai import fields, structured
-from mlflow_phi3_onnx.openai.messages import prediction
+from mlflow_phi3_onnx.openai.prompts import prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

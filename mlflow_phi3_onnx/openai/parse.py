@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlflow_phi3_onnx.core.options import read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import (
     CHAT,
     COMPLETIONS,
@@ -18,7 +17,12 @@ from mlflow_phi3_onnx.openai.parameters import (
     PREDICTION_DRAFT,
     Task,
 )
-from mlflow_phi3_onnx.openai.prompts import MAX_COMPLETIONS, check_prompts, check_text
+from mlflow_phi3_onnx.openai.prompts import (
+    MAX_COMPLETIONS,
+    check_messages,
+    check_prompts,
+    check_text,
+)
 from mlflow_phi3_onnx.openai.structured import FORMS
 from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule
 
@@ -191,13 +195,13 @@ def _calls(settled: Mapping[str, Any]) -> ToolCallRule | None:
     if not _shows_tools(settled):
         return None
     choice = settled["tool_choice"]
-    parallel = settled["parallel_tool_calls"]
-    if choice == "auto":
-        strict = any(tool["function"].get("strict") for tool in settled["tools"])
-        return ToolCallRule(required=False, parallel=parallel) if strict or not parallel else None
-    if choice == "required":
-        return ToolCallRule(required=True, parallel=parallel)
-    return ToolCallRule(required=True, name=choice["function"]["name"], parallel=False)
+    required = choice != "auto"
+    name = None if isinstance(choice, str) else choice["function"]["name"]
+    parallel = settled["parallel_tool_calls"] and name is None
+    strict = any(tool["function"].get("strict") for tool in settled["tools"])
+    if not required and not strict and parallel:
+        return None
+    return ToolCallRule(required, name, parallel)
 
 
 def _prompts(value: Any, settled: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:

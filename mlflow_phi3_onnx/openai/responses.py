@@ -3,8 +3,9 @@
 The fields of a response that are always there are those of MLflow's signature; ``logprobs``,
 ``tool_calls`` and the details of the usage are there only where there is something to tell.
 
-A stream's writer is told of each delta and returns the chunks that it makes, so that the same one
-serves a loop in a thread and one in an event loop.
+A writer writes one request's completions, either as a whole or as a stream. A stream begins, adds
+the deltas of the completions, and ends; each step returns the chunks that it makes, so that the
+same writer serves a loop in a thread and one in an event loop.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.logprobs import TextLogprobs, chat_logprobs, text_logprobs
@@ -30,45 +31,28 @@ if TYPE_CHECKING:
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 
 
-class Writer(ABC):
-    """Writes one request's completions: either as a whole, or as a stream."""
-
-    @abstractmethod
-    def respond(self, completions: Sequence[Completion]) -> Any:
-        """Write whole completions, as many to each prompt, in order."""
-
-    def begin(self) -> Iterator[Any]:
-        """Yield what comes before the first delta."""
-        return iter(())
-
-    @abstractmethod
-    def add(self, index: int, delta: Delta) -> Iterator[Any]:
-        """Take a delta, and yield what it makes, maybe nothing.
-
-        Args:
-            index: Which completion it belongs to.
-            delta: The delta.
-        """
-
-    def end(self) -> Iterator[Any]:
-        """Yield what comes after the last delta."""
-        return iter(())
-
-
-class PlainWriter(Writer):
+class PlainWriter:
     """Writes the text of one completion as it is."""
 
     def respond(self, completions: Sequence[Completion]) -> str:
         """Return the text."""
         return completions[0].text
 
+    def begin(self) -> Iterator[str]:
+        """Yield nothing."""
+        return iter(())
+
     def add(self, index: int, delta: Delta) -> Iterator[str]:  # noqa: ARG002 - there is only one
         """Yield the delta's text, if it has any."""
         if delta.text:
             yield delta.text
 
+    def end(self) -> Iterator[str]:
+        """Yield nothing."""
+        return iter(())
 
-class _ObjectWriter(Writer):
+
+class _ObjectWriter(ABC):
     """What the objects of chat and of completions have in common.
 
     Args:
@@ -251,6 +235,9 @@ class TextWriter(_ObjectWriter):
             entries = [*logprobs.of_prompt(completion), *logprobs.of_text(completion)]
             choice["logprobs"] = text_logprobs(entries)
         return choice
+
+
+Writer: TypeAlias = ChatWriter | TextWriter | PlainWriter
 
 
 def _usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Delta]) -> dict[str, Any]:
