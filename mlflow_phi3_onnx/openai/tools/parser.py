@@ -225,7 +225,6 @@ class ToolCallParser:
         text: list[str] = []
         if call.name and (call.marked or char == "{"):
             self._begin(call)
-            self._held.clear()
             self._output.follow(text if char == '"' else self._held)
         start = len(self._held)
         if char == '"':
@@ -255,7 +254,7 @@ class ToolCallParser:
         return True
 
     def _begin(self, call: _Call) -> None:
+        self._held.clear()
         if not call.begun:
             call.begun = True
-            self._held.clear()
             self._output.call(call.name)
