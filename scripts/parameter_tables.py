@@ -12,7 +12,7 @@ from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.deployments.arguments import OPTIONS as DEPLOYMENT_OPTIONS
 from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
-from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_ANSWERS
+from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_COMPLETIONS
 from mlflow_phi3_onnx.sources.convert.options import EXPORT_OPTIONS
 
 TARGET = Path(__file__).parent.parent / "docs" / "parameters.md"
@@ -37,9 +37,9 @@ Its details tell of draft tokens: `accepted_prediction_tokens` are part of the c
 NOTES = {
     CHAT: "`messages` is a list of objects with `role` and `content`, as in OpenAI's chat API.",
     COMPLETIONS: f"""`prompt` is {FORMS}.
-At most {MAX_ANSWERS:,} completions are given to one request. The choices are the `n` answers to the
-first prompt, then those to the second, and so on; the usage counts all of them. Text is tokenized
-as it is, control tokens included, and no beginning-of-sequence token is added.
+At most {MAX_COMPLETIONS:,} completions are given to one request. The choices are the `n`
+completions of the first prompt, then those of the second, and so on; the usage counts all of them.
+Text is tokenized as it is, control tokens included, and no beginning-of-sequence token is added.
 
 `logprobs` of a choice holds `tokens`, `token_logprobs` (natural logarithms, under the raw logits),
 `top_logprobs` (the most likely tokens, and the one that is there) and `text_offset` (where each

@@ -16,9 +16,8 @@ from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidReque
 from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
 from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs, same_beginning
 from mlflow_phi3_onnx.evaluation.tracking import log_comparison
-from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
-from mlflow_phi3_onnx.openai.prompts import check_ids
+from mlflow_phi3_onnx.openai.prompts import check_ids, check_messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

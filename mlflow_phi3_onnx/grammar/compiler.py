@@ -1,10 +1,10 @@
-"""Grammars that answers are held to: which tokens may come next, by llguidance."""
+"""Grammars that completions are held to: which tokens may come next, by llguidance."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import llguidance
 import numpy as np
@@ -36,12 +36,6 @@ _LIMITS = llguidance.LLParserLimits(
     verbose_errors=False,
 )
 
-_Key: TypeAlias = tuple[str, str]
-
-
-class _GrammarError(Exception):
-    """What llguidance says about a grammar."""
-
 
 class GrammarCompiler:
     """Compiles grammars for one model, and keeps those that were used last.
@@ -52,7 +46,7 @@ class GrammarCompiler:
         spec: The text of ``tokenizer.json``.
         vocab_size: The width of the logits, or one above the tokenizer's highest id if that is
             more.
-        eos: The ids that end an answer.
+        eos: The ids that end a completion.
 
     Raises:
         UnsupportedParameterError: If llguidance does not know this kind of tokenizer.
@@ -68,7 +62,7 @@ class GrammarCompiler:
                 "This model's tokenizer is of a kind whose answers cannot be held to a grammar."
             ) from error
         self.eos = np.array(sorted(eos), dtype=np.int64)
-        self._kept: OrderedDict[_Key, llguidance.LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -80,40 +74,32 @@ class GrammarCompiler:
     def kept(self) -> list[str]:
         """The texts of the grammars that are kept, from the one that was used longest ago."""
         with self._lock:
-            return [text for _, text in self._kept]
+            return [grammar.text for grammar in self._kept]
 
     def is_control(self, token_id: int) -> bool:
         """Whether grammars write a token by its id; its text is then no part of other text."""
         return self._tokenizer.is_special_token(token_id)
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """Make a matcher for one answer.
+        """Make a matcher for one completion.
 
         Raises:
             InvalidRequestError: If the grammar is not valid, matches nothing or is too large; the
                 message names the request's field.
         """
-        key = (grammar.kind, grammar.text)
         with self._lock:
-            start = self._kept.get(key)
-            if start is not None:
-                self._kept.move_to_end(key)
+            start = self._kept.get(grammar)
         if start is None:
-            try:
-                start = self.compile(grammar)
-                _try_out(Matcher(self, grammar, start.deep_copy(), shares=False))
-            except _GrammarError as error:
-                raise InvalidRequestError(
-                    f"{grammar.param} cannot be used as a grammar: {error}", param=grammar.param
-                ) from None
-            self._keep(key, start)
+            start = self.compile(grammar)
+            Matcher(self, grammar, start.deep_copy(), trial=True).try_out()
+        self._keep(grammar, start)
         return Matcher(self, grammar, start.deep_copy())
 
     def compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         """Compile a grammar, whether or not it is kept.
 
         Raises:
-            _GrammarError: If it is not valid, or too large.
+            InvalidRequestError: If it is not valid, or too large.
         """
         wrap = {
             "json_schema": llguidance.LLMatcher.grammar_from_json_schema,
@@ -123,40 +109,40 @@ class GrammarCompiler:
         try:
             wrapped = wrap(grammar.text)
         except ValueError as error:
-            raise _GrammarError("it is not valid JSON.") from error
+            raise _unusable(grammar, "it is not valid JSON.") from error
         matcher = llguidance.LLMatcher(self._tokenizer, wrapped, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            raise _GrammarError(_reason(matcher.get_error()))
+            raise _unusable(grammar, _reason(matcher.get_error()))
         return matcher
 
     def drop(self, grammar: Grammar) -> None:
         """Keep a grammar no longer."""
         with self._lock:
-            self._kept.pop((grammar.kind, grammar.text), None)
+            self._kept.pop(grammar, None)
 
-    def _keep(self, key: _Key, start: llguidance.LLMatcher) -> None:
+    def _keep(self, grammar: Grammar, start: llguidance.LLMatcher) -> None:
         with self._lock:
-            self._kept[key] = start
-            self._kept.move_to_end(key)
+            self._kept[grammar] = start
+            self._kept.move_to_end(grammar)
             while len(self._kept) > 1 and (
                 len(self._kept) > MAX_CACHED
-                or sum(len(text) for _, text in self._kept) > MAX_CACHED_CHARACTERS
+                or sum(len(kept.text) for kept in self._kept) > MAX_CACHED_CHARACTERS
             ):
                 self._kept.popitem(last=False)
 
 
 class Matcher:
-    """Follows one answer through its grammar.
+    """Follows one completion through its grammar.
 
     The matchers of a grammar share the lexer states that they have met, which saves time; but
     there is a limit on their number. Where that is reached, a matcher starts over with states of
-    its own, so that no answer fails because of others.
+    its own, so that no completion fails because of others.
 
     Args:
         compiler: Where the grammar was compiled.
         grammar: The grammar.
-        state: llguidance's matcher, at the start of the answer.
-        shares: Whether to start over where the shared states do not suffice.
+        state: llguidance's matcher, at the start of the completion.
+        trial: Whether only the grammar is tried out; nothing else has then used the states.
     """
 
     def __init__(
@@ -165,17 +151,18 @@ class Matcher:
         grammar: Grammar,
         state: llguidance.LLMatcher,
         *,
-        shares: bool = True,
+        trial: bool = False,
     ) -> None:
         self._compiler = compiler
         self._grammar = grammar
         self._state = state
-        self._shares = shares
+        self._trial = trial
+        self._shares = not trial
         self._tokens: list[int] = []
 
     @property
     def done(self) -> bool:
-        """Whether the answer matches and nothing more may follow."""
+        """Whether the completion matches and nothing more may follow."""
         return self._state.is_stopped() and not self._state.is_error()
 
     def mask(self, logits: NDArray[np.float32]) -> None:
@@ -184,22 +171,17 @@ class Matcher:
         Raises:
             InvalidRequestError: If the grammar became too complex, or no token can go on in it.
         """
-        try:
-            allowed = self.allowed(len(logits))
-        except _GrammarError as error:
-            raise self._failure(error) from None
-        logits[~allowed] = -np.inf
+        logits[~self.allowed(len(logits))] = -np.inf
 
     def accept(self, token: int) -> None:
-        """Go on to the next token of the answer.
+        """Go on to the next token of the completion.
 
         Raises:
             InvalidRequestError: If the grammar became too complex.
         """
-        try:
-            self.advance(token)
-        except _GrammarError as error:
-            raise self._failure(error) from None
+        self._tokens.append(token)
+        if token not in self._compiler.eos and not self._state.consume_token(token):
+            self._start_over()
 
     def allowed(self, size: int | None = None) -> NDArray[np.bool_]:
         """Tell which tokens may come next.
@@ -208,7 +190,7 @@ class Matcher:
             size: The number of tokens to tell of; None means all.
 
         Raises:
-            _GrammarError: If there are none.
+            InvalidRequestError: As :meth:`mask`.
         """
         words = np.empty(self._compiler.mask_size, dtype=np.int32)
         self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
@@ -216,45 +198,44 @@ class Matcher:
             self._start_over()
             self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
             if self._state.is_error():
-                raise _GrammarError(_reason(self._state.get_error()))
+                raise self._failure(_reason(self._state.get_error()))
         bits = np.unpackbits(words.view(np.uint8), count=size, bitorder="little").view(np.bool_)
-        # A grammar may have the token that ends answers in its middle: there it would cut it off.
+        # A grammar may have the token that ends completions in its middle, which it would cut off.
         if bits[self._compiler.eos].any() and not self._state.is_accepting():
             bits[self._compiler.eos] = False
         if not bits.any():
-            raise _GrammarError("no token of the model can go on in it.")
+            raise self._failure("no token of the model can go on in it.")
         return bits
 
-    def advance(self, token: int) -> None:
-        """Go on to the next token, as :meth:`accept`.
+    def try_out(self) -> None:
+        """Take two steps, which show most grammars that match nothing or are too complex.
 
         Raises:
-            _GrammarError: If the grammar became too complex.
+            InvalidRequestError: As :meth:`mask`.
         """
-        self._tokens.append(token)
-        if token not in self._compiler.eos and not self._state.consume_token(token):
-            self._start_over()
+        self.accept(int(self.allowed().argmax()))
+        if not self.done:
+            self.allowed()
 
     def _start_over(self) -> None:
-        if not self._shares:
-            raise _GrammarError(_reason(self._state.get_error()))
-        self._shares = False
-        self._compiler.drop(self._grammar)
-        self._state = self._compiler.compile(self._grammar)
-        if not self._state.consume_tokens(self._tokens):
-            raise _GrammarError(_reason(self._state.get_error()))
+        if self._shares:
+            self._shares = False
+            self._compiler.drop(self._grammar)
+            self._state = self._compiler.compile(self._grammar)
+            if self._state.consume_tokens(self._tokens):
+                return
+        raise self._failure(_reason(self._state.get_error()))
 
-    def _failure(self, error: _GrammarError) -> InvalidRequestError:
+    def _failure(self, reason: str) -> InvalidRequestError:
+        if self._trial:
+            return _unusable(self._grammar, reason)
         param = self._grammar.param
-        return InvalidRequestError(f"The answer cannot go on within {param}: {error}", param=param)
+        return InvalidRequestError(f"The answer cannot go on within {param}: {reason}", param=param)
 
 
-def _try_out(matcher: Matcher) -> None:
-    """Take two steps, which show most grammars that match nothing or are too complex."""
-    token = int(matcher.allowed().argmax())
-    matcher.advance(token)
-    if not matcher.done:
-        matcher.allowed()
+def _unusable(grammar: Grammar, reason: str) -> InvalidRequestError:
+    param = grammar.param
+    return InvalidRequestError(f"{param} cannot be used as a grammar: {reason}", param=param)
 
 
 def _reason(message: str) -> str:

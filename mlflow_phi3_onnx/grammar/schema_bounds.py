@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 __all__ = ["schema_text"]
 
@@ -49,7 +49,7 @@ def schema_text(schema: Any, param: str) -> str:
         raise InvalidRequestError(
             f"{param} must hold a JSON schema, an object; got {describe_kind(schema)}.", param=param
         )
-    if _depth(schema) > MAX_DEPTH:
+    if _is_deep(schema):
         raise _too_large(param, f"is nested more than {MAX_DEPTH} levels deep")
     if "x-guidance" in schema:
         raise InvalidRequestError(f"{param}: x-guidance is not supported.", param=param)
@@ -61,7 +61,8 @@ def schema_text(schema: Any, param: str) -> str:
         ) from error
     if len(text) > MAX_CHARACTERS:
         raise _too_large(param, f"has more than {MAX_CHARACTERS:,} characters")
-    _check_cost(schema, param)
+    if costly := _costly_part(schema):
+        raise _too_large(param, costly)
     return text
 
 
@@ -69,15 +70,13 @@ def _too_large(param: str, why: str) -> InvalidRequestError:
     return InvalidRequestError(f"{param}: the schema {why}.", param=param)
 
 
-def _depth(value: Any) -> int:
-    """Count the levels of a JSON-like value, without recursion and no further than needed."""
-    level: list[Any] = [value]
-    depth = 0
-    while level and depth <= MAX_DEPTH:
-        depth += 1
-        level = [item for value in level for item in _items(value)]
-        level = [item for item in level if isinstance(item, dict | list | tuple)]
-    return depth
+def _is_deep(schema: Any) -> bool:
+    """Whether a JSON-like value has too many levels, told without recursion."""
+    level = [schema]
+    for _ in range(MAX_DEPTH):
+        items = [item for value in level for item in _items(value)]
+        level = [item for item in items if isinstance(item, dict | list | tuple)]
+    return bool(level)
 
 
 def _items(value: Any) -> Iterator[Any]:
@@ -94,7 +93,8 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
         yield from _objects(item)
 
 
-def _check_cost(schema: dict[str, Any], param: str) -> None:
+def _costly_part(schema: dict[str, Any]) -> str:
+    """Say what a schema has too much of; nothing if it may be compiled."""
     patterns = 0
     multiples: set[Fraction] = set()
     for part in _objects(schema):
@@ -104,71 +104,65 @@ def _check_cost(schema: dict[str, Any], param: str) -> None:
         if isinstance(multiple, int | float) and not isinstance(multiple, bool) and multiple:
             multiples.add(abs(Fraction(str(multiple))))
     if patterns > MAX_PATTERN_PROPERTIES:
-        raise _too_large(param, f"has more than {MAX_PATTERN_PROPERTIES} patternProperties")
+        return f"has more than {MAX_PATTERN_PROPERTIES} patternProperties"
     scale = max((value.denominator for value in multiples), default=1)
     whole = [math.ceil(value * scale) for value in multiples]
     if len(whole) > MAX_PATTERN_PROPERTIES or math.lcm(1, *whole) > MAX_MULTIPLE:
-        raise _too_large(
-            param, f"has values of multipleOf whose common multiple is above {MAX_MULTIPLE:,}"
-        )
-    if _Expressions(schema).count(schema) > MAX_EXPRESSIONS:
-        raise _too_large(
-            param, f"makes one string match more than {MAX_EXPRESSIONS} expressions at once"
-        )
+        return f"has values of multipleOf whose common multiple is above {MAX_MULTIPLE:,}"
+    if _most_expressions(schema) > MAX_EXPRESSIONS:
+        return f"makes one string match more than {MAX_EXPRESSIONS} expressions at once"
+    return ""
 
 
-class _Expressions:
-    """Counts how many expressions one string may have to match, at most.
+def _most_expressions(root: dict[str, Any]) -> int:
+    """Count how many expressions one string may have to match, at most.
 
     Schemas that are joined (``allOf``, and whatever stands beside ``anyOf``, ``oneOf`` and
     ``$ref``) may all speak of the same string.
-
-    Args:
-        root: The schema that references start from.
     """
+    counts: dict[int, int] = {}
 
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root = root
-        self._counts: dict[int, int] = {}
-
-    def count(self, schema: Any, references: int = 0) -> int:
-        """Count them in a schema, however deep they stand."""
+    def count(schema: Any, references: int) -> int:
         if not isinstance(schema, dict):
-            return max((self.count(item, references) for item in _items(schema)), default=0)
+            return max((count(item, references) for item in _items(schema)), default=0)
         key = id(schema)
-        if key not in self._counts:
-            self._counts[key] = 0  # a schema that leads back to itself
-            self._counts[key] = self._count(schema, references)
-        return self._counts[key]
+        if key not in counts:
+            counts[key] = 0  # a schema that leads back to itself
+            counts[key] = count_object(schema, references)
+        return counts[key]
 
-    def _count(self, schema: dict[str, Any], references: int) -> int:
+    def count_object(schema: dict[str, Any], references: int) -> int:
         lengths = "minLength" in schema or "maxLength" in schema
         own = ("pattern" in schema) + ("format" in schema) + lengths
         joined = 0
         inner = 0
         for name, value in schema.items():
             if name == "allOf":
-                joined += sum(self.count(item, references) for item in _items(value))
+                joined += sum(count(item, references) for item in _items(value))
             elif name in ("anyOf", "oneOf"):
-                joined += self.count(value, references)
-            elif name == "$ref":
-                joined += self._count_target(value, references + 1)
+                joined += count(value, references)
+            elif name != "$ref":
+                inner = max(inner, count(value, references))
+            elif references < MAX_REFERENCES:
+                joined += count(_target(value, root), references + 1)
             else:
-                inner = max(inner, self.count(value, references))
+                joined += MAX_EXPRESSIONS + 1
         return max(own, inner) + joined
 
-    def _count_target(self, pointer: Any, references: int) -> int:
-        if not isinstance(pointer, str) or not pointer.startswith("#"):
-            return 0
-        if references > MAX_REFERENCES:
-            return MAX_EXPRESSIONS + 1
-        target: Any = self._root
-        for name in pointer[1:].split("/")[1:]:
-            name = name.replace("~1", "/").replace("~0", "~")
-            if isinstance(target, dict):
-                target = target.get(name)
-            elif isinstance(target, list | tuple) and name.isdecimal() and int(name) < len(target):
-                target = target[int(name)]
-            else:
-                return 0
-        return self.count(target, references)
+    return count(root, 0)
+
+
+def _target(pointer: Any, root: Any) -> Any:
+    """Return what a reference within the schema leads to; None if it leads to nothing."""
+    if not isinstance(pointer, str) or not pointer.startswith("#"):
+        return None
+    target = root
+    for name in pointer[1:].split("/")[1:]:
+        name = name.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, dict):
+            target = target.get(name)
+        elif isinstance(target, list | tuple) and name.isdecimal() and int(name) < len(target):
+            target = target[int(name)]
+        else:
+            return None
+    return target

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.model.assembly import CompletionHandle, DeltaStream, TextEngine
     from mlflow_phi3_onnx.model.planning import PlannedRequest, Planner
-    from mlflow_phi3_onnx.openai.stream import Writer
+    from mlflow_phi3_onnx.openai.responses import Writer
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["AsyncMethods"]

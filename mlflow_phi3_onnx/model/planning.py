@@ -29,10 +29,9 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
 )
 from mlflow_phi3_onnx.model.assembly import TextJob
-from mlflow_phi3_onnx.openai import responses
 from mlflow_phi3_onnx.openai.parse import parse_request
-from mlflow_phi3_onnx.openai.stream import ChatWriter, PlainWriter, TextWriter, Writer
-from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
+from mlflow_phi3_onnx.openai.tools.formats import Markings
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
-    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
     Respond: TypeAlias = Callable[[Sequence[Completion]], Any]
@@ -147,7 +146,6 @@ class Planner:
             model_defaults=self._folder.search,
             adapters=self._adapters,
             own_name=name,
-            tool_format=self._tool_format,
         )
         if request.stream is not None and request.stream != stream:
             raise InvalidRequestError(
@@ -169,22 +167,12 @@ class Planner:
             jobs += [replace(job, job=replace(job.job, index=i)) for i in range(options.n)]
             prompts.append(self._encoded(prompt, ids, options, reads=reads))
         name = options.adapter or name
+        writer: Callable[[], Writer] = PlainWriter
         if task == CHAT:
-            return PlannedRequest(
-                jobs,
-                lambda completions: responses.chat_response(request, prompts, completions, name),
-                partial(ChatWriter, request, prompts, name),
-            )
-        if task == COMPLETIONS:
-            silent = self._tokenizer.control_ids
-            return PlannedRequest(
-                jobs,
-                lambda completions: responses.text_response(
-                    request, prompts, completions, name, silent
-                ),
-                partial(TextWriter, request, prompts, name, silent),
-            )
-        return PlannedRequest(jobs, lambda completions: completions[0].text)
+            writer = partial(ChatWriter, request, prompts, name, self._tool_format)
+        elif task == COMPLETIONS:
+            writer = partial(TextWriter, request, prompts, name, self._tokenizer.control_ids)
+        return PlannedRequest(jobs, lambda completions: writer().respond(completions), writer)
 
     def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> TextJob:
         """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
@@ -266,7 +254,7 @@ class Planner:
                 return token if token is not None and compiler.is_control(token) else None
 
             marks = Markings(self._tokenizer.template_shows, control_id)
-            grammar = tool_call_grammar(request.tool_format, prompt.tools, request.calls, marks)
+            grammar = tool_call_grammar(self._tool_format, prompt.tools, request.calls, marks)
             if grammar is None:
                 return options
             options = replace(options, grammar=grammar)

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from mlflow_phi3_onnx.core.request import ChatPrompt, TokenPrompt
 from mlflow_phi3_onnx.core.tasks import CHAT
-from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
-from mlflow_phi3_onnx.openai.prompts import check_ids, check_text
+from mlflow_phi3_onnx.openai.prompts import check_ids, check_messages, check_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.openai.tools.formats.base import Markings
-from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
+from mlflow_phi3_onnx.openai.tools.formats import Markings, choose_format
 
 if TYPE_CHECKING:
-    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["tool_format_of"]

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
 
-    from mlflow_phi3_onnx.core.request import EncodedPrompt, TokenLogprob
+    from mlflow_phi3_onnx.core.request import Delta, EncodedPrompt, TokenLogprob
 
-__all__ = ["OffsetCounter", "chat_logprobs", "entry", "prompt_logprobs", "text_logprobs"]
+    Entry: TypeAlias = tuple[str, TokenLogprob | None, int]
+    """A token's name, its log-probability where there is one, and where it begins."""
 
-
-class OffsetCounter:
-    """Counts where each token of an answer begins, in characters from the start of the prompt.
-
-    A token that goes on with a character begins where the character does.
-
-    Args:
-        start: Where the answer begins.
-        silent: The ids of tokens that are left out of the text.
-
-    Attributes:
-        at: Where the next token begins.
-    """
-
-    def __init__(self, start: int, silent: Container[int]) -> None:
-        self.at = start
-        self._silent = silent
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def add(self, token: TokenLogprob) -> int:
-        """Take the next token, and return where it begins."""
-        at = self.at
-        if token.token_id not in self._silent:
-            self.at += len(self._utf8.decode(token.raw))
-        return at
+__all__ = ["TextLogprobs", "chat_logprobs", "entry", "text_logprobs"]
 
 
 def entry(token: TokenLogprob) -> dict[str, Any]:
@@ -49,49 +26,66 @@ def chat_logprobs(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
     return {"content": [{**entry(t), "top_logprobs": [entry(o) for o in t.top]} for t in tokens]}
 
 
-def text_logprobs(
-    tokens: Sequence[TokenLogprob], offsets: OffsetCounter, *, ending: bool = False
-) -> dict[str, list[Any]]:
-    """Build the ``logprobs`` of a completion's choice, or of the next piece of one.
+def text_logprobs(entries: Sequence[Entry]) -> dict[str, list[Any]]:
+    """Build the ``logprobs`` of a completion's choice, or of a chunk of one."""
+    return {
+        "tokens": [name for name, _, _ in entries],
+        "token_logprobs": [token and token.logprob for _, token, _ in entries],
+        "top_logprobs": [token and _top(token) for _, token, _ in entries],
+        "text_offset": [offset for _, _, offset in entries],
+    }
+
+
+class TextLogprobs:
+    """Makes the entries of one completion, and counts where each token of it begins.
+
+    Offsets are in characters, from the start of the prompt. A token that goes on with a character
+    begins where the character does.
 
     Args:
-        tokens: The tokens.
-        offsets: Counts where they begin.
-        ending: Whether the token that ended the answer follows, which has no text.
+        prompt: The completion's prompt.
+        silent: The ids of tokens that are left out of the text.
+        ending: Whether the token that ended the completion, which has no text and no
+            log-probability, is listed too.
     """
-    entries: dict[str, list[Any]] = {
-        "tokens": [_name(token) for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [_top(token) for token in tokens],
-        "text_offset": [offsets.add(token) for token in tokens],
-    }
-    if ending:
-        last = {"tokens": "", "token_logprobs": None, "top_logprobs": None}
-        for name, value in {**last, "text_offset": offsets.at}.items():
-            entries[name].append(value)
-    return entries
 
+    def __init__(self, prompt: EncodedPrompt, silent: Container[int], *, ending: bool) -> None:
+        self._prompt = prompt
+        self._silent = silent
+        self._ending = ending
+        self._at = len(prompt.text)
+        self._reported = 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-def prompt_logprobs(
-    tokens: Sequence[TokenLogprob | None], prompt: EncodedPrompt
-) -> dict[str, list[Any]]:
-    """Build the ``logprobs`` of a prompt that is repeated before its answer.
+    def of_prompt(self, delta: Delta) -> list[Entry]:
+        """Make the entries of a prompt that is repeated before its completion, where it is.
 
-    The first token's are null: nothing comes before it.
-    """
-    end = prompt.offsets[1] if len(prompt.offsets) > 1 else len(prompt.text)
-    return {
-        "tokens": [prompt.text[:end] if token is None else _name(token) for token in tokens],
-        "token_logprobs": [None if token is None else token.logprob for token in tokens],
-        "top_logprobs": [None if token is None else _top(token) for token in tokens],
-        "text_offset": list(prompt.offsets),
-    }
+        The first token has no log-probability: nothing comes before it.
+        """
+        text, offsets = self._prompt.text, self._prompt.offsets
+        first = text[: offsets[1]] if len(offsets) > 1 else text
+        return [
+            (first if token is None else _name(token), token, offset)
+            for token, offset in zip(delta.prompt_logprobs, offsets, strict=False)
+        ]
+
+    def of_text(self, delta: Delta) -> list[Entry]:
+        """Make the entries of a delta."""
+        entries: list[Entry] = []
+        for token in delta.logprobs:
+            entries.append((_name(token), token, self._at))
+            if token.token_id not in self._silent:
+                self._at += len(self._utf8.decode(token.raw))
+        self._reported += len(entries)
+        if self._ending and delta.finish_reason and delta.tokens > self._reported:
+            entries.append(("", None, self._at))
+        return entries
 
 
 def _top(token: TokenLogprob) -> dict[str, float]:
-    """Map the likeliest tokens to their log-probabilities, and the token that is there itself.
+    """Map the most likely tokens to their log-probabilities, and the token that is there itself.
 
-    Of two tokens with the same text the likelier one counts.
+    Of two tokens with the same text the more likely one counts.
     """
     top: dict[str, float] = {}
     for other in (*token.top, token):

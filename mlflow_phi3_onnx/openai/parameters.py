@@ -13,7 +13,7 @@ from mlflow_phi3_onnx.core.checks import Check, boolean, integer, number, string
 from mlflow_phi3_onnx.core.options import Option, table
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.openai import fields, structured
-from mlflow_phi3_onnx.openai.messages import MAX_PREDICTION_CHARACTERS, check_prediction
+from mlflow_phi3_onnx.openai.prompts import prediction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,31 +179,21 @@ _ROWS = (
         "response_format",
         "The form of the completion: any JSON object, or JSON that matches a schema, strict or"
         " not.",
-        Check(
-            "an object with type 'text', 'json_object' or 'json_schema'", structured.response_format
-        ),
+        structured.response_format,
         otherwise="text",
         configurable=True,
     ),
     _saved(
         "regex",
         "A regular expression, in Rust's syntax, that the whole completion matches.",
-        Check(f"a string of 1 to {structured.MAX_REGEX_CHARACTERS:,} characters", structured.regex),
+        structured.regex,
     ),
     _saved(
         "grammar",
         "A grammar, in llguidance's variant of Lark, that the whole completion matches.",
-        Check(f"a string of 1 to {structured.MAX_LARK_CHARACTERS:,} characters", structured.lark),
+        structured.lark,
     ),
-    _saved(
-        "choice",
-        "Texts that the completion is one of.",
-        Check(
-            f"a list of 1 to {structured.MAX_CHOICES:,} strings, of"
-            f" {structured.MAX_CHOICE_CHARACTERS:,} characters together",
-            structured.choice,
-        ),
-    ),
+    _saved("choice", "Texts that the completion is one of.", structured.choice),
     _number(
         "timeout",
         "Seconds after which a completion that is not whole is given up with an error.",
@@ -222,11 +212,7 @@ _ROWS = (
         "prediction",
         "A text that the completion is likely to repeat, such as a file that is to be edited: draft"
         " tokens come from it too. Changes the speed, never the completion.",
-        Check(
-            "an object with type 'content' and a content that is a string or a list of text parts,"
-            f" of at most {MAX_PREDICTION_CHARACTERS:,} Unicode characters",
-            check_prediction,
-        ),
+        prediction,
     ),
     _any(
         "adapter",

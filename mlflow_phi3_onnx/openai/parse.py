@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlflow_phi3_onnx.core.options import read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.openai.messages import check_messages
 from mlflow_phi3_onnx.openai.parameters import DEFAULTS, OF_MODEL, PARAMETERS, PREDICTION_DRAFT
-from mlflow_phi3_onnx.openai.prompts import MAX_ANSWERS, check_prompts, check_text
+from mlflow_phi3_onnx.openai.prompts import (
+    MAX_COMPLETIONS,
+    check_messages,
+    check_prompts,
+    check_text,
+)
 from mlflow_phi3_onnx.openai.structured import FORMS
-from mlflow_phi3_onnx.openai.tools.formats.base import ToolCallRule, ToolFormat
+from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -26,6 +30,8 @@ INPUT_FIELDS: Mapping[Task, str] = {
     "text-generation": "prompt",
 }
 """The field that holds the prompt, by task."""
+
+_T = TypeVar("_T", Options, Sampling)
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_length")
 _SAMPLES = ("temperature", "top_p", "top_k", "min_p")
@@ -40,9 +46,8 @@ class ParsedRequest:
         options: What to do with each of them.
         stream: ``stream`` as it was given, if it was.
         include_usage: Whether a stream ends with the usage.
-        echo: Whether the answer begins with the prompt.
+        echo: Whether the completion begins with the prompt.
         calls: How tools are to be called, where that is enforced.
-        tool_format: How the model writes calls, where that is known.
     """
 
     prompts: tuple[Prompt, ...]
@@ -51,11 +56,10 @@ class ParsedRequest:
     include_usage: bool = True
     echo: bool = False
     calls: ToolCallRule | None = None
-    tool_format: ToolFormat | None = None
 
 
 def parse_request(
-    fields: Mapping[str, Any],
+    request: Mapping[str, Any],
     task: Task,
     *,
     params: Mapping[str, Any] | None = None,
@@ -63,7 +67,6 @@ def parse_request(
     model_defaults: Mapping[str, Any] | None = None,
     adapters: Collection[str] = (),
     own_name: str = "",
-    tool_format: ToolFormat | None = None,
 ) -> ParsedRequest:
     """Check a request and settle every option.
 
@@ -71,52 +74,51 @@ def parse_request(
     else from ``genai_config.json``.
 
     Args:
-        fields: The request: ``messages`` or ``prompt``, and parameters.
+        request: The fields: ``messages`` or ``prompt``, and parameters.
         task: What is asked for.
         params: Parameters beside the request, which hold for several requests.
         config: Checked parameters of the saved ``model_config``.
         model_defaults: The ``search`` section of the model's ``genai_config.json``.
         adapters: The names of the model's adapters.
-        own_name: The name that answers of the model itself carry.
-        tool_format: How the model writes calls, where that is known.
+        own_name: The name that completions of the model itself carry.
 
     Raises:
         InvalidRequestError: If a field is not what it may be.
         UnsupportedParameterError: If a parameter is unknown or not supported.
     """
     field = INPUT_FIELDS[task]
-    options, what = PARAMETERS[task], f"a parameter of {task}"
-    beside = read(options, params, what, "params")
-    asked = _over(beside, read(options, fields, what, known=(field,)))
+    known, what = PARAMETERS[task], f"a parameter of {task}"
+    beside = read(known, params, what, "params")
+    asked = _over(beside, read(known, request, what, known=(field,)))
     merged = _over(config or {}, asked)
-    _check_together(merged, asked)
-    adapter = _adapter(merged, adapters, own_name)
     search = model_defaults or {}
     of_model = {name: search[name] for name in OF_MODEL if name in search}
     settled = {**DEFAULTS, **of_model, **merged}
-    options = _options(settled, asked, _sampling(merged, settled, search), task, adapter)
-    prompts = _prompts(fields.get(field), merged, task)
-    if len(prompts) * options.n > MAX_ANSWERS:
+    _check_together(settled, asked)
+    settled["adapter"] = _adapter(settled, adapters, own_name)
+    options = _options(settled, asked, task)
+    options = replace(options, sampling=_sampling(merged, settled, search))
+    prompts = _prompts(request.get(field), settled, task)
+    if len(prompts) * options.n > MAX_COMPLETIONS:
         raise InvalidRequestError(
             f"{len(prompts):,} prompts with {options.n} answers each are more than"
-            f" {MAX_ANSWERS:,} answers. Lower n or send several requests.",
+            f" {MAX_COMPLETIONS:,} answers. Lower n or send several requests.",
             param="n",
         )
     return ParsedRequest(
         prompts=prompts,
         options=options,
-        stream=merged.get("stream"),
+        stream=settled.get("stream"),
         include_usage={**DEFAULTS["stream_options"], **settled["stream_options"]}["include_usage"],
         echo=settled["echo"],
-        calls=_calls(merged),
-        tool_format=tool_format,
+        calls=_calls(settled),
     )
 
 
 def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """Lay parameters over others.
 
-    A token limit replaces every token limit below it, a form of the answer every form, and a
+    A token limit replaces every token limit below it, a form of the completion every form, and a
     sampling option a do_sample.
     """
     hidden: set[str] = set()
@@ -126,37 +128,37 @@ def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     return {**{k: v for k, v in lower.items() if k not in hidden}, **upper}
 
 
-def _check_together(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    if "max_tokens" in merged and "max_completion_tokens" in merged:
+def _check_together(settled: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    if "max_tokens" in settled and "max_completion_tokens" in settled:
         raise InvalidRequestError(
             "max_tokens and max_completion_tokens mean the same; give one of them.",
             param="max_completion_tokens",
         )
-    if merged.get("max_tokens") == 0 and not merged.get("echo"):
+    if settled.get("max_tokens") == 0 and not settled["echo"]:
         raise InvalidRequestError(
             "max_tokens is 0, which needs echo to be true: there would be nothing to answer.",
             param="max_tokens",
         )
-    if merged.get("top_logprobs") and not merged.get("logprobs"):
+    if settled["top_logprobs"] and not settled.get("logprobs"):
         raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
     if "prediction" in asked and asked.get("prompt_lookup_num_tokens") == 0:
         raise InvalidRequestError(
             "prediction is of no use where prompt_lookup_num_tokens is 0. Leave one of them out.",
             param="prediction",
         )
-    _check_tool_choice(merged)
-    forms = [name for name in FORMS if merged.get(name) is not None]
+    _check_tool_choice(settled)
+    forms = [name for name in FORMS if settled.get(name) is not None]
     if len(forms) > 1:
         raise InvalidRequestError(
             f"{forms[0]} and {forms[1]} cannot both hold; give one of them.", param=forms[1]
         )
-    if forms and _shows_tools(merged):
+    if forms and _shows_tools(settled):
         raise InvalidRequestError(
             f"{forms[0]} leaves no room for tool calls. Leave out tools, or set tool_choice to"
             " 'none'.",
             param=forms[0],
         )
-    if merged.get("min_tokens") and (forms or _calls(merged)):
+    if settled["min_tokens"] and (forms or _calls(settled)):
         held = forms[0] if forms else "A grammar for tool calls"
         raise InvalidRequestError(
             f"{held} says where the answer ends, so min_tokens cannot. Leave out min_tokens.",
@@ -164,9 +166,9 @@ def _check_together(merged: Mapping[str, Any], asked: Mapping[str, Any]) -> None
         )
 
 
-def _check_tool_choice(merged: Mapping[str, Any]) -> None:
-    choice = merged.get("tool_choice", DEFAULTS["tool_choice"])
-    names = [tool["function"]["name"] for tool in merged.get("tools", ())]
+def _check_tool_choice(settled: Mapping[str, Any]) -> None:
+    choice = settled["tool_choice"]
+    names = [tool["function"]["name"] for tool in settled.get("tools", ())]
     if choice in ("none", "auto"):
         return
     if not names:
@@ -177,28 +179,28 @@ def _check_tool_choice(merged: Mapping[str, Any]) -> None:
         )
 
 
-def _shows_tools(merged: Mapping[str, Any]) -> bool:
-    return bool(merged.get("tools")) and merged.get("tool_choice") != "none"
+def _shows_tools(settled: Mapping[str, Any]) -> bool:
+    return bool(settled.get("tools")) and settled["tool_choice"] != "none"
 
 
-def _calls(merged: Mapping[str, Any]) -> ToolCallRule | None:
+def _calls(settled: Mapping[str, Any]) -> ToolCallRule | None:
     """Settle what is enforced of tool calls; None leaves the model free."""
-    if not _shows_tools(merged):
+    if not _shows_tools(settled):
         return None
-    choice = merged.get("tool_choice", DEFAULTS["tool_choice"])
-    parallel = merged.get("parallel_tool_calls", DEFAULTS["parallel_tool_calls"])
-    if choice == "auto":
-        strict = any(tool["function"].get("strict") for tool in merged["tools"])
-        return ToolCallRule(required=False, parallel=parallel) if strict or not parallel else None
-    if choice == "required":
-        return ToolCallRule(required=True, parallel=parallel)
-    return ToolCallRule(required=True, name=choice["function"]["name"], parallel=False)
+    choice = settled["tool_choice"]
+    required = choice != "auto"
+    name = None if isinstance(choice, str) else choice["function"]["name"]
+    parallel = settled["parallel_tool_calls"] and name is None
+    strict = any(tool["function"].get("strict") for tool in settled["tools"])
+    if not required and not strict and parallel:
+        return None
+    return ToolCallRule(required, name, parallel)
 
 
-def _prompts(value: Any, merged: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:
+def _prompts(value: Any, settled: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:
     if task == CHAT:
-        tools = merged["tools"] if _shows_tools(merged) else None
-        more = merged.get("chat_template_kwargs", {})
+        tools = settled["tools"] if _shows_tools(settled) else None
+        more = settled.get("chat_template_kwargs", {})
         return (ChatPrompt(check_messages(value), tools, more),)
     if task == COMPLETIONS:
         return check_prompts(value)
@@ -206,14 +208,14 @@ def _prompts(value: Any, merged: Mapping[str, Any], task: Task) -> tuple[Prompt,
     return check_text(value, advice=advice)
 
 
-def _adapter(merged: Mapping[str, Any], adapters: Collection[str], own_name: str) -> str | None:
+def _adapter(settled: Mapping[str, Any], adapters: Collection[str], own_name: str) -> str | None:
     """Settle which adapter answers: ``adapter`` says so, or ``model`` if it is the name of one."""
-    chosen = merged.get("adapter")
+    chosen = settled.get("adapter")
     if chosen is not None and chosen not in adapters:
         allowed = f"must be one of {', '.join(adapters)}; got another name"
         message = allowed if adapters else "cannot be chosen: this model has none. Leave it out"
         raise InvalidRequestError(f"adapter {message}.", param="adapter")
-    named = merged.get("model")
+    named = settled.get("model")
     if not adapters or named in (None, own_name) or (named not in adapters and chosen):
         return chosen
     if not isinstance(named, str) or named not in adapters:
@@ -231,35 +233,22 @@ def _adapter(merged: Mapping[str, Any], adapters: Collection[str], own_name: str
     return named
 
 
-def _options(
-    settled: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    sampling: Sampling,
-    task: Task,
-    adapter: str | None,
-) -> Options:
+def _options(settled: Mapping[str, Any], asked: Mapping[str, Any], task: Task) -> Options:
     logprobs = settled.get("logprobs")
     if task != COMPLETIONS:
         logprobs = settled["top_logprobs"] if logprobs else None
-    max_tokens = settled.get("max_tokens", settled.get("max_completion_tokens"))
-    prediction = settled.get("prediction")
-    draft = settled["prompt_lookup_num_tokens"]
-    return Options(
-        sampling=sampling,
+    options = _of_same_names(Options, settled)
+    max_tokens = settled.get("max_completion_tokens", options.max_tokens)
+    return replace(
+        options,
         max_tokens=max_tokens,
-        max_length=settled.get("max_length"),
         strict_limit=any(name in asked for name in _LIMITS),
-        min_tokens=settled["min_tokens"],
-        stop=settled.get("stop", ()),
-        n=settled["n"],
         top_logprobs=logprobs,
         prompt_logprobs=settled["echo"] and (logprobs is not None or max_tokens == 0),
         keep_control_tokens=_shows_tools(settled),
         grammar=next((settled[name] for name in FORMS if settled.get(name) is not None), None),
-        timeout=settled.get("timeout"),
-        draft_tokens=draft or (0 if prediction is None else PREDICTION_DRAFT),
-        prediction=prediction,
-        adapter=adapter,
+        draft_tokens=settled["prompt_lookup_num_tokens"]
+        or (0 if options.prediction is None else PREDICTION_DRAFT),
     )
 
 
@@ -276,15 +265,15 @@ def _sampling(
     model_samples = bool(search.get("do_sample")) and not greedy_top_k
     samples = merged.get("do_sample", model_samples or any(name in merged for name in _SAMPLES))
     top_k = DEFAULTS["top_k"] if greedy_top_k and "top_k" not in merged else settled["top_k"]
-    return Sampling(
+    return replace(
+        _of_same_names(Sampling, settled),
         temperature=settled["temperature"] if samples else 0.0,
         top_k=max(top_k, 0),
-        top_p=settled["top_p"],
-        min_p=settled["min_p"],
-        seed=settled.get("seed"),
-        repetition_penalty=settled["repetition_penalty"],
-        presence_penalty=settled["presence_penalty"],
-        frequency_penalty=settled["frequency_penalty"],
-        logit_bias=settled.get("logit_bias", {}),
         no_repeat_ngram_size=search.get("no_repeat_ngram_size", 0),
     )
+
+
+def _of_same_names(kind: type[_T], settled: Mapping[str, Any]) -> _T:
+    """Make options of the parameters that are called as its fields."""
+    names = [field.name for field in fields(kind) if field.name in settled]
+    return kind(**{name: settled[name] for name in names})

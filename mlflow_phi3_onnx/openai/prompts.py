@@ -1,24 +1,65 @@
-"""Checks of the prompts of completions: one text or several, one list of token ids or several."""
+"""Checks of what a completion goes on from: messages, texts or token ids."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mlflow_phi3_onnx.core import checks
+from mlflow_phi3_onnx.core.checks import allows, describe_kind, integer
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
-from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
-__all__ = ["FORMS", "MAX_ANSWERS", "check_ids", "check_prompts", "check_text"]
+__all__ = [
+    "FORMS",
+    "MAX_COMPLETIONS",
+    "check_ids",
+    "check_messages",
+    "check_prompts",
+    "check_text",
+    "prediction",
+]
 
-MAX_ANSWERS = 2048
-"""The most answers to one request, over all of its prompts."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_MESSAGES = 10_000
+MAX_PREDICTION_CHARACTERS = 1 << 20
+_TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+MAX_COMPLETIONS = 2048
+"""The most completions of one request, over all of its prompts."""
 
 FORMS = "a string, a list of strings, a list of token ids or a list of lists of token ids"
 """What a prompt of completions may be, in words."""
 
 _ADVICE = f" prompt must be {FORMS}."
 
-_token_id = checks.integer(0, 2**31 - 1)
+_token_id = integer(0, 2**31 - 1)
+
+
+def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
+    """Check messages and return them as chat templates expect them.
+
+    Null values are left out, content parts are joined to one text, and the role ``developer``
+    becomes ``system``, which it replaced in OpenAI's API.
+
+    Args:
+        value: A list of messages, each with ``role`` and ``content``.
+
+    Raises:
+        InvalidRequestError: If it is not that; the message names the field.
+    """
+    if value is None:
+        raise InvalidRequestError(
+            "messages is missing. Send a list of objects with role and content.", param="messages"
+        )
+    if not isinstance(value, list | tuple):
+        raise _refusal("messages", "a list of objects with role and content", value)
+    if not value:
+        raise InvalidRequestError("messages must hold at least one message.", param="messages")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidRequestError(
+            f"messages must hold at most {MAX_MESSAGES:,} messages; got {len(value):,}.",
+            param="messages",
+        )
+    return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
 
 
 def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
@@ -33,14 +74,13 @@ def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
     if isinstance(value, str):
         return (TextPrompt(value),)
     if not isinstance(value, list | tuple) or not value:
-        kind = "got an empty list" if value in ([], ()) else _whole(value)
-        raise InvalidRequestError(f"prompt must be {FORMS}; {kind}.", param="prompt")
+        raise _refusal("prompt", FORMS, value, none="it is missing")
     if not isinstance(value[0], str | list | tuple):
         return (TokenPrompt(check_ids(value, "prompt", _ADVICE)),)
-    if len(value) > MAX_ANSWERS:
+    if len(value) > MAX_COMPLETIONS:
         raise InvalidRequestError(
-            f"prompt must hold at most {MAX_ANSWERS:,} prompts; got {len(value):,}. Send several"
-            " requests.",
+            f"prompt must hold at most {MAX_COMPLETIONS:,} prompts; got {len(value):,}. Send"
+            " several requests.",
             param="prompt",
         )
     one = _text if isinstance(value[0], str) else _tokens
@@ -59,7 +99,7 @@ def check_text(value: Any, name: str = "prompt", advice: str = "") -> tuple[Text
         InvalidRequestError: If it is no string.
     """
     if not isinstance(value, str):
-        raise InvalidRequestError(f"{name} must be a string; {_whole(value)}.{advice}", param=name)
+        raise _refusal(name, "a string", value, advice, none="it is missing")
     return (TextPrompt(value, name),)
 
 
@@ -75,20 +115,39 @@ def check_ids(value: Any, name: str, advice: str = "") -> tuple[int, ...]:
         InvalidRequestError: If it is no such list; the message names the entry at fault.
     """
     if not isinstance(value, list | tuple) or not value:
-        kind = "an empty list" if value in ([], ()) else checks.describe_kind(value)
-        raise InvalidRequestError(
-            f"{name} must be a list of token ids, at least one; got {kind}.{advice}", param=name
-        )
-    return tuple(_id(item, f"{name}[{i}]", advice) for i, item in enumerate(value))
+        raise _refusal(name, "a list of token ids, at least one", value, advice)
+    ids: list[int] = []
+    for i, item in enumerate(value):
+        try:
+            ids.append(_token_id(item))
+        except ValueError as error:
+            where = f"{name}[{i}]"
+            raise _refusal(where, "a token id, an integer from 0", item, advice) from error
+    return tuple(ids)
+
+
+@allows(
+    "an object with type 'content' and a content that is a string or a list of text parts, of at"
+    f" most {MAX_PREDICTION_CHARACTERS:,} Unicode characters"
+)
+def prediction(value: Any) -> str:
+    """Check a predicted output, and return its text."""
+    if not isinstance(value, dict) or value.keys() != {"type", "content"}:
+        raise ValueError
+    text = value["content"]
+    if isinstance(text, list | tuple):
+        text = "".join(_part(part, f"prediction.content[{i}]") for i, part in enumerate(text))
+    if value["type"] != "content" or not isinstance(text, str):
+        raise ValueError
+    if len(text) > MAX_PREDICTION_CHARACTERS:
+        raise ValueError
+    text.encode()
+    return text
 
 
 def _text(value: Any, where: str) -> TextPrompt:
     if not isinstance(value, str):
-        raise InvalidRequestError(
-            f"{where} must be a string, as prompt[0] is; got {checks.describe_kind(value)}."
-            f"{_ADVICE}",
-            param=where,
-        )
+        raise _refusal(where, "a string, as prompt[0] is", value, _ADVICE)
     return TextPrompt(value, where)
 
 
@@ -96,16 +155,77 @@ def _tokens(value: Any, where: str) -> TokenPrompt:
     return TokenPrompt(check_ids(value, where, _ADVICE), where)
 
 
-def _id(value: Any, where: str, advice: str) -> int:
-    try:
-        return _token_id(value)
-    except ValueError as error:
+def _message(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _refusal(where, "an object with role and content", value)
+    message = {key: item for key, item in value.items() if item is not None}
+    role = message.get("role")
+    if role not in ROLES:
+        kind = "it is missing" if role is None else "got something else"
         raise InvalidRequestError(
-            f"{where} must be a token id, an integer from 0; got {checks.describe_kind(value)}."
-            f"{advice}",
+            f"{where}.role must be one of {', '.join(ROLES)}; {kind}.", param=f"{where}.role"
+        )
+    if role == "developer":
+        message["role"] = "system"
+    message["content"] = _content(message.get("content"), where, message)
+    if "name" in message and not isinstance(message["name"], str):
+        raise _refusal(f"{where}.name", "a string", message["name"])
+    if "tool_calls" in message:
+        _tool_calls(message["tool_calls"], f"{where}.tool_calls", role)
+    return message
+
+
+def _content(value: Any, where: str, message: dict[str, Any]) -> str:
+    where = f"{where}.content"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(value))
+    if value is None and message["role"] == "assistant" and message.get("tool_calls"):
+        return ""
+    raise _refusal(where, "a string or a list of text parts", value, none="it is missing")
+
+
+def _part(value: Any, where: str) -> str:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind in ("image_url", "input_audio", "file", "input_image", "input_file"):
+        raise UnsupportedParameterError(
+            f"{where}: parts of type {kind} are not supported; this model reads only text.",
             param=where,
-        ) from error
+        )
+    text = value.get(_TEXT_PARTS[kind]) if isinstance(kind, str) and kind in _TEXT_PARTS else None
+    if not isinstance(text, str):
+        raise _refusal(where, "an object with type 'text' and a string as text", value)
+    return text
 
 
-def _whole(value: Any) -> str:
-    return "it is missing" if value is None else f"got {checks.describe_kind(value)}"
+def _tool_calls(value: Any, where: str, role: str) -> None:
+    if role != "assistant":
+        raise InvalidRequestError(f"{where} belongs only to assistant messages.", param=where)
+    if not isinstance(value, list | tuple):
+        raise _refusal(where, "a list", value)
+    for i, call in enumerate(value):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequestError(
+                f"{where}[{i}] must be an object with a function that has a name and arguments.",
+                param=f"{where}[{i}]",
+            )
+
+
+def _refusal(
+    where: str, allowed: str, value: Any, advice: str = "", none: str = "got null"
+) -> InvalidRequestError:
+    """Make the error of a value that is not what it may be.
+
+    Args:
+        where: The field, and the place in it.
+        allowed: What may stand there.
+        value: What came.
+        advice: What to do, for the end of the message.
+        none: What to say of None.
+    """
+    came = none if value is None else f"got {describe_kind(value)}"
+    if isinstance(value, list | tuple) and not value:
+        came = "got an empty list"
+    return InvalidRequestError(f"{where} must be {allowed}; {came}.{advice}", param=where)

@@ -1,35 +1,246 @@
-"""From completions to OpenAI's response objects.
+"""From completions to OpenAI's responses: whole objects, or the chunks of a stream.
 
 The fields of a response that are always there are those of MLflow's signature; ``logprobs``,
 ``tool_calls`` and the details of the usage are there only where there is something to tell.
+
+A writer writes one request's completions, either as a whole or as a stream. A stream begins, adds
+the deltas of the completions, and ends; each step returns the chunks that it makes, so that the
+same writer serves a loop in a thread and one in an event loop.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from mlflow_phi3_onnx.core.request import ChatPrompt
-from mlflow_phi3_onnx.openai.logprobs import (
-    OffsetCounter,
-    chat_logprobs,
-    prompt_logprobs,
-    text_logprobs,
-)
+from mlflow_phi3_onnx.openai.logprobs import TextLogprobs, chat_logprobs, text_logprobs
 from mlflow_phi3_onnx.openai.tools.deltas import whole_message
 from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
-    from mlflow_phi3_onnx.core.request import Completion, EncodedPrompt
+    from mlflow_phi3_onnx.core.request import Completion, Delta, EncodedPrompt
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
+    from mlflow_phi3_onnx.openai.tools.deltas import Part
+    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
 
-__all__ = ["chat_response", "finish_reason", "head", "text_response", "tool_parser", "usage"]
+__all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 
 
-def usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Completion]) -> dict[str, Any]:
+class PlainWriter:
+    """Writes the text of one completion as it is."""
+
+    def respond(self, completions: Sequence[Completion]) -> str:
+        """Return the text."""
+        return completions[0].text
+
+    def begin(self) -> Iterator[str]:
+        """Yield nothing."""
+        return iter(())
+
+    def add(self, index: int, delta: Delta) -> Iterator[str]:  # noqa: ARG002 - there is only one
+        """Yield the delta's text, if it has any."""
+        if delta.text:
+            yield delta.text
+
+    def end(self) -> Iterator[str]:
+        """Yield nothing."""
+        return iter(())
+
+
+class _ObjectWriter(ABC):
+    """What the objects of chat and of completions have in common.
+
+    Args:
+        request: The request.
+        prompts: Its prompts.
+        model: The model's name.
+
+    Attributes:
+        id_prefix: What an id begins with.
+        whole_kind: What a response says that it is.
+        chunk_kind: What a chunk of a stream says that it is.
+    """
+
+    id_prefix: ClassVar[str]
+    whole_kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    def __init__(
+        self, request: ParsedRequest, prompts: Sequence[EncodedPrompt], model: str
+    ) -> None:
+        self._request = request
+        self._prompts = prompts
+        self._reports = request.options.top_logprobs is not None
+        self._last: dict[int, Delta] = {}
+        self._head = {
+            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
+            "object": self.chunk_kind,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def respond(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """Build the whole object."""
+        return {
+            **self._head,
+            "object": self.whole_kind,
+            "choices": [self._choice(i, completion) for i, completion in enumerate(completions)],
+            "usage": _usage(self._prompts, completions),
+        }
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """Yield a chunk with the usage, unless it is not wanted."""
+        if self._request.include_usage:
+            ends = [self._last[index] for index in range(len(self._last))]
+            yield {**self._head, "choices": [], "usage": _usage(self._prompts, ends)}
+
+    @abstractmethod
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        """Build the choice of a whole completion."""
+
+    def _chunk(self, index: int, field: str, value: Any, **more: Any) -> dict[str, Any]:
+        choice = {"index": index, field: value, "finish_reason": None, **more}
+        return {**self._head, "choices": [choice]}
+
+
+class ChatWriter(_ObjectWriter):
+    """Writes ``chat.completion``; in chunks: role, content or calls, finish reason, usage.
+
+    Args:
+        request: The request.
+        prompts: Its one prompt.
+        model: The model's name.
+        tool_format: How the model writes calls, where that is known.
+    """
+
+    id_prefix = "chatcmpl"
+    whole_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def __init__(
+        self,
+        request: ParsedRequest,
+        prompts: Sequence[EncodedPrompt],
+        model: str,
+        tool_format: ToolFormat | None,
+    ) -> None:
+        super().__init__(request, prompts, model)
+        (prompt,) = request.prompts
+        tools = prompt.tools if isinstance(prompt, ChatPrompt) else None
+        self._parsers = [
+            ToolCallParser(tool_format, tools) if tool_format and tools else None
+            for _ in range(request.options.n)
+        ]
+
+    def begin(self) -> Iterator[dict[str, Any]]:
+        """Yield a chunk with the role for each completion."""
+        for index in range(len(self._parsers)):
+            yield self._chunk(index, "delta", {"role": "assistant", "content": ""})
+
+    def add(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
+        """Yield chunks with content, tool calls or a finish reason, maybe none."""
+        self._last[index] = delta
+        parts, reason = self._read(index, delta)
+        more = {"logprobs": chat_logprobs(delta.logprobs)} if delta.logprobs else {}
+        for part in parts or [""] * bool(more):
+            written = {"content": part} if isinstance(part, str) else {"tool_calls": [part]}
+            yield self._chunk(index, "delta", written, **more)
+            more = {}
+        if reason:
+            yield self._chunk(index, "delta", {}, finish_reason=reason)
+
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        parts, reason = self._read(index, completion)
+        text, calls = whole_message(parts)
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            message = {"role": "assistant", "content": text or None, "tool_calls": calls}
+        choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": reason}
+        if self._reports:
+            choice["logprobs"] = chat_logprobs(completion.logprobs)
+        return choice
+
+    def _read(self, index: int, delta: Delta) -> tuple[list[Part], str | None]:
+        """Find the tool calls in a delta, and say why the completion ended, if it did."""
+        parser, reason = self._parsers[index], delta.finish_reason
+        if parser is None:
+            return [delta.text] if delta.text else [], reason
+        parts = parser.add(delta.text)
+        if reason:
+            parts += parser.finish()
+        return parts, "tool_calls" if reason == "stop" and parser.calls else reason
+
+
+class TextWriter(_ObjectWriter):
+    """Writes ``text_completion``; in chunks: maybe the prompt, text, finish reason, then usage.
+
+    Args:
+        request: The request.
+        prompts: Its prompts.
+        model: The model's name.
+        silent: The ids of tokens that are left out of the completions' text.
+    """
+
+    id_prefix = "cmpl"
+    whole_kind = chunk_kind = "text_completion"
+
+    def __init__(
+        self,
+        request: ParsedRequest,
+        prompts: Sequence[EncodedPrompt],
+        model: str,
+        silent: Container[int],
+    ) -> None:
+        super().__init__(request, prompts, model)
+        # Of each completion's prompt, in the order of the completions.
+        self._prompt_of = [prompt for prompt in prompts for _ in range(request.options.n)]
+        self._echo = request.echo
+        self._logprobs = [
+            TextLogprobs(prompt, silent, ending=self._reports and self._echo)
+            for prompt in self._prompt_of
+        ]
+
+    def begin(self) -> Iterator[dict[str, Any]]:
+        """Yield the prompt before each completion, where it is wanted without log-probabilities."""
+        if self._echo and not self._reports:
+            for index, prompt in enumerate(self._prompt_of):
+                yield self._chunk(index, "text", prompt.text)
+
+    def add(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
+        """Yield chunks with text or a finish reason, maybe none."""
+        self._last[index] = delta
+        if before := self._logprobs[index].of_prompt(delta):
+            text = self._prompt_of[index].text
+            yield self._chunk(index, "text", text, logprobs=text_logprobs(before))
+        if delta.text or delta.finish_reason or delta.logprobs:
+            entries = self._logprobs[index].of_text(delta)
+            more = {"logprobs": text_logprobs(entries)} if entries else {}
+            reason = delta.finish_reason
+            yield self._chunk(index, "text", delta.text, finish_reason=reason, **more)
+
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        before = self._prompt_of[index].text if self._echo else ""
+        choice: dict[str, Any] = {
+            "index": index,
+            "text": before + completion.text,
+            "finish_reason": completion.finish_reason,
+        }
+        if self._reports:
+            logprobs = self._logprobs[index]
+            entries = [*logprobs.of_prompt(completion), *logprobs.of_text(completion)]
+            choice["logprobs"] = text_logprobs(entries)
+        return choice
+
+
+Writer: TypeAlias = ChatWriter | TextWriter | PlainWriter
+
+
+def _usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Delta]) -> dict[str, Any]:
     """Build the usage object.
 
     Details are there where a part of a prompt was found in a cache, and where draft tokens were
@@ -37,7 +248,7 @@ def usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Completion]) -> dict[
 
     Args:
         prompts: The request's prompts.
-        ends: The answers, or the last piece of each, as many to each prompt, in order.
+        ends: The completions, or the last delta of each, as many to each prompt, in order.
     """
     prompt_tokens = sum(prompt.tokens for prompt in prompts)
     completion_tokens = sum(end.tokens for end in ends)
@@ -59,109 +270,3 @@ def usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Completion]) -> dict[
             "rejected_prediction_tokens": drafted - accepted,
         }
     return counts
-
-
-def chat_response(
-    request: ParsedRequest,
-    prompts: Sequence[EncodedPrompt],
-    completions: Sequence[Completion],
-    model: str,
-) -> dict[str, Any]:
-    """Build a ``chat.completion`` object."""
-    choices = [_chat_choice(i, c, request) for i, c in enumerate(completions)]
-    return {
-        **head("chat.completion", "chatcmpl", model),
-        "choices": choices,
-        "usage": usage(prompts, completions),
-    }
-
-
-def text_response(
-    request: ParsedRequest,
-    prompts: Sequence[EncodedPrompt],
-    completions: Sequence[Completion],
-    model: str,
-    silent: Container[int],
-) -> dict[str, Any]:
-    """Build a ``text_completion`` object.
-
-    Args:
-        request: The request.
-        prompts: Its prompts.
-        completions: As many to each prompt, in order.
-        model: The model's name.
-        silent: The ids of tokens that are left out of the answers' text.
-    """
-    n = request.options.n
-    choices = [
-        _text_choice(i, completion, prompts[i // n], request, silent)
-        for i, completion in enumerate(completions)
-    ]
-    return {
-        **head("text_completion", "cmpl", model),
-        "choices": choices,
-        "usage": usage(prompts, completions),
-    }
-
-
-def head(kind: str, prefix: str, model: str) -> dict[str, Any]:
-    """Build the fields that a response, or all chunks of a stream, begin with."""
-    return {
-        "id": f"{prefix}-{uuid.uuid4().hex}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": model,
-    }
-
-
-def tool_parser(request: ParsedRequest) -> ToolCallParser | None:
-    """Make what finds tool calls in one completion, where there are tools and a known format."""
-    (prompt,) = request.prompts
-    if not isinstance(prompt, ChatPrompt) or not prompt.tools or request.tool_format is None:
-        return None
-    return ToolCallParser(request.tool_format, prompt.tools)
-
-
-def finish_reason(reason: str, parser: ToolCallParser) -> str:
-    """Say why an answer ended that may have called tools."""
-    return "tool_calls" if reason == "stop" and parser.calls else reason
-
-
-def _chat_choice(index: int, completion: Completion, request: ParsedRequest) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": completion.text}
-    reason = completion.finish_reason or "stop"
-    if parser := tool_parser(request):
-        pieces = [*parser.add(completion.text), *parser.finish()]
-        message["content"], calls = whole_message(pieces)
-        if calls:
-            message["content"] = message["content"] or None
-            message["tool_calls"] = calls
-        reason = finish_reason(reason, parser)
-    choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": reason}
-    if request.options.top_logprobs is not None:
-        choice["logprobs"] = chat_logprobs(completion.logprobs)
-    return choice
-
-
-def _text_choice(
-    index: int,
-    completion: Completion,
-    prompt: EncodedPrompt,
-    request: ParsedRequest,
-    silent: Container[int],
-) -> dict[str, Any]:
-    choice: dict[str, Any] = {
-        "index": index,
-        "text": prompt.text + completion.text if request.echo else completion.text,
-        "finish_reason": completion.finish_reason,
-    }
-    if request.options.top_logprobs is not None:
-        offsets = OffsetCounter(len(prompt.text), silent)
-        unreported = request.echo and completion.tokens > len(completion.logprobs)
-        choice["logprobs"] = text_logprobs(completion.logprobs, offsets, ending=unreported)
-        if completion.prompt_logprobs:
-            before = prompt_logprobs(completion.prompt_logprobs, prompt)
-            choice["logprobs"] = {
-                name: [*values, *choice["logprobs"][name]] for name, values in before.items()
-            }
-    return choice

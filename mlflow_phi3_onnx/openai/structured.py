@@ -1,4 +1,4 @@
-"""Parameters that hold an answer to a form: checks that turn each into a grammar."""
+"""Parameters that hold a completion to a form: checks that turn each into a grammar."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from mlflow_phi3_onnx.core import checks
+from mlflow_phi3_onnx.core.checks import allows, describe_kind, json_object
 from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
@@ -14,7 +14,7 @@ from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
 __all__ = ["FORMS", "choice", "lark", "regex", "response_format"]
 
 FORMS = ("response_format", "regex", "grammar", "choice")
-"""The parameters that hold an answer to a form; a request may have one of them."""
+"""The parameters that hold a completion to a form; a request may have one of them."""
 
 MAX_REGEX_CHARACTERS = 1 << 13
 MAX_LARK_CHARACTERS = 1 << 15
@@ -25,9 +25,10 @@ _TEMPERATURE = re.compile(r"^\s*[?!\w-]+\[[^\]\n]*temperature", re.MULTILINE)
 _JSON_BLOCK = re.compile(r"%json\b\s*")
 
 
+@allows("an object with type 'text', 'json_object' or 'json_schema'")
 def response_format(value: Any) -> Grammar | None:
     """Check a response format: ``text``, ``json_object`` or ``json_schema``."""
-    kind = checks.json_object(value).get("type")
+    kind = json_object(value).get("type")
     allowed = {"type", "json_schema"} if kind == "json_schema" else {"type"}
     if kind not in ("text", "json_object", "json_schema") or value.keys() - allowed:
         raise ValueError
@@ -51,17 +52,19 @@ def _named_schema(value: Any) -> Any:
     ):
         raise InvalidRequestError(
             "response_format.json_schema must be an object with a schema, and maybe name,"
-            f" description and strict; got {checks.describe_kind(value)}.",
+            f" description and strict; got {describe_kind(value)}.",
             param="response_format",
         )
     return value["schema"]
 
 
+@allows(f"a string of 1 to {MAX_REGEX_CHARACTERS:,} characters")
 def regex(value: Any) -> Grammar:
-    """Check a regular expression, which the whole answer is to match."""
+    """Check a regular expression, which the whole completion is to match."""
     return Grammar("regex", _text(value, MAX_REGEX_CHARACTERS), "regex")
 
 
+@allows(f"a string of 1 to {MAX_LARK_CHARACTERS:,} characters")
 def lark(value: Any) -> Grammar:
     """Check a Lark grammar. Its JSON schemas are bounded as those of a response format."""
     text = _text(value, MAX_LARK_CHARACTERS)
@@ -70,7 +73,7 @@ def lark(value: Any) -> Grammar:
             "grammar: a rule's temperature is not supported; give the whole answer's.",
             param="grammar",
         )
-    pieces: list[str] = []
+    parts: list[str] = []
     start = 0
     while match := _JSON_BLOCK.search(text, start):
         try:
@@ -79,13 +82,14 @@ def lark(value: Any) -> Grammar:
             raise InvalidRequestError(
                 "grammar: %json must be followed by a JSON schema.", param="grammar"
             ) from error
-        pieces += [text[start : match.start()], "%json ", schema_text(schema, "grammar")]
+        parts += [text[start : match.start()], "%json ", schema_text(schema, "grammar")]
         start = end
-    return Grammar("lark", "".join([*pieces, text[start:]]), "grammar")
+    return Grammar("lark", "".join([*parts, text[start:]]), "grammar")
 
 
+@allows(f"a list of 1 to {MAX_CHOICES:,} strings, of {MAX_CHOICE_CHARACTERS:,} characters together")
 def choice(value: Any) -> Grammar:
-    """Check the texts that an answer may be one of."""
+    """Check the texts that a completion may be one of."""
     if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_CHOICES:
         raise ValueError
     texts = [_text(item, MAX_CHOICE_CHARACTERS) for item in value]
@@ -98,8 +102,5 @@ def choice(value: Any) -> Grammar:
 def _text(value: Any, longest: int) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= longest:
         raise ValueError
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError from error
+    value.encode()  # raises an error that is a ValueError
     return value

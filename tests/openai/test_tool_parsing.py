@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_phi3_onnx.openai.tools.deltas import ToolCallDelta
 from tests.support.tool_cases import CITY, MARKS, format_in, parse, parts_of
 
 
@@ -315,18 +314,16 @@ def test_a_cut_call_has_the_beginning_of_its_arguments(case: Written, data: st.D
         assert whole.startswith(arguments) or (arguments, whole) == ("", "{}")
 
 
+def shown_call(delta: dict[str, Any]) -> str:
+    function = delta["function"]
+    return f"[{function['name']}]" if "name" in function else function["arguments"]
+
+
 def passed_on(text: str) -> str:
     """Show what is passed on with each character: the character, a name in brackets, or a dot."""
     shown: list[str] = []
     for pieces in parts_of(text)[:-1]:
-        texts = [
-            piece
-            if isinstance(piece, str)
-            else f"[{piece.name}]"
-            if piece.name
-            else piece.arguments
-            for piece in pieces
-        ]
+        texts = [piece if isinstance(piece, str) else shown_call(piece) for piece in pieces]
         shown.append("".join(texts) or ".")
     return "".join(shown)
 
@@ -356,10 +353,9 @@ def test_as_little_as_can_be_is_held_back(text: str, passed: str) -> None:
 
 
 def test_a_call_s_name_comes_before_and_without_its_arguments() -> None:
-    first, *others = [piece for piece in parts_of([CITY])[0] if isinstance(piece, ToolCallDelta)]
-    assert first.name == "f"
-    assert first.arguments == ""
-    assert first.id
-    assert first.id.startswith("call_")
-    assert set(first.id.removeprefix("call_")) <= set(string.hexdigits)
-    assert [(piece.id, piece.name) for piece in others] == [(None, None)]
+    first, *others = [piece for piece in parts_of([CITY])[0] if not isinstance(piece, str)]
+    assert first["function"] == {"name": "f", "arguments": ""}
+    assert first["id"]
+    assert first["id"].startswith("call_")
+    assert set(first["id"].removeprefix("call_")) <= set(string.hexdigits)
+    assert [("id" in piece, "name" in piece["function"]) for piece in others] == [(False, False)]

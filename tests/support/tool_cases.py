@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from mlflow_phi3_onnx.openai.tools.deltas import ToolCallDelta, whole_message
-from mlflow_phi3_onnx.openai.tools.formats.registry import FORMATS
+from mlflow_phi3_onnx.openai.tools.deltas import whole_message
+from mlflow_phi3_onnx.openai.tools.formats import FORMATS
 from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser
 
 if TYPE_CHECKING:
@@ -94,17 +94,20 @@ def parse(texts: Iterable[str], tool_format: str = "") -> tuple[str, list[tuple[
     pieces = [piece for passed in parts_of(texts, tool_format) for piece in passed]
     known: list[str] = []
     for piece in pieces:
-        if not isinstance(piece, ToolCallDelta):
+        if isinstance(piece, str):
             assert piece
             continue
-        delta = piece.delta()
-        if piece.index == len(known):
-            assert delta["type"] == "function"
-            assert delta["function"] == {"name": piece.name, "arguments": ""}
-            known.append(delta["id"])
+        function = piece["function"]
+        if piece["index"] == len(known):
+            assert piece["type"] == "function"
+            assert function == {"name": function["name"], "arguments": ""}
+            known.append(piece["id"])
         else:
-            assert piece.index == len(known) - 1
-            assert delta == {"index": piece.index, "function": {"arguments": piece.arguments}}
+            assert piece["index"] == len(known) - 1
+            assert piece == {
+                "index": piece["index"],
+                "function": {"arguments": function["arguments"]},
+            }
     content, calls = whole_message(pieces)
     assert [call["id"] for call in calls] == known
     assert len(set(known)) == len(known)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolCallRule, ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats import Markings, ToolFormat
 
-__all__ = ["tool_call_grammar"]
+__all__ = ["ToolCallRule", "tool_call_grammar"]
 
 MAX_CHARACTERS = 1 << 17
 """The most characters of the grammar for all tools together."""
+
+_ANY_TEXT = "/(?s:.*)/"
+
+
+@dataclass(frozen=True)
+class ToolCallRule:
+    """How a request wants tools to be called.
+
+    Attributes:
+        required: Whether the completion must be a call.
+        name: The only tool that may be called, or None.
+        parallel: Whether there may be several calls.
+    """
+
+    required: bool
+    name: str | None = None
+    parallel: bool = True
 
 
 def tool_call_grammar(
@@ -27,7 +47,8 @@ def tool_call_grammar(
     """Build the grammar of a completion that calls tools, or may call them.
 
     Arguments are held to their tool's parameters where a call is required, and where the tool says
-    ``strict``; else they are any JSON object.
+    ``strict``; else they are any JSON object. Whatever the grammar allows, the parser finds the
+    calls in it and no others.
 
     Args:
         tool_format: How the model writes calls, where that is known.
@@ -42,24 +63,64 @@ def tool_call_grammar(
         UnsupportedParameterError: If calls cannot be enforced.
         InvalidRequestError: If a tool's parameters are no JSON schema of an object, or too large.
     """
-    functions = [tool["function"] for tool in tools]
-    if rule.name is not None:
-        functions = [function for function in functions if function["name"] == rule.name]
-    if tool_format is None and not rule.required:
-        return None
-    text = tool_format.grammar(functions, rule, model) if tool_format else None
-    if text is None:
-        why = "the form in which this model writes them is not known"
-        if tool_format:
-            why = f"its tool_format, {tool_format.name}, has no grammar"
+    if tool_format is None:
+        if not rule.required:
+            return None
         raise UnsupportedParameterError(
-            f"tool_choice: calls cannot be enforced, for {why}. Set tool_format in model_config to"
-            " the form that the model was trained on, or leave the model free: tool_choice 'auto',"
-            " without strict tools and parallel_tool_calls.",
+            "tool_choice: calls cannot be enforced, for the form in which this model writes them is"
+            " not known. Set tool_format in model_config to the form that the model was trained on,"
+            " or leave the model free: tool_choice 'auto', without strict tools and"
+            " parallel_tool_calls.",
             param="tool_choice",
         )
+    functions = [tool["function"] for tool in tools]
+    calls = [
+        _call(function, tool_format.key, required=rule.required)
+        for function in functions
+        if rule.name in (None, function["name"])
+    ]
+    form = tool_format.several if rule.parallel else tool_format.one
+    begin, end = model.terminal(tool_format.begin), model.terminal(tool_format.end)
+    held = form.format(begin=begin, end=end)
+    start = [f"start: {held}"] if rule.required else _free(held, tool_format, model)
+    text = "\n".join([*start, f"call: {' | '.join(calls)}"])
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequestError(
             f"tools: the parameters have more than {MAX_CHARACTERS:,} characters.", param="tools"
         )
     return Grammar("lark", text, "tools")
+
+
+def _free(held: str, tool_format: ToolFormat, model: Markings) -> list[str]:
+    """Write the rules of a completion that is text, calls, or both if the format has it so."""
+    if tool_format.bare:
+        return [f"start: TEXT | {held}", r"TEXT: /\s*([^\s{](?s:.*))?/"]
+    if model.control_id(tool_format.begin) is not None:
+        return [f"start: TEXT ({held})?", f"TEXT: {_ANY_TEXT}"]
+    mark = tool_format.begin.replace("|", r"\|").replace("/", r"\/")
+    inside = held.removeprefix(model.terminal(tool_format.begin))
+    return [
+        f"start: TEXT | head{inside}",
+        f"TEXT: {_ANY_TEXT} & ~/(?s:.*){mark}(?s:.*)/",
+        f"head[lazy]: /(?s:.*){mark}/",
+    ]
+
+
+def _call(function: Mapping[str, Any], key: str, *, required: bool) -> str:
+    """Write a call of a function; arguments that nothing holds are any JSON object."""
+    head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{key}": '
+    schema: Any = {"type": "object"}
+    if required or function.get("strict"):
+        schema = _parameters(function)
+    return f'{json.dumps(head)} %json {schema_text(schema, "tools")} "}}"'
+
+
+def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+    schema = function.get("parameters")
+    if schema is None:  # OpenAI: a function without parameters
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+        raise InvalidRequestError(
+            "tools: a function's parameters must be a JSON schema of an object.", param="tools"
+        )
+    return {"type": "object", **schema}

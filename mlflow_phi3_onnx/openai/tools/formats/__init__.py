@@ -1,1 +1,0 @@
-"""How models write tool calls: one module a format, and the registry of them."""
