@@ -37,16 +37,14 @@ class Fragments:
         self._last = {token[-1] for token in tokens}
         self._all = "\0".join(tokens)
 
-    def __contains__(self, text: str) -> bool:
-        """Whether a text begins or ends with a part of a token, or is one."""
-        return text not in _WORDS and any(self.edges(text))
-
     def edges(self, text: str) -> tuple[int, int]:
         """Measure the end of a token that a text begins with, and the beginning that it ends with.
 
         White space around counts too, since templates trim it. A text that is a part of a token is
         all beginning.
         """
+        if text in _WORDS:
+            return 0, 0
         core = text.strip()
         if len(core) <= self._longest and core in self._all and core not in self._tokens:
             return (len(text), 0) if core else (0, 0)
@@ -135,10 +133,8 @@ class Hidden:
         return text
 
     def _replace(self, text: str, role: str, fragments: Fragments | None) -> str:
-        head, end = 0, len(text)
-        if fragments and text in fragments:
-            head, tail = fragments.edges(text)
-            end = max(head, end - tail)
+        head, tail = fragments.edges(text) if fragments else (0, 0)
+        end = max(head, len(text) - tail)
         pattern = self._history_pattern if role == "assistant" else self._pattern
         middle = pattern.sub(lambda match: self._hide(match.group()), text[head:end])
         return self._hide(text[:head]) + middle + self._hide(text[end:])

@@ -27,8 +27,8 @@ class Detokenizer:
 
     Args:
         tokenizer: The model's tokenizer.
-        anchor: The id of a one-letter token, which stands for the prompt before the answer; empty
-            where the sequence is a text of its own.
+        anchor: The id of a one-letter token, which stands for the prompt before the completion;
+            empty where the sequence is a text of its own.
         bytes_of: The byte of each byte token, by id.
         keep_control: Whether control tokens are written too.
     """

@@ -180,10 +180,10 @@ class PromptTokenizer:
 
         Args:
             vocab_size: The width of the model's logits.
-            eos: The ids that end an answer.
+            eos: The ids that end a completion.
 
         Raises:
-            UnsupportedParameterError: If answers in this tokenizer cannot be held to a grammar.
+            UnsupportedParameterError: If completions in this tokenizer cannot be held to a grammar.
         """
         # llguidance takes a tenth of a second to import, which most programs never need.
         from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
@@ -224,7 +224,7 @@ class PromptTokenizer:
         patterns = (self._control_pattern, self._history_pattern)
         whole = Hidden(conversation.texts, *patterns)
         rendered = conversation.render(self._template, whole, add_generation_prompt)
-        if any(text in self._fragments for text in conversation.chosen):
+        if any(any(self._fragments.edges(text)) for text in conversation.chosen):
             # A template may put texts side by side, or between "<" and ">": then parts of control
             # tokens become whole ones. They do where there are fewer with the parts hidden.
             parts = Hidden(conversation.texts, *patterns, self._fragments)
