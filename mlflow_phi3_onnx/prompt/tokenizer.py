@@ -14,7 +14,7 @@ from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, Inval
 from mlflow_phi3_onnx.prompt.control_text import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
 from mlflow_phi3_onnx.prompt.encoding import encode, longest_token
-from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizer
+from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizers
 from mlflow_phi3_onnx.prompt.template.conversation import Conversation, check_text
 from mlflow_phi3_onnx.prompt.template.files import load_template
 
@@ -129,7 +129,8 @@ class PromptTokenizer:
         if not hidden.found:
             ids = encode(self._tokenizer, rendered)
             # Other control ids than the text shows: a normalizer made them out of other characters.
-            if self._control_of(ids) == [self._control[text] for text in self._shown(rendered)]:
+            shown = self._control_pattern.findall(rendered)
+            if self._control_of(ids) == [self._control[text] for text in shown]:
                 return _ids(ids)
         return _ids(self._encode_in_pieces(rendered, hidden))
 
@@ -229,7 +230,8 @@ class PromptTokenizer:
             # tokens become whole ones. They do where there are fewer with the parts hidden.
             parts = Hidden(conversation.texts, *patterns, self._fragments)
             apart = conversation.render(self._template, parts, add_generation_prompt)
-            if self._shown(apart) != self._shown(rendered):
+            shown = self._control_pattern.findall
+            if shown(apart) != shown(rendered):
                 return apart, parts
         return rendered, whole
 
@@ -239,13 +241,7 @@ class PromptTokenizer:
 
     @cached_property
     def _literal(self) -> tuple[Tokenizer, Tokenizer]:
-        """The tokenizer without its control tokens, for the start of a text and for the rest."""
-        spec = self._tokenizer.to_str()
-        first = literal_tokenizer(spec, self._control, start=True)
-        return first, literal_tokenizer(spec, self._control, start=False)
-
-    def _shown(self, text: str) -> list[str]:
-        return self._control_pattern.findall(text)
+        return literal_tokenizers(self._tokenizer.to_str(), self._control)
 
     def _control_of(self, ids: Iterable[int]) -> list[int]:
         return [i for i in ids if i in self.control_ids]

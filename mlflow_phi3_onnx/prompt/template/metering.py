@@ -219,16 +219,13 @@ def brace_format(form: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
     Raises:
         SecurityError: If a field looks inside a value.
     """
-    fields = 0
-    for _, name, spec, _ in string.Formatter().parse(form):
-        if name is None:
-            continue
-        fields += 1
-        if "." in name or "[" in name:
-            raise SecurityError("a format may not look inside its values")
-        if spec and ("{" in spec or _WIDE_BRACES.search(spec)):
-            raise OverspentError
-    return len(form) + fields * (read(args) + read(kwargs) + MAX_PADDING)
+    parts = string.Formatter().parse(form)
+    fields = [(name, spec or "") for _, name, spec, _ in parts if name is not None]
+    if any("." in name or "[" in name for name, _ in fields):
+        raise SecurityError("a format may not look inside its values")
+    if any("{" in spec or _WIDE_BRACES.search(spec) for _, spec in fields):
+        raise OverspentError
+    return len(form) + len(fields) * (read(args) + read(kwargs) + MAX_PADDING)
 
 
 def _after_key(field: str) -> str:

@@ -179,7 +179,6 @@ def _paid(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 def _paid_test(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap one of Jinja's tests, which compare values, so that it pays."""
 
-    @functools.wraps(function)
     def paid(value: Any, *args: Any) -> Any:
         spend(STEP)
         read(value)
@@ -206,13 +205,13 @@ def _tojson(
 ) -> str:
     """Write JSON as Hugging Face does: with the characters as they are, also those of HTML."""
     spend(STEP + read(value))
-    if indent is None and separators is None:
-        return json.dumps(value, ensure_ascii=ensure_ascii, sort_keys=sort_keys)
-    if (len(indent) if isinstance(indent, str) else indent or 0) > MAX_INDENT:
-        raise OverspentError
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    if indent is None and separators is None:
+        return encoder.encode(value)
+    if (len(indent) if isinstance(indent, str) else indent or 0) > MAX_INDENT:
+        raise OverspentError
     pieces: list[str] = []
     for piece in encoder.iterencode(value):
         spend(STEP + len(piece))

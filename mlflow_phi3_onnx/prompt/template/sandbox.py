@@ -12,7 +12,6 @@ memory. Here a template pays for what it does (:mod:`~mlflow_phi3_onnx.prompt.te
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import jinja2.ext
@@ -102,12 +101,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if wrapped is None:
             return None
 
-        @functools.wraps(wrapped)
         def paid(*args: Any, **kwargs: Any) -> str:
-            if value.__name__ == "format_map" and args:
-                spend(brace_format(value.__self__, (), args[0]))
-            else:
-                spend(brace_format(value.__self__, args, kwargs))
+            spend(brace_format(value.__self__, args, kwargs))
             return wrapped(*args, **kwargs)
 
         return paid
