@@ -37,16 +37,14 @@ class Fragments:
         self._last = {token[-1] for token in tokens}
         self._all = "\0".join(tokens)
 
-    def __contains__(self, text: str) -> bool:
-        """Whether a text begins or ends with a part of a token, or is one."""
-        return text not in _WORDS and any(self.edges(text))
-
     def edges(self, text: str) -> tuple[int, int]:
         """Measure the end of a token that a text begins with, and the beginning that it ends with.
 
         White space around counts too, since templates trim it. A text that is a part of a token is
         all beginning.
         """
+        if text in _WORDS:
+            return 0, 0
         core = text.strip()
         if len(core) <= self._longest and core in self._all and core not in self._tokens:
             return (len(text), 0) if core else (0, 0)
@@ -72,6 +70,7 @@ class Hidden:
     Args:
         texts: Every text of the conversation, to find a character that none of them uses.
         pattern: What is hidden.
+        history_pattern: What is hidden instead in an assistant's messages.
         fragments: What is hidden too, where a text begins or ends with it.
 
     Attributes:
@@ -81,37 +80,37 @@ class Hidden:
     def __init__(
         self,
         texts: Sequence[str],
-        pattern: re.Pattern[str] | None,
+        pattern: re.Pattern[str],
+        history_pattern: re.Pattern[str],
         fragments: Fragments | None = None,
     ) -> None:
         self.found: dict[str, int] = {}
+        self._pattern = pattern
+        self._history_pattern = history_pattern
         self._fragments = fragments
-        self._mark = ""
-        if fragments or (pattern and any(pattern.search(text) for text in texts)):
-            self._mark = _unused_character(texts)
+        hides = fragments or any(pattern.search(text) for text in texts)
+        self._mark = _unused_character(texts) if hides else ""
 
-    def replace_in(
-        self, value: Any, pattern: re.Pattern[str] | None, *, by_name: bool = False
-    ) -> Any:
-        """Copy a JSON-like value with a numbered stand-in for each text that is hidden.
+    def replace_in(self, value: Any, role: str = "", *, by_name: bool = False) -> Any:
+        """Copy JSON with a numbered stand-in for each text that is hidden.
 
         Args:
             value: What is copied.
-            pattern: What is hidden.
+            role: The role of the message that it is, if it is one.
             by_name: Whether the template knows the keys of objects: fragments stay in them.
         """
         if not self._mark:
             return value
         if isinstance(value, str):
-            return self._replace(value, pattern, self._fragments)
+            return self._replace(value, role, self._fragments)
         if isinstance(value, dict):
             parts = None if by_name else self._fragments
             return {
-                self._replace(key, pattern, parts): self.replace_in(item, pattern, by_name=by_name)
+                self._replace(key, role, parts): self.replace_in(item, role, by_name=by_name)
                 for key, item in value.items()
             }
-        if isinstance(value, list | tuple):
-            return [self.replace_in(item, pattern, by_name=by_name) for item in value]
+        if isinstance(value, list):
+            return [self.replace_in(item, role, by_name=by_name) for item in value]
         return value
 
     def restore(self, text: str) -> str:
@@ -133,16 +132,11 @@ class Hidden:
             )
         return text
 
-    def _replace(
-        self, text: str, pattern: re.Pattern[str] | None, fragments: Fragments | None
-    ) -> str:
-        head, end = 0, len(text)
-        if fragments and text in fragments:
-            head, tail = fragments.edges(text)
-            end = max(head, end - tail)
-        middle = text[head:end]
-        if pattern:
-            middle = pattern.sub(lambda match: self._hide(match.group()), middle)
+    def _replace(self, text: str, role: str, fragments: Fragments | None) -> str:
+        head, tail = fragments.edges(text) if fragments else (0, 0)
+        end = max(head, len(text) - tail)
+        pattern = self._history_pattern if role == "assistant" else self._pattern
+        middle = pattern.sub(lambda match: self._hide(match.group()), text[head:end])
         return self._hide(text[:head]) + middle + self._hide(text[end:])
 
     def _hide(self, text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import re
 from typing import TYPE_CHECKING
 
 from tokenizers.decoders import DecodeStream
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["Detokenizer", "byte_tokens", "token_bytes"]
-
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer:
@@ -30,8 +27,8 @@ class Detokenizer:
 
     Args:
         tokenizer: The model's tokenizer.
-        anchor: The id of a one-letter token, which stands for the prompt before the answer; empty
-            where the sequence is a text of its own.
+        anchor: The id of a one-letter token, which stands for the prompt before the completion;
+            empty where the sequence is a text of its own.
         bytes_of: The byte of each byte token, by id.
         keep_control: Whether control tokens are written too.
     """
@@ -81,14 +78,12 @@ def byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
 
 
 def token_bytes(piece: str, text: str) -> bytes:
-    """Return the bytes that a vocabulary entry stands for.
+    """Return the bytes that a vocabulary entry stands for, one that is no byte token.
 
     Args:
         piece: The entry as the vocabulary writes it.
         text: The entry decoded on its own.
     """
-    if match := _BYTE_TOKEN.fullmatch(piece):
-        return bytes([int(match.group(1), 16)])
     if "\ufffd" in text and all(letter in _BYTE_OF for letter in piece):
         return bytes(_BYTE_OF[letter] for letter in piece)
     return text.encode()

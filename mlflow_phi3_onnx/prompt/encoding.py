@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,29 +45,24 @@ def longest_token(tokenizer: Tokenizer) -> int | None:
     model = spec["model"]
     fused = model["type"] != "BPE" or (model.get("fuse_unk") and not model.get("byte_fallback"))
     shrinking = _shrinking(spec.get("normalizer"))
-    if shrinking is None or not _keeps(spec.get("pre_tokenizer")) or fused:
+    if shrinking == math.inf or not _keeps(spec.get("pre_tokenizer")) or fused:
         return None
-    return shrinking * max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+    return int(shrinking) * max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
 
-def _shrinking(normalizer: dict[str, Any] | None) -> int | None:
-    """Count how many characters a normalizer makes one of, at most; None for any number."""
+def _shrinking(normalizer: dict[str, Any] | None) -> float:
+    """Count how many characters a normalizer makes one of, at most; infinity for any number."""
     match normalizer:
         case None | {"type": "Prepend" | "Lowercase" | "NFD" | "NFKD" | "ByteLevel" | "Strip"}:
             return 1
         case {"type": "NFC" | "NFKC"}:
             return _COMPOSITION
         case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
-            return 1 if len(content) >= len(pattern) else None
+            return 1 if len(content) >= len(pattern) else math.inf
         case {"type": "Sequence", "normalizers": list(parts)}:
-            product = 1
-            for factor in map(_shrinking, parts):
-                if factor is None:
-                    return None
-                product *= factor
-            return product
+            return math.prod(map(_shrinking, parts))
         case _:
-            return None
+            return math.inf
 
 
 def _keeps(pre_tokenizer: dict[str, Any] | None) -> bool:
@@ -76,6 +72,5 @@ def _keeps(pre_tokenizer: dict[str, Any] | None) -> bool:
     kind = pre_tokenizer["type"]
     if kind == "Sequence":
         return all(map(_keeps, pre_tokenizer["pretokenizers"]))
-    if kind in _DROPPING_SPACE_ONLY:
-        return True
-    return kind in _KEEPING and pre_tokenizer.get("behavior") != "Removed"
+    keeping = kind in _KEEPING and pre_tokenizer.get("behavior") != "Removed"
+    return keeping or kind in _DROPPING_SPACE_ONLY

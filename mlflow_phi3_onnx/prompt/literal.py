@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from tokenizers import AddedToken
 
-__all__ = ["control_tokens", "literal_tokenizer"]
+__all__ = ["control_tokens", "literal_tokenizers"]
 
 # Gemma's vocabulary has tokens for these, which stand for nothing but themselves.
 _HTML = {
@@ -43,13 +43,15 @@ def control_tokens(
     return {i: token for i, token in added.items() if not is_text(token)}
 
 
-def literal_tokenizer(spec: str, control: Collection[str], *, start: bool) -> Tokenizer:
-    """Make a copy of a tokenizer that has no control tokens.
+def literal_tokenizers(spec: str, control: Collection[str]) -> tuple[Tokenizer, Tokenizer]:
+    """Make copies of a tokenizer that have no control tokens.
 
     Args:
         spec: The text of ``tokenizer.json``.
         control: The control tokens.
-        start: Whether it reads the start of a text, where some write a space, or what follows.
+
+    Returns:
+        One for the start of a text, where some write a space, and one for what follows.
     """
     changed: dict[str, Any] = json.loads(spec)
     model = changed["model"]
@@ -68,9 +70,9 @@ def literal_tokenizer(spec: str, control: Collection[str], *, start: bool) -> To
         for token in changed["added_tokens"]
         if token["content"] not in control or token["content"] not in pieces
     ]
-    if not start:
-        _go_on(changed["pre_tokenizer"])
-    return Tokenizer.from_str(json.dumps(changed))
+    first = Tokenizer.from_str(json.dumps(changed))
+    _go_on(changed["pre_tokenizer"])
+    return first, Tokenizer.from_str(json.dumps(changed))
 
 
 def _nothing(number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -14,12 +14,12 @@ from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, Inval
 from mlflow_phi3_onnx.prompt.control_text import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
 from mlflow_phi3_onnx.prompt.encoding import encode, longest_token
-from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizer
+from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizers
 from mlflow_phi3_onnx.prompt.template.conversation import Conversation, check_text
 from mlflow_phi3_onnx.prompt.template.files import load_template
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,6 +31,7 @@ __all__ = ["PromptTokenizer"]
 
 # Reasoning templates cut an assistant's history at these, so there they stay as they are.
 _REASONING_MARKS = {"<think>", "</think>"}
+_NEVER = "(?!)"
 MAX_TOKEN_TEXTS = 1 << 16
 """The most tokens whose texts are kept: log-probabilities name the same ones again and again."""
 
@@ -47,6 +48,12 @@ class PromptTokenizer:
     Args:
         path: The model folder, with ``tokenizer.json`` and ``tokenizer_config.json``.
 
+    Attributes:
+        control_ids: The ids of control tokens, which are left out of a completion's text.
+        template_shows: Whether the chat template, the one for tools where there is one, has a text
+            in it.
+        token_text: One token's text, as it stands after other text, and its bytes, by its id.
+
     Raises:
         InvalidModelError: If a file is missing or damaged.
     """
@@ -62,17 +69,20 @@ class PromptTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._template = load_template(path)
-        shown = self._template.shows if self._template else lambda _: False
-        control = control_tokens(self._tokenizer.get_added_tokens_decoder(), shown)
+        self.template_shows: Callable[[str], bool] = lambda _: False
+        if self._template is not None:
+            self.template_shows = self._template.shows
+        added = self._tokenizer.get_added_tokens_decoder()
+        control = control_tokens(added, self.template_shows)
         self._control = {token.content: i for i, token in control.items()}
-        self._control_ids = frozenset(control)
+        self.control_ids = frozenset(control)
         self._strips_right = {token.content for token in control.values() if token.rstrip}
         self._strips_left = {token.content for token in control.values() if token.lstrip}
         self._control_pattern = _any_of(self._control)
         self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
         self._byte_tokens = byte_tokens(self._tokenizer)
         self._anchor = encode(self._tokenizer, "a")[-1:]
-        self._token_text = lru_cache(maxsize=MAX_TOKEN_TEXTS)(self._read_token_text)
+        self.token_text = lru_cache(maxsize=MAX_TOKEN_TEXTS)(self._token_text)
         self._grammars: dict[tuple[int, frozenset[int]], GrammarCompiler] = {}
         self._grammars_lock = threading.Lock()
 
@@ -119,7 +129,8 @@ class PromptTokenizer:
         if not hidden.found:
             ids = encode(self._tokenizer, rendered)
             # Other control ids than the text shows: a normalizer made them out of other characters.
-            if self._control_of(ids) == [self._control[text] for text in self._shown(rendered)]:
+            shown = self._control_pattern.findall(rendered)
+            if self._control_of(ids) == [self._control[text] for text in shown]:
                 return _ids(ids)
         return _ids(self._encode_in_pieces(rendered, hidden))
 
@@ -148,31 +159,18 @@ class PromptTokenizer:
             length += len(text[-1])
         return "".join([*text, stream.flush()]), tuple(offsets)
 
-    @property
-    def control_ids(self) -> frozenset[int]:
-        """The ids of control tokens, which are left out of an answer's text."""
-        return self._control_ids
-
     def detokenizer(self, *, keep_control: bool = False) -> Detokenizer:
         """Make a decoder for one sequence of generated tokens."""
         return Detokenizer(
             self._tokenizer, self._anchor, self._byte_tokens, keep_control=keep_control
         )
 
-    def token_text(self, token_id: int) -> tuple[str, bytes]:
-        """Return one token's text, as it stands after other text, and its bytes."""
-        return self._token_text(token_id)
-
-    def _read_token_text(self, token_id: int) -> tuple[str, bytes]:
+    def _token_text(self, token_id: int) -> tuple[str, bytes]:
         piece = self._tokenizer.id_to_token(token_id) or ""
         if piece in self._control:
             return piece, piece.encode()
         text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)[1:]
-        return text, token_bytes(piece, text)
-
-    def template_shows(self, text: str) -> bool:
-        """Whether the chat template, the one for tools where there is one, has a text in it."""
-        return self._template is not None and self._template.shows(text)
+        return text, self._byte_tokens.get(token_id) or token_bytes(piece, text)
 
     def control_id(self, text: str) -> int | None:
         """Return the id of the control token with this text, if there is one."""
@@ -183,10 +181,10 @@ class PromptTokenizer:
 
         Args:
             vocab_size: The width of the model's logits.
-            eos: The ids that end an answer.
+            eos: The ids that end a completion.
 
         Raises:
-            UnsupportedParameterError: If answers in this tokenizer cannot be held to a grammar.
+            UnsupportedParameterError: If completions in this tokenizer cannot be held to a grammar.
         """
         # llguidance takes a tenth of a second to import, which most programs never need.
         from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
@@ -219,31 +217,23 @@ class PromptTokenizer:
     def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, Hidden]:
         """Render a conversation, with the caller's texts of control tokens hidden in it."""
         conversation = Conversation(chat)
-        whole = Hidden(conversation.texts, self._control_pattern)
-        rendered = self._render_hiding(conversation, add_generation_prompt, whole)
-        if any(text in self._fragments for text in conversation.chosen):
-            # A template may put texts side by side, or between "<" and ">": then parts of control
-            # tokens become whole ones. They do where there are fewer with the parts hidden.
-            parts = Hidden(conversation.texts, self._control_pattern, self._fragments)
-            apart = self._render_hiding(conversation, add_generation_prompt, parts)
-            if self._shown(apart) != self._shown(rendered):
-                return apart, parts
-        return rendered, whole
-
-    def _render_hiding(
-        self, conversation: Conversation, add_generation_prompt: bool, hidden: Hidden
-    ) -> str:
         if self._template is None:
             raise InvalidRequestError(
                 "This model has no chat template, so it cannot answer messages. Send a prompt.",
                 param="messages",
             )
-
-        def hide(value: Any, role: str = "", *, by_name: bool = False) -> Any:
-            pattern = self._history_pattern if role == "assistant" else self._control_pattern
-            return hidden.replace_in(value, pattern, by_name=by_name)
-
-        return conversation.render(self._template, hide, add_generation_prompt)
+        patterns = (self._control_pattern, self._history_pattern)
+        whole = Hidden(conversation.texts, *patterns)
+        rendered = conversation.render(self._template, whole, add_generation_prompt)
+        if any(any(self._fragments.edges(text)) for text in conversation.chosen):
+            # A template may put texts side by side, or between "<" and ">": then parts of control
+            # tokens become whole ones. They do where there are fewer with the parts hidden.
+            parts = Hidden(conversation.texts, *patterns, self._fragments)
+            apart = conversation.render(self._template, parts, add_generation_prompt)
+            shown = self._control_pattern.findall
+            if shown(apart) != shown(rendered):
+                return apart, parts
+        return rendered, whole
 
     @cached_property
     def _fragments(self) -> Fragments:
@@ -251,25 +241,16 @@ class PromptTokenizer:
 
     @cached_property
     def _literal(self) -> tuple[Tokenizer, Tokenizer]:
-        """The tokenizer without its control tokens, for the start of a text and for the rest."""
-        spec = self._tokenizer.to_str()
-        first = literal_tokenizer(spec, self._control, start=True)
-        return first, literal_tokenizer(spec, self._control, start=False)
-
-    def _matches(self, text: str) -> list[re.Match[str]]:
-        return list(self._control_pattern.finditer(text)) if self._control_pattern else []
-
-    def _shown(self, text: str) -> list[str]:
-        return [match.group() for match in self._matches(text)]
+        return literal_tokenizers(self._tokenizer.to_str(), self._control)
 
     def _control_of(self, ids: Iterable[int]) -> list[int]:
-        return [i for i in ids if i in self._control_ids]
+        return [i for i in ids if i in self.control_ids]
 
     def _encode_in_pieces(self, rendered: str, hidden: Hidden) -> list[int]:
         """Encode between the template's own control tokens, so that nothing else can become one."""
         ids: list[int] = []
         previous: re.Match[str] | None = None
-        for match in [*self._matches(rendered), None]:
+        for match in [*self._control_pattern.finditer(rendered), None]:
             start = previous.end() if previous else 0
             piece = rendered[start : match.start() if match else len(rendered)]
             if previous and previous.group() in self._strips_right:
@@ -292,9 +273,9 @@ class PromptTokenizer:
         return ids
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     ordered = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+    return re.compile("|".join(map(re.escape, ordered)) or _NEVER)
 
 
 def _ids(ids: list[int]) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from contextlib import contextmanager
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from mlflow_phi3_onnx.errors import (
 from mlflow_phi3_onnx.runtime.messages import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -43,15 +43,31 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 MINIMUM_VERSION = Version("0.11.4")
 
 MAX_BATCH_SIZE = 32
-"""The most rows that one onnxruntime-genai generator takes."""
+"""The most sequences that one onnxruntime-genai generator takes."""
 
 PAD = -1
 """The id that pads a ragged batch.
 
-onnxruntime-genai finds the length of a row by comparing ids with the pad id, so a prompt that ends
+onnxruntime-genai finds the length of a prompt by comparing ids with the pad id, so one that ends
 with the model's own pad token would lose it. No prompt holds -1, and the embedding lookup reads it
 as the last row of its table, which the attention mask then hides.
 """
+
+# What the library says when it cannot load a model, and what that means.
+_LOAD_FAULTS = {
+    "Deserialize tensor|External data": (
+        "the weights beside the graph are missing, truncated or damaged"
+    ),
+    "Protobuf parsing|No graph was found|Load model": (
+        "the graph is not an ONNX model that this ONNX Runtime can run"
+    ),
+    "JSON Error|Error encountered while parsing": (
+        "genai_config.json holds a value that onnxruntime-genai does not accept"
+    ),
+    "(?i:provider)|interface not available": (
+        "an execution provider that it asks for is not available in this build"
+    ),
+}
 
 # All of them: a default that genai_config.json sets for its own loop must not act behind ours.
 _NEUTRAL_SEARCH = {
@@ -93,32 +109,15 @@ def _import_genai() -> Any:
     return genai
 
 
-@contextmanager
-def _load_errors(folder: Path) -> Generator[None]:
-    """Turn what the library raises while it loads into an error that says which part is broken.
+def _load_error(error: Exception, folder: Path) -> InvalidModelError:
+    """Make an error that says which part of a model is broken, of what the library has raised.
 
-    The library raises a bare RuntimeError (or UnicodeDecodeError, for a damaged text file). What
-    it says is classified, and shown without the absolute paths that it quotes.
+    It raises a bare RuntimeError (or UnicodeDecodeError, for a damaged text file). What it says is
+    classified, and shown without the absolute paths that it quotes.
     """
-    try:
-        yield
-    except (DependencyError, InvalidModelError):
-        raise
-    except Exception as error:
-        text = str(error)
-        if "Deserialize tensor" in text or "External data" in text:
-            message = "the weights beside the graph are missing, truncated or damaged"
-        elif "Protobuf parsing" in text or "No graph was found" in text or "Load model" in text:
-            message = "the graph is not an ONNX model that this ONNX Runtime can run"
-        elif "JSON Error" in text or "Error encountered while parsing" in text:
-            message = "genai_config.json holds a value that onnxruntime-genai does not accept"
-        elif "provider" in text.lower() or "interface not available" in text:
-            message = "an execution provider that it asks for is not available in this build"
-        else:
-            message = "onnxruntime-genai refused it"
-        raise InvalidModelError(
-            f"The model cannot be loaded: {message}: {reason(error, folder)}"
-        ) from error
+    faults = (fault for said, fault in _LOAD_FAULTS.items() if re.search(said, str(error)))
+    fault = next(faults, "onnxruntime-genai refused it")
+    return InvalidModelError(f"The model cannot be loaded: {fault}: {reason(error, folder)}")
 
 
 class _RunErrors:
@@ -173,7 +172,7 @@ class NativeModel:
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
         self._genai = _import_genai()
-        with _load_errors(folder):
+        try:
             config = self._genai.Config(str(folder))
             if switch:
                 config.clear_providers()
@@ -183,6 +182,8 @@ class NativeModel:
                 config.set_provider_option(provider, name, value)
             config.overlay(json.dumps(overlay))
             self._model = self._genai.Model(config)
+        except Exception as error:
+            raise _load_error(error, folder) from error
         self._adapters: Any = None
 
     def load_adapter(self, name: str, file: Path) -> None:
@@ -206,12 +207,12 @@ class NativeModel:
             ) from error
 
     def generator(self, rows: int, max_length: int, adapter: str | None = None) -> NativeGenerator:
-        """Make a generator for a number of rows, with a KV cache of exactly max_length tokens.
+        """Make a generator for a number of sequences, with a KV cache of exactly max_length tokens.
 
         Args:
             rows: How many sequences, at most :data:`MAX_BATCH_SIZE`.
-            max_length: Prompt and answer together, in tokens; the longest prompt's width counts
-                for every row.
+            max_length: Prompt and completion together, in tokens; the longest prompt's width
+                counts for every sequence.
             adapter: The adapter that it uses for as long as it is there; None uses none.
         """
         with _run_errors:
@@ -243,7 +244,7 @@ class NativeGenerator:
         self._choice: NDArray[np.float32] | None = None
 
     def append(self, prompts: Sequence[NDArray[np.int32]]) -> None:
-        """Compute the prompts, one per row, padded on the right to the longest. Only once."""
+        """Compute the prompts, one per sequence, padded on the right to the longest. Only once."""
         width = max(len(prompt) for prompt in prompts)
         ids = np.full((self.rows, width), PAD, dtype=np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
@@ -252,7 +253,7 @@ class NativeGenerator:
             self._generator.append_tokens(ids)
 
     def extend(self, tokens: NDArray[np.int32]) -> None:
-        """Compute more tokens of the only row.
+        """Compute more tokens of the only sequence.
 
         Not after :meth:`advance` or :meth:`force`, whose last token would be left out.
         """
@@ -260,28 +261,28 @@ class NativeGenerator:
             self._generator.append_tokens(tokens)
 
     def rewind(self, tokens: int) -> None:
-        """Go back to the first tokens, so many; to none, where there are several rows."""
+        """Go back to the first tokens, so many; to none, where there are several sequences."""
         with _run_errors:
             self._generator.rewind_to(tokens)
 
     def all_logits(self) -> NDArray[np.float32]:
-        """Return the raw logits of what the only row was extended by, ``(tokens, vocabulary)``."""
+        """Return the raw logits of the last :meth:`extend`, ``(tokens, vocabulary)``."""
         with _run_errors:
             return self._generator.get_output("logits")[0]
 
     def logits(self) -> NDArray[np.float32]:
-        """Return a copy of the raw logits of each row's next token, ``(rows, vocabulary)``."""
+        """Return a copy of the raw logits of the next tokens, ``(sequences, vocabulary)``."""
         with _run_errors:
             return self._generator.get_logits()[:, -1, :]
 
     def advance(self) -> list[int]:
-        """Append each row's likeliest token and return them."""
+        """Append each sequence's most likely token and return them."""
         with _run_errors:
             self._generator.generate_next_token()
             return self._generator.get_next_tokens().tolist()
 
     def force(self, tokens: Sequence[int]) -> None:
-        """Append the given token to each row. Call :meth:`logits` first."""
+        """Append the given token to each sequence. Call :meth:`logits` first."""
         if self._choice is None:
             width = self.logits().shape[-1]
             self._choice = np.full((self.rows, 1, width), -np.inf, dtype=np.float32)

@@ -1,10 +1,10 @@
 """A decoder graph on plain ONNX Runtime, over a KV cache of our own.
 
 The only importer of ``onnxruntime``. The cache is one slab for keys and one for values a layer, of
-shape ``(slots, heads, capacity, head_size)``. GroupQueryAttention reads each row's length from its
-attention mask and writes new keys and values in place where past and present are the same buffer,
-so a slice of the slabs is a batch: of one slot for a prompt, of neighbouring slots for a step of
-several answers. Nothing is allocated for a request.
+shape ``(slots, heads, capacity, head_size)``. GroupQueryAttention reads each sequence's length from
+its attention mask and writes new keys and values in place where past and present are the same
+buffer, so a slice of the slabs is a batch: of one slot for a prompt, of neighbouring slots for a
+step of several completions. Nothing is allocated for a request.
 """
 
 from __future__ import annotations
@@ -204,9 +204,6 @@ class SlotSession:
                 part = slab.array[first : first + count]
                 place = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
                 binding.bind_input(f"past_key_values.{name}", *place)
-            for name, slab in zip(self._names, self._slabs, strict=True):
-                part = slab.array[first : first + count]
-                place = ("cpu", 0, self._dtype, part.shape, part.ctypes.data)
                 binding.bind_output(f"present.{name}", *place)
             self._bindings[first, count] = binding
         return binding

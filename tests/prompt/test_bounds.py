@@ -82,6 +82,7 @@ LARGE = {
     "the width of %": "{{ '%09999999999d' % 1 }}",
     "the precision of %": "{{ '%.999999999f' % 1.5 }}",
     "a computed width of %": "{{ '%*d' % (10**9, 1) }}",
+    "the width of a format, in other digits": "{{ '{:٩٩٩٩٩٩٩٩٩}'.format(1) }}",
     "the width of a named %": "{{ '%(a(b))999999999d' % {'a(b)': 1} }}",
     "the width of a format filter": "{{ '%999999999d'|format(1) }}",
     "the width of a format": "{{ '{:999999999}'.format(1) }}",

@@ -7,6 +7,7 @@ out of it is found afterwards.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import (
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlflow_phi3_onnx.core.request import ChatPrompt
+    from mlflow_phi3_onnx.prompt.control_text import Hidden
     from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 
 __all__ = ["Conversation", "check_text"]
@@ -47,25 +49,23 @@ class Conversation:
     """
 
     def __init__(self, chat: ChatPrompt) -> None:
-        self._given = _plain(list(chat.messages), "messages")
-        self._readable = [_readable(message) for message in self._given]
-        if self._readable != self._given:
-            self._readable = _plain(self._readable, "messages")
+        given = _plain(list(chat.messages), "messages")
+        readable = [_readable(message) for message in given]
+        self._forms = [given]
+        if readable != given:
+            self._forms.insert(0, _plain(readable, "messages"))
         self._tools = _plain(chat.tools, "tools")
         self._variables = _plain(dict(chat.template_kwargs), "chat_template_kwargs")
-        both = self._given if self._readable == self._given else self._given + self._readable
-        messages = [{**message, "role": ""} for message in both]
+        messages = [{**message, "role": ""} for form in self._forms for message in form]
         self.chosen = list(_strings([messages, self._tools, self._variables]))
-        self.texts = [*self.chosen, *(message["role"] for message in self._given)]
+        self.texts = [*self.chosen, *(message["role"] for message in given)]
 
-    def render(
-        self, template: ChatTemplate, hide: Callable[..., Any], add_generation_prompt: bool
-    ) -> str:
+    def render(self, template: ChatTemplate, hidden: Hidden, add_generation_prompt: bool) -> str:
         """Render the conversation.
 
         Args:
             template: The model's chat template.
-            hide: Replaces what is to be hidden in a value, which belongs to a role or to none.
+            hidden: Hides what is to be hidden.
             add_generation_prompt: Whether to end with the opening of the assistant's turn.
 
         Raises:
@@ -73,10 +73,8 @@ class Conversation:
             UnsupportedParameterError: If it does not read the variables, or leaves out the tools.
         """
         _check_variables(self._variables, template)
-        tools, variables = hide(self._tools), hide(self._variables, by_name=True)
-
-        def show(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return [{**hide(m, m["role"]), "role": m["role"]} for m in messages]
+        tools = hidden.replace_in(self._tools)
+        variables = hidden.replace_in(self._variables, by_name=True)
 
         def fill(messages: list[dict[str, Any]]) -> str:
             in_message = tools and template.tools_in_system_message
@@ -87,16 +85,7 @@ class Conversation:
                 variables=variables,
             )
 
-        messages, rendered = show(self._readable), None
-        try:
-            rendered = fill(messages)
-        except InvalidModelError:
-            if self._readable == self._given:
-                raise
-        if rendered is None or _writes_python(messages, rendered):
-            # A template that reads the arguments of tool calls as OpenAI has them.
-            messages = show(self._given)
-            rendered = fill(messages)
+        messages, rendered = self._fill(hidden, fill)
         _check_shown(messages, rendered, fill)
         if not all(_holds(rendered, tool["function"]["name"]) for tool in tools or ()):
             raise UnsupportedParameterError(
@@ -104,6 +93,25 @@ class Conversation:
                 param="tools",
             )
         return rendered
+
+    def _fill(
+        self, hidden: Hidden, fill: Callable[[list[dict[str, Any]]], str]
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Hide texts in the messages, and render them in the form that the template reads."""
+
+        def show(form: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [{**hidden.replace_in(m, m["role"]), "role": m["role"]} for m in form]
+
+        *readable, given = self._forms
+        for form in readable:
+            messages = show(form)
+            with suppress(InvalidModelError):
+                rendered = fill(messages)
+                if not _writes_python(messages, rendered):
+                    return messages, rendered
+        # A template that reads the arguments of tool calls as OpenAI has them.
+        messages = show(given)
+        return messages, fill(messages)
 
 
 def check_text(text: str, param: str) -> None:

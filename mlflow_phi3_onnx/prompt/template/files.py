@@ -65,16 +65,11 @@ def read_templates(path: Path) -> dict[str, str]:
 
 
 def _named_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    return _from_files(path) or _from_config(config.get("chat_template"))
-
-
-def _from_files(path: Path) -> dict[str, str]:
     files = {"default": path / TEMPLATE_FILE} if (path / TEMPLATE_FILE).is_file() else {}
     files |= {file.stem: file for file in (path / TEMPLATE_FOLDER).glob("*.jinja")}
-    return {name: _read_text(file) for name, file in files.items()}
-
-
-def _from_config(value: Any) -> dict[str, str]:
+    if files:
+        return {name: _read_text(file) for name, file in files.items()}
+    value = config.get("chat_template")
     if value is None:
         return {}
     if isinstance(value, str):

@@ -8,14 +8,15 @@ megabytes, and leave an ordinary one, of a whole context's text, twenty times wh
 
 from __future__ import annotations
 
+import re
 import string
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import jinja2.utils
 from jinja2.exceptions import SecurityError
+from jinja2.utils import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterator
@@ -25,7 +26,6 @@ __all__ = [
     "NODE",
     "STEP",
     "Metered",
-    "Namespace",
     "OverspentError",
     "brace_format",
     "budget",
@@ -53,6 +53,11 @@ MAX_BITS = 1024
 
 MAX_PADDING = 999
 """The widest field, and the highest precision, that a format may ask for."""
+
+# Numbers above MAX_PADDING: in a {} field, digits of any script; in a % field, also widths that are
+# values.
+_WIDE_BRACES = re.compile(r"[^\D0]\d{3}")
+_WIDE_PERCENT = re.compile(r"[0-9.*+\- #hlL]*(\*|[1-9][0-9]{3})")
 
 _POINTER = 8
 _INTEGER = 32
@@ -169,28 +174,6 @@ class Metered:
         return next(self._items)
 
 
-class Namespace(jinja2.utils.Namespace):
-    """Jinja's ``namespace``, without names that Python or Jinja might take for their own."""
-
-    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
-        values = dict(*args, **kwargs)
-        for name in values:
-            _check_name(name)
-        super().__init__(values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _check_name(name)
-        super().__setitem__(name, value)
-
-    def __repr__(self) -> str:
-        return "<Namespace>"
-
-
-def _check_name(name: str) -> None:
-    if name.startswith("_"):
-        raise SecurityError("a namespace has no names that begin with an underscore")
-
-
 def compute(operator: str, left: Any, right: Any) -> None:
     """Pay for ``left <operator> right``, before it is done.
 
@@ -225,11 +208,8 @@ def _bounded(number: int) -> int:
 def percent_format(form: str, values: Any) -> int:
     """Return what ``form % values`` may grow to."""
     fields = form.replace("%%", "").split("%")[1:]
-    for field in fields:
-        options = _after_key(field)
-        options = options[: len(options) - len(options.lstrip("0123456789.*+- #hlL"))]
-        if "*" in options or _too_wide(options):
-            raise OverspentError
+    if any(_WIDE_PERCENT.match(_after_key(field)) for field in fields):
+        raise OverspentError
     return len(form) + len(fields) * (read(values) + MAX_PADDING)
 
 
@@ -239,16 +219,13 @@ def brace_format(form: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
     Raises:
         SecurityError: If a field looks inside a value.
     """
-    fields = 0
-    for _, name, spec, _ in string.Formatter().parse(form):
-        if name is None:
-            continue
-        fields += 1
-        if "." in name or "[" in name:
-            raise SecurityError("a format may not look inside its values")
-        if spec and ("{" in spec or _too_wide(spec)):
-            raise OverspentError
-    return len(form) + fields * (read(args) + read(kwargs) + MAX_PADDING)
+    parts = string.Formatter().parse(form)
+    fields = [(name, spec or "") for _, name, spec, _ in parts if name is not None]
+    if any("." in name or "[" in name for name, _ in fields):
+        raise SecurityError("a format may not look inside its values")
+    if any("{" in spec or _WIDE_BRACES.search(spec) for _, spec in fields):
+        raise OverspentError
+    return len(form) + len(fields) * (read(args) + read(kwargs) + MAX_PADDING)
 
 
 def _after_key(field: str) -> str:
@@ -259,8 +236,3 @@ def _after_key(field: str) -> str:
         if depth == 0:
             return field[at + (letter == ")") :]
     return ""
-
-
-def _too_wide(options: str) -> bool:
-    digits = "".join(letter if letter in string.digits else " " for letter in options)
-    return any(len(number.lstrip("0")) > len(str(MAX_PADDING)) for number in digits.split())

@@ -11,12 +11,12 @@ import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import jinja2.utils
 from jinja2.exceptions import SecurityError
 
 from mlflow_phi3_onnx.prompt.template.metering import (
     STEP,
     Metered,
-    Namespace,
     OverspentError,
     copy,
     percent_format,
@@ -27,7 +27,17 @@ from mlflow_phi3_onnx.prompt.template.metering import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
-__all__ = ["RefusalError", "filters", "functions", "methods", "pay_method", "search", "tests"]
+__all__ = [
+    "Namespace",
+    "RefusalError",
+    "filters",
+    "functions",
+    "gathered",
+    "methods",
+    "pay_method",
+    "search",
+    "tests",
+]
 
 MAX_INDENT = 16
 """The widest indent of JSON."""
@@ -38,24 +48,22 @@ MAX_PRECISION = 308
 MAX_PAIRS = 1_000
 """The most pairs that a mapping is made of, because all of their keys may have the same hash."""
 
-_SORTING = 20  # comparisons of an item, at most: the binary logarithm of a million
+_SORTING = 18  # comparisons of an item, at most 20 among a million, beside two that are paid for
 _WORD = 8  # bytes of text for each item that it is split into
 
-# Filters that cost a step; a step for each of their input's items; the size of all that they are
-# given; and as much for each comparison of a sort.
+# What a filter or test costs: a step; a step for each of its input's items; or the size of all that
+# it is given.
 _FREE = {"attr", "count", "d", "default", "first", "last", "length", "random"}
 _BY_ITEM = {
     *("batch", "items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr"),
     "slice",
 }
 _BY_SIZE = {
-    *("abs", "capitalize", "center", "e", "escape", "filesizeformat", "float", "forceescape"),
-    *("format", "indent", "int", "join", "lower", "replace", "round", "safe", "string", "sum"),
-    *("title", "trim", "truncate", "upper", "urlencode", "wordcount"),
+    *("abs", "capitalize", "center", "dictsort", "e", "escape", "filesizeformat", "float"),
+    *("forceescape", "format", "groupby", "indent", "int", "join", "lower", "max", "min"),
+    *("replace", "round", "safe", "sort", "string", "sum", "title", "trim", "truncate", "unique"),
+    *("upper", "urlencode", "wordcount"),
 }
-_BY_ORDER = {"dictsort", "groupby", "max", "min", "sort", "unique"}
-_GATHERING = {"join", "sum", *_BY_ORDER}  # read every item, also of an iterator
-
 _FREE_TESTS = {
     *("boolean", "callable", "defined", "escaped", "false", "filter", "float", "integer"),
     *("iterable", "mapping", "none", "number", "sameas", "sequence", "string", "test", "true"),
@@ -89,25 +97,24 @@ class RefusalError(Exception):
 
 def filters(jinja: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """Return the filters that templates have, out of Jinja's."""
-    paid = {name: _paid(jinja[name], name) for name in _BY_ITEM | _BY_SIZE | _BY_ORDER}
-    return {**{name: jinja[name] for name in _FREE}, **paid, "tojson": _tojson}
+    free = {name: jinja[name] for name in _FREE}
+    paid = {name: _paid(jinja[name], name) for name in _BY_ITEM | _BY_SIZE}
+    return {**free, **paid, "tojson": _tojson}
 
 
 def tests(jinja: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """Return the tests that templates have, out of Jinja's."""
-    paid = {name: _paid_test(jinja[name]) for name in _TESTS_BY_SIZE}
-    return {**{name: jinja[name] for name in _FREE_TESTS}, **paid}
+    free = {name: jinja[name] for name in _FREE_TESTS}
+    return {**free, **{name: _paid_test(jinja[name]) for name in _TESTS_BY_SIZE}}
 
 
 def functions(jinja: Mapping[str, Any]) -> MutableMapping[str, Any]:
     """Return the functions that templates have, out of Jinja's: all but ``lipsum``, and more."""
     return {
-        "cycler": jinja["cycler"],
+        **{name: jinja[name] for name in ("cycler", "joiner", "range")},
         "dict": _Dict(),
-        "joiner": jinja["joiner"],
-        "namespace": _namespace,
+        "namespace": Namespace,
         "raise_exception": _raise_exception,
-        "range": jinja["range"],
         "strftime_now": _strftime_now,
     }
 
@@ -128,44 +135,41 @@ def pay_method(owner: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str
         read(arg)
     if name in _LIGHT_METHODS:
         return
-    if isinstance(owner, str):
-        growth = _METHOD_GROWTH.get(name)
-        spend(len(owner) + (_grown(growth, owner, *args, **kwargs) if growth else 0))
-    elif name == "copy":
+    if name == "copy":
         copy(owner)
-    elif isinstance(owner, list | tuple):
+    elif isinstance(owner, str | list | tuple):
         read(owner)
+        _pay_growth(_METHOD_GROWTH, name, owner, *args, **kwargs)
 
 
 def search(value: Any) -> Any:
     """Pay for ``x in value``, and return a list for an iterator, which would be used up."""
-    if isinstance(value, Metered):
-        value = list(value)
+    value = gathered(value)
     if not isinstance(value, dict):
         read(value)
     return value
 
 
+def gathered(value: Any) -> Any:
+    """Return a list for an iterator, and any other value as it is."""
+    return list(value) if type(value) is Metered else value
+
+
 def _paid(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Wrap one of Jinja's filters so that it pays."""
     skip = 1 if hasattr(function, "jinja_pass_arg") else 0
-    growth = _FILTER_GROWTH.get(name)
-    times = _SORTING if name in _BY_ORDER else 1
 
     @functools.wraps(function)
     def paid(*args: Any, **kwargs: Any) -> Any:
         first, value, rest = args[:skip], args[skip], args[skip + 1 :]
         spend(STEP)
-        if name in _BY_ITEM:
-            _pay_items(value)
-        else:
-            if name in _GATHERING and isinstance(value, Metered):
-                value = list(value)
-            spend((times - 1) * read(value))
-            for other in (*rest, *kwargs.values()):
-                read(other)
-        if growth is not None:
-            spend(_grown(growth, value, *rest, **kwargs))
+        if name not in _BY_ITEM:
+            value = gathered(value)
+            for given in (value, *rest, *kwargs.values()):
+                read(given)
+        elif isinstance(value, str | list | tuple | dict | range):
+            spend(STEP * len(value))
+        _pay_growth(_FILTER_GROWTH, name, value, *rest, **kwargs)
         result = function(*first, value, *rest, **kwargs)
         return Metered(result) if hasattr(type(result), "__next__") else result
 
@@ -175,7 +179,6 @@ def _paid(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 def _paid_test(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap one of Jinja's tests, which compare values, so that it pays."""
 
-    @functools.wraps(function)
     def paid(value: Any, *args: Any) -> Any:
         spend(STEP)
         read(value)
@@ -184,9 +187,13 @@ def _paid_test(function: Callable[..., Any]) -> Callable[..., Any]:
     return paid
 
 
-def _pay_items(value: Any) -> None:
-    if isinstance(value, str | list | tuple | dict | range):
-        spend(STEP * len(value))
+def _pay_growth(
+    table: Mapping[str, Callable[..., int]], name: str, /, *args: Any, **kwargs: Any
+) -> None:
+    """Pay for how much larger than its input a result may be."""
+    growth = table.get(name)
+    if growth is not None:
+        spend(max(0, int(growth(*args, **kwargs))))
 
 
 def _tojson(
@@ -198,13 +205,13 @@ def _tojson(
 ) -> str:
     """Write JSON as Hugging Face does: with the characters as they are, also those of HTML."""
     spend(STEP + read(value))
-    if indent is None and separators is None:
-        return json.dumps(value, ensure_ascii=ensure_ascii, sort_keys=sort_keys)
-    if (len(indent) if isinstance(indent, str) else indent or 0) > MAX_INDENT:
-        raise OverspentError
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    if indent is None and separators is None:
+        return encoder.encode(value)
+    if (len(indent) if isinstance(indent, str) else indent or 0) > MAX_INDENT:
+        raise OverspentError
     pieces: list[str] = []
     for piece in encoder.iterencode(value):
         spend(STEP + len(piece))
@@ -216,14 +223,24 @@ class _Dict:
     """``dict``, as a function and not as Python's class."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*(_few(arg) for arg in args), **kwargs)
+        return dict(*map(_few, args), **kwargs)
 
     def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
         return dict.fromkeys(_few(keys), value)
 
 
-def _namespace(*args: Any, **kwargs: Any) -> Namespace:
-    return Namespace(*(_few(arg) for arg in args), **kwargs)
+class Namespace(jinja2.utils.Namespace):
+    """Jinja's ``namespace``, without names that Python or Jinja might take for their own."""
+
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        for name, value in dict(*map(_few, args), **kwargs).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            raise SecurityError("a namespace has no names that begin with an underscore")
+        super().__setitem__(name, value)
 
 
 def _few(items: Any) -> Any:
@@ -246,90 +263,57 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)  # noqa: DTZ005 - Hugging Face's has no time zone either
 
 
-# How much larger than its input a result may be.
-
-
-def _grown(growth: Callable[..., int], *args: Any, **kwargs: Any) -> int:
-    return max(0, int(growth(*args, **kwargs)))
-
-
-def _width(value: Any, width: int = 80, *_: Any) -> int:
-    del value
-    return width
-
-
 def _indent(value: Any, width: int | str = 4, *_: Any, **__: Any) -> int:
     each = len(width) if isinstance(width, str) else width
     return each * (1 + len(str(value).splitlines()))
 
 
-def _replace(value: Any, old: Any, new: Any, *_: Any, **__: Any) -> int:
-    return str(value).count(str(old)) * len(str(new))
-
-
-def _join(value: Any, d: Any = "", *_: Any, **__: Any) -> int:
-    return len(str(d)) * len(value)
-
-
-def _format(value: Any, *args: Any, **kwargs: Any) -> int:
-    return percent_format(str(value), kwargs or args)
-
-
-def _batch(value: Any, linecount: int, *_: Any, **__: Any) -> int:
-    del value
-    return STEP * linecount
-
-
-def _round(value: Any, precision: int = 0, *_: Any, **__: Any) -> int:
-    del value
+def _round(_: Any, precision: int = 0, *__: Any, **___: Any) -> int:
     if abs(precision) > MAX_PRECISION:
         raise OverspentError
     return 0
 
 
-def _sum(value: Any, attribute: Any = None, start: Any = 0) -> int:
-    del value, attribute
+def _sum(_: Any, attribute: Any = None, start: Any = 0) -> int:
+    del attribute
     if not isinstance(start, int | float):
         raise SecurityError("sum adds only numbers")
     return 0
 
 
+def _sort(value: Any, *_: Any, **__: Any) -> int:
+    return _SORTING * read(value)
+
+
 def _unique(value: Any, *_: Any, **__: Any) -> int:
     """Hashes of strings are random; those of other values may all be the same, on purpose."""
-    return sum(not isinstance(item, str) for item in value) ** 2
+    return _sort(value) + sum(not isinstance(item, str) for item in value) ** 2
 
 
 def _split(value: str, sep: str | None = None, *_: Any, **__: Any) -> int:
     return _WORD * len(value) if sep is None else STEP * (1 + value.count(sep))
 
 
-def _splitlines(value: str, *_: Any, **__: Any) -> int:
-    return _WORD * len(value)
-
-
-def _join_with(value: str, items: Any) -> int:
-    return len(value) * len(items)
-
-
+# How much larger than its input a result may be, and what else a filter or a method costs.
+_GROWTH: Mapping[str, Callable[..., int]] = {
+    "center": lambda _, width=80, *__: width,
+    "replace": lambda value, old, new, *_, **__: str(value).count(str(old)) * len(str(new)),
+}
 _FILTER_GROWTH: Mapping[str, Callable[..., int]] = {
-    "batch": _batch,
-    "center": _width,
-    "format": _format,
+    **_GROWTH,
+    **dict.fromkeys(("dictsort", "groupby", "max", "min", "sort"), _sort),
+    "batch": lambda _, linecount, *__, **___: STEP * linecount,
+    "format": lambda value, *args, **kwargs: percent_format(str(value), kwargs or args),
     "indent": _indent,
-    "join": _join,
-    "replace": _replace,
+    "join": lambda value, d="", *_, **__: len(str(d)) * len(value),
     "round": _round,
     "sum": _sum,
     "unique": _unique,
 }
 _METHOD_GROWTH: Mapping[str, Callable[..., int]] = {
-    "center": _width,
-    "join": _join_with,
-    "ljust": _width,
-    "replace": _replace,
-    "rjust": _width,
-    "rsplit": _split,
-    "split": _split,
-    "splitlines": _splitlines,
-    "zfill": _width,
+    **_GROWTH,
+    **dict.fromkeys(("ljust", "rjust", "zfill"), _GROWTH["center"]),
+    **dict.fromkeys(("rsplit", "split"), _split),
+    "join": lambda value, items: len(value) * len(items),
+    "splitlines": lambda value, *_, **__: _WORD * len(value),
 }

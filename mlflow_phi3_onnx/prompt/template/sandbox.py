@@ -12,7 +12,6 @@ memory. Here a template pays for what it does (:mod:`~mlflow_phi3_onnx.prompt.te
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import jinja2.ext
@@ -23,8 +22,6 @@ from mlflow_phi3_onnx.prompt.template import pricing
 from mlflow_phi3_onnx.prompt.template.metering import (
     NODE,
     STEP,
-    Metered,
-    Namespace,
     brace_format,
     compute,
     copy,
@@ -74,7 +71,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may take an attribute: of Python's own types, only some methods."""
-        if type(obj) is Namespace:
+        if type(obj) is pricing.Namespace:
             return not attr.startswith("_")
         methods = pricing.methods(type(obj))
         if methods is not None:
@@ -94,7 +91,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         spend(STEP)
         owner = getattr(obj, "__self__", None)
         if owner is not None:
-            args = tuple(list(arg) if type(arg) is Metered else arg for arg in args)
+            args = tuple(map(pricing.gathered, args))
             pricing.pay_method(owner, obj.__name__, args, kwargs)
         return super().call(context, obj, *args, **kwargs)
 
@@ -104,12 +101,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if wrapped is None:
             return None
 
-        @functools.wraps(wrapped)
         def paid(*args: Any, **kwargs: Any) -> str:
-            if value.__name__ == "format_map" and args:
-                spend(brace_format(value.__self__, (), args[0]))
-            else:
-                spend(brace_format(value.__self__, args, kwargs))
+            spend(brace_format(value.__self__, args, kwargs))
             return wrapped(*args, **kwargs)
 
         return paid
@@ -123,10 +116,7 @@ class _GenerationBlock(jinja2.ext.Extension):
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
-
-    def _written(self, caller: Callable[[], str]) -> str:
-        return caller()
+        return nodes.Scope(body, lineno=line)
 
 
 _Body = nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block
