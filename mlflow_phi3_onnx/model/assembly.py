@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import queue
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from mlflow_phi3_onnx.core.request import Completion, Delta, TokenLogprob
@@ -23,28 +23,14 @@ from mlflow_phi3_onnx.prompt.stop import StopMatcher
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
-    from mlflow_phi3_onnx.core.request import FinishReason
-    from mlflow_phi3_onnx.engine.base import Engine, Job, JobHandle, TokenScore
+    from mlflow_phi3_onnx.core.request import FinishReason, Options
+    from mlflow_phi3_onnx.engine.base import Job, JobHandle, TokenScore
+    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["CompletionHandle", "DeltaStream", "TextAssembler", "TextEngine", "TextJob"]
+__all__ = ["CompletionHandle", "DeltaStream", "TextAssembler", "TextEngine"]
 
 _Arrival: TypeAlias = "tuple[int, TokenDelta | GenAIError]"
-
-
-@dataclass(frozen=True)
-class TextJob:
-    """A job, and what its tokens' text is to be like.
-
-    Attributes:
-        job: For the engine.
-        stop: Texts that end the completion and are not part of it.
-        keep_control_tokens: Whether control tokens stay in the text.
-    """
-
-    job: Job
-    stop: tuple[str, ...] = ()
-    keep_control_tokens: bool = False
 
 
 class TextAssembler:
@@ -53,17 +39,17 @@ class TextAssembler:
     Args:
         tokenizer: The model's tokenizer.
         eos: The end-of-sequence ids.
-        job: What the text is to be like.
+        options: What the text is to be like.
 
     Attributes:
         finished: Whether the completion is: tokens that follow a stop sequence are dropped.
     """
 
-    def __init__(self, tokenizer: PromptTokenizer, eos: frozenset[int], job: TextJob) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, eos: frozenset[int], options: Options) -> None:
         self._tokenizer = tokenizer
         self._eos = eos
-        self._detokenizer = tokenizer.detokenizer(keep_control=job.keep_control_tokens)
-        self._stop = StopMatcher(job.stop)
+        self._detokenizer = tokenizer.detokenizer(keep_control=options.keep_control_tokens)
+        self._stop = StopMatcher(options.stop)
         self._ids: list[int] = []
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -272,31 +258,33 @@ class TextEngine:
         eos: The end-of-sequence ids.
     """
 
-    def __init__(self, engine: Engine, tokenizer: PromptTokenizer, eos: frozenset[int]) -> None:
+    def __init__(
+        self, engine: InProcessEngine, tokenizer: PromptTokenizer, eos: frozenset[int]
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._eos = eos
 
-    def submit(self, jobs: Sequence[TextJob]) -> list[CompletionHandle]:
-        """Take jobs whose completions are wanted as a whole. Raises as :meth:`Engine.submit`."""
+    def submit(self, jobs: Sequence[Job]) -> list[CompletionHandle]:
+        """Take jobs whose completions are wanted as a whole. Raises as the engine's ``submit``."""
         completions = [CompletionHandle(self._assembler(job)) for job in jobs]
 
         def deliver(position: int, delta: TokenDelta | GenAIError) -> bool:
             return completions[position].deliver(delta)
 
         # With stop sequences, each token may be the last.
-        taken = [replace(job.job, streamed=True) if job.stop else job.job for job in jobs]
+        taken = [replace(job, streamed=True) if job.options.stop else job for job in jobs]
         handles = self._engine.submit(taken, deliver)
         for completion, handle in zip(completions, handles, strict=True):
             completion.handle = handle
         return completions
 
-    def stream(self, jobs: Sequence[TextJob]) -> DeltaStream:
+    def stream(self, jobs: Sequence[Job]) -> DeltaStream:
         """Take jobs whose completions are wanted delta by delta. Raises as :meth:`submit`."""
         stream = DeltaStream([self._assembler(job) for job in jobs])
-        taken = [replace(job.job, streamed=True) for job in jobs]
+        taken = [replace(job, streamed=True) for job in jobs]
         stream.handles = self._engine.submit(taken, stream.queue.put)
         return stream
 
-    def _assembler(self, job: TextJob) -> TextAssembler:
-        return TextAssembler(self._tokenizer, self._eos, job)
+    def _assembler(self, job: Job) -> TextAssembler:
+        return TextAssembler(self._tokenizer, self._eos, job.options)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from mlflow_phi3_onnx.engine.base import Engine
 
 __all__ = ["GenAIModel"]
 
@@ -87,7 +86,7 @@ class GenAIModel(AsyncMethods, TextMethods):
         self._tokenizer = PromptTokenizer(self._folder.tokenizer_path)
         with fitted(checked, self._folder) as files:
             self._adapters = tuple(files)
-            self._engine: Engine = start_engine(
+            self._engine = start_engine(
                 self._folder, self._tokenizer, settings.engine, policy, files
             )
         self._execution_provider = settings.engine.provider(self._folder)

@@ -27,7 +27,6 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
 )
-from mlflow_phi3_onnx.model.assembly import TextJob
 from mlflow_phi3_onnx.openai import responses
 from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.openai.parse import parse_request
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 
     Respond: TypeAlias = Callable[[Sequence[Completion]], Any]
 
-__all__ = ["PlannedRequest", "Planner", "engine_job"]
+__all__ = ["PlannedRequest", "Planner"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class PlannedRequest:
         writer: Makes what writes the same as a stream.
     """
 
-    jobs: Sequence[TextJob]
+    jobs: Sequence[Job]
     respond: Respond
     writer: Callable[[], Writer] = PlainWriter
 
@@ -161,12 +160,12 @@ class Planner:
         options = self._with_grammar(request)
         self._check_bias(options)
         reads = request.echo or options.top_logprobs is not None
-        jobs: list[TextJob] = []
+        jobs: list[Job] = []
         prompts: list[EncodedPrompt] = []
         for prompt in request.prompts:
             ids = self.encode(prompt)
             job = self._job(ids, options, _subject(prompt))
-            jobs += [replace(job, job=replace(job.job, index=i)) for i in range(options.n)]
+            jobs += [replace(job, index=i) for i in range(options.n)]
             prompts.append(self._encoded(prompt, ids, options, reads=reads))
         name = options.adapter or name
         if task == CHAT:
@@ -186,7 +185,7 @@ class Planner:
             )
         return PlannedRequest(jobs, lambda completions: completions[0].text)
 
-    def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> TextJob:
+    def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> Job:
         """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
 
         Raises:
@@ -196,7 +195,7 @@ class Planner:
         options = Options(max_tokens=0, top_logprobs=top_logprobs, prompt_logprobs=True)
         return self._job(self.encode(prompt), options, prompt.param)
 
-    def plan_greedy(self, prompt: TokenPrompt, max_tokens: int) -> TextJob:
+    def plan_greedy(self, prompt: TokenPrompt, max_tokens: int) -> Job:
         """Make a job that decodes greedily, whatever the model's defaults are.
 
         Raises:
@@ -276,9 +275,16 @@ class Planner:
         sampling = replace(options.sampling, no_repeat_ngram_size=0)
         return replace(options, sampling=sampling)
 
-    def _job(self, ids: NDArray[np.int32], options: Options, subject: str) -> TextJob:
+    def _job(self, ids: NDArray[np.int32], options: Options, subject: str) -> Job:
         limit = self._max_tokens(len(ids), options, subject)
-        return engine_job(ids, limit, options, self._tokenizer)
+        return self.job(ids, limit, options)
+
+    def job(self, ids: NDArray[np.int32], max_tokens: int, options: Options) -> Job:
+        """Make the job of a prompt's first completion."""
+        predicted = (
+            self._tokenizer.encode(options.prediction).tolist() if options.prediction else ()
+        )
+        return Job(ids, max_tokens, options, draft_source=tuple(predicted))
 
     def _check_bias(self, options: Options) -> None:
         vocab_size = self._folder.vocab_size
@@ -339,24 +345,3 @@ def _subject(prompt: Prompt) -> str:
     if isinstance(prompt, ChatPrompt) or prompt.param == "prompt":
         return "The prompt"
     return prompt.param
-
-
-def engine_job(
-    ids: NDArray[np.int32], max_tokens: int, options: Options, tokenizer: PromptTokenizer
-) -> TextJob:
-    """Make the job of a prompt's first completion, and say what its text is to be like."""
-    predicted = tokenizer.encode(options.prediction) if options.prediction else ()
-    job = Job(
-        ids,
-        max_tokens,
-        sampling=options.sampling,
-        min_tokens=options.min_tokens,
-        top_logprobs=options.top_logprobs,
-        prompt_logprobs=options.prompt_logprobs,
-        grammar=options.grammar,
-        timeout=options.timeout,
-        draft_tokens=options.draft_tokens,
-        draft_source=tuple(map(int, predicted)),
-        adapter=options.adapter,
-    )
-    return TextJob(job, options.stop, options.keep_control_tokens)

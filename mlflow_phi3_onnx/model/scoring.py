@@ -56,7 +56,7 @@ def plan_token_logprobs(
     scores: list[PlannedRequest] = []
     for prompt in _check_texts(text):
         job = planner.plan_scoring(prompt, top)
-        scores.append(PlannedRequest([job], partial(_entries, int(job.job.prompt[0]), tokenizer)))
+        scores.append(PlannedRequest([job], partial(_entries, int(job.prompt[0]), tokenizer)))
     return scores
 
 
@@ -70,7 +70,7 @@ def plan_perplexity(text: Any, planner: Planner) -> list[PlannedRequest]:
     scores: list[PlannedRequest] = []
     for prompt in _check_texts(text):
         job = planner.plan_scoring(prompt, 0)
-        if len(job.job.prompt) < 2:
+        if len(job.prompt) < 2:
             raise InvalidRequestError(
                 f"{prompt.param} has one token; perplexity is the mean over all tokens but the"
                 " first, so it needs at least two.",

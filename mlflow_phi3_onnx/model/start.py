@@ -11,7 +11,8 @@ import numpy as np
 
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.engine.loops.genai import GenAILoop, GenAITraits
+from mlflow_phi3_onnx.engine.loops.genai import GenAILoop
+from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
 from mlflow_phi3_onnx.engine.loops.slots import SlotsLoop
 from mlflow_phi3_onnx.engine.options import EngineOptions
 from mlflow_phi3_onnx.errors import (
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
-    from mlflow_phi3_onnx.engine.base import Engine
     from mlflow_phi3_onnx.engine.loops.base import Loop
     from mlflow_phi3_onnx.engine.options import ServingPolicy
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -48,7 +48,7 @@ def start_engine(
     options: EngineOptions,
     policy: ServingPolicy,
     adapters: Mapping[str, Path],
-) -> Engine:
+) -> InProcessEngine:
     """Load a model and start the engine that runs it.
 
     Args:
@@ -173,22 +173,23 @@ def _start_genai(
         switch=provider != folder.providers[0],
         provider_options=options.provider_options,
     )
-    traits = GenAITraits(
-        context_length=folder.context_length,
-        eos=folder.eos_token_ids[0],
-        groups=not folder.two_ranges,
-        goes_back=_goes_back(folder),
-        all_logits=_smoke(native, folder),
-    )
+    all_logits = _smoke(native, folder)
     for name, file in adapters.items():
         native.load_adapter(name, file)
         _smoke_adapter(native, name)
-    return GenAILoop(
+    pool = GeneratorPool(
         native,
-        traits,
+        context_length=folder.context_length,
+        eos=folder.eos_token_ids[0],
+        goes_back=_goes_back(folder),
+        reuse_prefixes=options.prefix_cache,
+    )
+    return GenAILoop(
+        pool,
         kv_tokens=kv_tokens,
         max_batch_size=options.max_batch_size,
-        reuse_prefixes=options.prefix_cache,
+        all_logits=all_logits,
+        groups=not folder.two_ranges,
         patient=policy.may_hold_gil,
     )
 

@@ -82,7 +82,7 @@ def test_a_cancel_that_comes_late_leaves_the_next_prompt_to_be_answered(
 
         def late() -> None:
             handle: Any = second.handle
-            until(lambda: loop._computing is handle.state and session._running is not None)
+            until(lambda: loop._computing is handle and session._running is not None)
             interrupt()
             interrupted.set()
 

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.engine.loops.base import Failing
-from mlflow_phi3_onnx.model.assembly import TextEngine, TextJob
-from mlflow_phi3_onnx.model.planning import engine_job
+from mlflow_phi3_onnx.engine.loops.base import Failing, Loop
+from mlflow_phi3_onnx.model.assembly import TextEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.core.request import Options
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
     from mlflow_phi3_onnx.model.assembly import CompletionHandle
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineUnderTest", "ScriptedLoop", "engine", "job", "submit", "until"]
 
 
-class ScriptedLoop:
+class ScriptedLoop(Loop):
     """Writes one token again and again; it waits at a gate before each step, and fails on demand.
 
     Args:
@@ -40,20 +39,16 @@ class ScriptedLoop:
         self.steps = 0
         self.room = 10_000
         self.fail: Exception | None = None
-        self.scores = self.drafts = True
         self.gate = threading.Event()
         self.gate.set()
         self.states: list[SequenceState] = []
         self.begun: list[SequenceState] = []
 
-    def needs(self, state: SequenceState) -> int:
-        return len(state.prompt) + state.max_tokens
-
     def admit(self, waiting: Sequence[SequenceState]) -> list[SequenceState]:
-        free = self.room - sum(map(self.needs, self.states))
+        free = self.room - sum(state.most_tokens for state in self.states)
         taken: list[SequenceState] = []
         for state in waiting:
-            free -= self.needs(state)
+            free -= state.most_tokens
             if free < 0:
                 break
             taken.append(state)
@@ -75,9 +70,6 @@ class ScriptedLoop:
                 if not state.finished:
                     state.take(self.token)
         self.states = [state for state in self.states if not state.finished]
-
-    def interrupt(self, state: SequenceState) -> None:
-        pass
 
     def close(self) -> None:
         pass
@@ -106,14 +98,14 @@ class EngineUnderTest(TextEngine):
 engine = EngineUnderTest
 
 
-def job(length: int = 1, max_tokens: int = 5, timeout: float | None = None) -> TextJob:
+def job(length: int = 1, max_tokens: int = 5, timeout: float | None = None) -> Job:
     """A job with a prompt of a given length."""
-    return TextJob(Job(np.ones(length, dtype=np.int32), max_tokens, timeout=timeout))
+    return Job(np.ones(length, dtype=np.int32), max_tokens, Options(timeout=timeout))
 
 
 def submit(model: Any, *jobs: tuple[NDArray[np.int32], int, Options]) -> list[CompletionHandle]:
     """Let a model's engine take jobs: prompts, the most tokens, and options of a request."""
-    return model._texts.submit([engine_job(*each, model._tokenizer) for each in jobs])
+    return model._texts.submit([model._planner.job(*each) for each in jobs])
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
