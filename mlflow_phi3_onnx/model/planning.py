@@ -6,6 +6,7 @@ its grammar is compiled.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,6 +33,7 @@ from mlflow_phi3_onnx.openai.parameters import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.stream import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
 
     Respond: TypeAlias = Callable[[Sequence[Completion]], Any]
 
-__all__ = ["PlannedRequest", "Planner"]
+__all__ = ["PlannedRequest", "Planner", "tool_format_of"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,9 @@ class Planner:
         jobs: list[Job] = []
         prompts: list[EncodedPrompt] = []
         for prompt in request.prompts:
-            ids = self.encode(prompt)
-            job = self._job(ids, options, _subject(prompt))
+            job = self.plan_job(prompt, options)
             jobs += [replace(job, index=i) for i in range(options.n)]
-            prompts.append(self._encoded(prompt, ids, options, reads=reads))
+            prompts.append(self._encoded(prompt, len(job.prompt), options, reads=reads))
         name = options.adapter or name
         if task == CHAT:
             return PlannedRequest(
@@ -185,24 +188,17 @@ class Planner:
             )
         return PlannedRequest(jobs, lambda completions: completions[0].text)
 
-    def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> Job:
-        """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
+    def plan_job(self, prompt: Prompt, options: Options) -> Job:
+        """Make the job of a prompt's first completion.
 
         Raises:
-            InvalidRequestError: If the text is empty, or has ids that the model has not.
-            ContextLengthError: If it is too long.
-        """
-        options = Options(max_tokens=0, top_logprobs=top_logprobs, prompt_logprobs=True)
-        return self._job(self.encode(prompt), options, prompt.param)
-
-    def plan_greedy(self, prompt: TokenPrompt, max_tokens: int) -> Job:
-        """Make a job that decodes greedily, whatever the model's defaults are.
-
-        Raises:
-            InvalidRequestError: If the prompt has ids that the model has not.
+            InvalidRequestError: If the prompt is empty, or has ids that the model has not.
             ContextLengthError: If the prompt, or what is asked for, is too long.
         """
-        return self._job(self.encode(prompt), Options(max_tokens=max_tokens), prompt.param)
+        ids = self.encode(prompt)
+        limit = self._max_tokens(len(ids), options, _subject(prompt))
+        predicted = self._tokenizer.encode(options.prediction or "")
+        return Job(ids, limit, options, draft_source=tuple(predicted.tolist()))
 
     def encode(self, prompt: Prompt) -> NDArray[np.int32]:
         """Turn a prompt into token ids, at least one, all of the model's vocabulary.
@@ -238,15 +234,15 @@ class Planner:
         return ids
 
     def _encoded(
-        self, prompt: Prompt, ids: NDArray[np.int32], options: Options, *, reads: bool
+        self, prompt: Prompt, tokens: int, options: Options, *, reads: bool
     ) -> EncodedPrompt:
         """Tell what a response needs of a prompt."""
         if not reads or isinstance(prompt, ChatPrompt):
-            return EncodedPrompt(len(ids))
+            return EncodedPrompt(tokens)
         if isinstance(prompt, TokenPrompt):
-            return EncodedPrompt(len(ids), *self._tokenizer.decode(prompt.ids))
+            return EncodedPrompt(tokens, *self._tokenizer.decode(prompt.ids))
         offsets = self._tokenizer.offsets(prompt.text) if options.prompt_logprobs else ()
-        return EncodedPrompt(len(ids), prompt.text, offsets)
+        return EncodedPrompt(tokens, prompt.text, offsets)
 
     def _with_grammar(self, request: ParsedRequest) -> Options:
         """Settle what the completion must match, and compile it: nothing runs if it is bad."""
@@ -274,17 +270,6 @@ class Planner:
         # JSON says the same things again and again, whatever the model's own configuration says.
         sampling = replace(options.sampling, no_repeat_ngram_size=0)
         return replace(options, sampling=sampling)
-
-    def _job(self, ids: NDArray[np.int32], options: Options, subject: str) -> Job:
-        limit = self._max_tokens(len(ids), options, subject)
-        return self.job(ids, limit, options)
-
-    def job(self, ids: NDArray[np.int32], max_tokens: int, options: Options) -> Job:
-        """Make the job of a prompt's first completion."""
-        predicted = (
-            self._tokenizer.encode(options.prediction).tolist() if options.prediction else ()
-        )
-        return Job(ids, max_tokens, options, draft_source=tuple(predicted))
 
     def _check_bias(self, options: Options) -> None:
         vocab_size = self._folder.vocab_size
@@ -345,3 +330,21 @@ def _subject(prompt: Prompt) -> str:
     if isinstance(prompt, ChatPrompt) or prompt.param == "prompt":
         return "The prompt"
     return prompt.param
+
+
+def tool_format_of(tokenizer: PromptTokenizer, setting: str) -> ToolFormat | None:
+    """Choose a model's tool format, and say so in the log where its template has one unknown.
+
+    Args:
+        tokenizer: The model's tokenizer and template.
+        setting: ``tool_format`` of the model's configuration.
+    """
+    markings = Markings(tokenizer.template_shows, tokenizer.control_id)
+    found = choose_format(setting, markings)
+    if found is None and setting == "auto" and tokenizer.template_shows("tools"):
+        _logger.warning(
+            "The chat template shows tools, but the form in which this model writes calls is not"
+            " known: what it writes stays text, and calls cannot be required. Set tool_format in"
+            " model_config if you know it."
+        )
+    return found

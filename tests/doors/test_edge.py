@@ -93,7 +93,7 @@ def test_a_stop_sequence_cancels_and_nothing_after_it_shows(
     running = engine(loop, tokenizer)
     stopped = replace(job(max_tokens=4000), options=Options(stop=("a a a",)))
     if stream:
-        deltas = [delta for _, delta in running.stream([stopped])]
+        deltas = list(running.deltas(stopped))
         text, last = "".join(delta.text for delta in deltas), deltas[-1]
     else:
         last = running.submit([stopped])[0].result()

@@ -86,7 +86,7 @@ def test_a_closed_stream_computes_at_most_one_more_step(
     scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
     running = engine(scripted, tokenizer)
-    pieces = iter(running.stream([job(max_tokens=4000)]))
+    pieces = iter(running.deltas(job(max_tokens=4000)))
     next(pieces)
     scripted.gate.clear()
     before = scripted.steps
@@ -118,7 +118,7 @@ def test_a_failure_reaches_its_callers_and_the_engine_goes_on(
     running = engine(scripted, tokenizer)
     scripted.fail = error
     tickets = running.submit([job(), job()])
-    stream = running.stream([job()])
+    stream = running.deltas(job())
     for ticket in tickets:
         with pytest.raises(GenerationError) as caught:
             ticket.result()
@@ -149,7 +149,7 @@ def test_a_late_request_does_not_wait_for_a_long_answer(
     scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
     running = engine(scripted, tokenizer)
-    long = running.stream([job(max_tokens=4000)])
+    long = running.deltas(job(max_tokens=4000))
     pieces = iter(long)
     next(pieces)
     assert running.submit([job(max_tokens=3)])[0].result().tokens == 3

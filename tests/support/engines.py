@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_phi3_onnx.core.request import Options
+from mlflow_phi3_onnx.core.request import Delta, Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.engine.loops.base import Failing, Loop
-from mlflow_phi3_onnx.model.assembly import TextEngine
+from mlflow_phi3_onnx.model.running import TextEngine
+from mlflow_phi3_onnx.openai.stream import PlainWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
-    from mlflow_phi3_onnx.model.assembly import CompletionHandle
+    from mlflow_phi3_onnx.model.running import ChunkStream, CompletionHandle
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["EngineUnderTest", "ScriptedLoop", "engine", "job", "submit", "until"]
@@ -75,6 +76,14 @@ class ScriptedLoop(Loop):
         pass
 
 
+class DeltaWriter(PlainWriter):
+    """Writes deltas as they are."""
+
+    def add(self, index: int, delta: Delta) -> Iterator[Any]:
+        del index  # there is only one
+        yield delta
+
+
 class EngineUnderTest(TextEngine):
     """An engine that runs a scripted loop, and what makes text of its tokens."""
 
@@ -91,6 +100,10 @@ class EngineUnderTest(TextEngine):
         )
         super().__init__(self.engine, tokenizer, eos)
 
+    def deltas(self, asked: Job) -> ChunkStream:
+        """Run a job as a stream of its deltas."""
+        return self.stream([asked], DeltaWriter())
+
     def close(self) -> None:
         self.engine.close()
 
@@ -105,7 +118,13 @@ def job(length: int = 1, max_tokens: int = 5, timeout: float | None = None) -> J
 
 def submit(model: Any, *jobs: tuple[NDArray[np.int32], int, Options]) -> list[CompletionHandle]:
     """Let a model's engine take jobs: prompts, the most tokens, and options of a request."""
-    return model._texts.submit([model._planner.job(*each) for each in jobs])
+    encode = model._tokenizer.encode
+    return model._texts.submit(
+        [
+            Job(prompt, most, asked, draft_source=tuple(encode(asked.prediction or "").tolist()))
+            for prompt, most, asked in jobs
+        ]
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
