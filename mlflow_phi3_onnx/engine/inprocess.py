@@ -77,8 +77,6 @@ class InProcessEngine:
         self.kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
         self._longest = longest
-        self._waiting = WaitingJobs()
-        self._running: list[SequenceState] = []
         self._closed = False
         self.begin()
         _engines.add(self)
@@ -99,7 +97,20 @@ class InProcessEngine:
             CancelledError: If the engine is closed.
         """
         states = [self._state(job, partial(deliver, at)) for at, job in enumerate(jobs)]
-        self._take(states)
+        with self._lock:
+            if self._closed:
+                raise CancelledError("The model is closed.")
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="onnx-genai-engine", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise GenerationError(
+                        "The engine's thread cannot be started: the system has no thread or memory"
+                        " to spare. Try again."
+                    ) from error
+                self._thread = thread
+            self._inbox.put(states)
         return states
 
     def close(self) -> None:
@@ -115,31 +126,13 @@ class InProcessEngine:
         self._loop.close()
 
     def begin(self) -> None:
-        """Be as an engine that has taken no jobs; what it had taken is no longer its own."""
-        for state in (*self._waiting, *self._running):
-            state.finished = True
+        """Be as an engine that has taken no jobs."""
         self._waiting = WaitingJobs()
-        self._running = []
+        self._running: list[SequenceState] = []
         self._inbox: queue.SimpleQueue[Sequence[SequenceState] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
         self._thread: threading.Thread | None = None
-
-    def _take(self, states: Sequence[SequenceState]) -> None:
-        with self._lock:
-            if self._closed:
-                raise CancelledError("The model is closed.")
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="onnx-genai-engine", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    raise GenerationError(
-                        "The engine's thread cannot be started: the system has no thread or memory"
-                        " to spare. Try again."
-                    ) from error
-                self._thread = thread
-            self._inbox.put(states)
 
     def _state(self, job: Job, deliver: Callable[[TokenDelta | GenAIError], bool]) -> SequenceState:
         options = job.options
@@ -231,6 +224,12 @@ class InProcessEngine:
         self._running += [state for state in waiting if state in begun]
         self._waiting.remove(begun)
 
+    def disown(self) -> None:
+        """Begin anew in a forked process: what was taken is its parent's."""
+        for state in (*self._waiting, *self._running):
+            state.finished = True
+        self.begin()
+
     def hold(self) -> None:
         """Wait for the end of a step, and keep the next one from beginning."""
         self._lock.acquire()
@@ -260,7 +259,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     for engine in _forking:
-        engine.begin()
+        engine.disown()
     _forking.clear()
 
 

@@ -10,7 +10,7 @@ from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.model.planning import Planner, tool_format_of
+from mlflow_phi3_onnx.model.planning import Planner
 from mlflow_phi3_onnx.model.running import TextEngine
 from mlflow_phi3_onnx.model.settings import Settings
 from mlflow_phi3_onnx.model.start import start_engine
@@ -80,14 +80,7 @@ class GenAIModel(TokenModel):
         with fitted(checked, folder) as files:
             self._adapters = tuple(files)
             self._engine = start_engine(folder, tokenizer, settings.engine, policy, files)
-        planner = Planner(
-            folder,
-            tokenizer,
-            self._engine.kv_tokens,
-            settings.generation,
-            self._adapters,
-            tool_format_of(tokenizer, settings.tool_format),
-        )
+        planner = Planner(folder, tokenizer, self._engine.kv_tokens, settings, self._adapters)
         texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
         super().__init__(tokenizer, planner, texts)
         self._folder = folder
@@ -115,7 +108,7 @@ class GenAIModel(TokenModel):
 
     @property
     def name(self) -> str:
-        """The name that answers carry: the architecture's, where no adapter is chosen."""
+        """The name that responses carry: the architecture's, where no adapter is chosen."""
         return self._folder.model_type
 
     @property
@@ -180,8 +173,8 @@ class GenAIModel(TokenModel):
             params: Parameters of OpenAI's completions API; see the documentation's table.
 
         Returns:
-            A ``text_completion`` object. Its choices are the ``n`` answers to the first prompt,
-            then those to the second, and so on.
+            A ``text_completion`` object. Its choices are the ``n`` completions of the first prompt,
+            then those of the second, and so on.
 
         Raises:
             InvalidRequestError: If a field is not what it may be, or a prompt is too long.
@@ -274,7 +267,7 @@ class GenAIModel(TokenModel):
             params: Parameters for all of them; a request's own fields come first.
 
         Returns:
-            One answer a request, in order: OpenAI objects, or strings for ``text-generation``.
+            One response a request, in order: OpenAI objects, or strings for ``text-generation``.
 
         Raises:
             InvalidRequestError: If a request is not what it may be; with several requests, the

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.request import Completion
+    from mlflow_phi3_onnx.model.settings import Settings
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
     from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -76,9 +77,8 @@ class Planner:
         folder: The model folder.
         tokenizer: Its tokenizer.
         kv_tokens: How many tokens the KV memory holds.
-        config: Checked generation parameters of the saved ``model_config``.
+        settings: The saved ``model_config``, checked.
         adapters: The names of the model's adapters.
-        tool_format: How the model writes tool calls, where that is known.
     """
 
     def __init__(
@@ -86,16 +86,15 @@ class Planner:
         folder: ModelFolder,
         tokenizer: PromptTokenizer,
         kv_tokens: int,
-        config: Mapping[str, Any],
+        settings: Settings,
         adapters: Collection[str],
-        tool_format: ToolFormat | None,
     ) -> None:
-        self._tool_format = tool_format
         self._folder = folder
         self._tokenizer = tokenizer
         self._kv_tokens = kv_tokens
-        self._config = config
+        self._config = settings.generation
         self._adapters = adapters
+        self._tool_format = tool_format_of(tokenizer, settings.tool_format)
 
     def plan_requests(
         self,
@@ -154,15 +153,18 @@ class Planner:
         )
         if request.stream is not None and request.stream != stream:
             raise InvalidRequestError(
-                "stream is false, but this call answers in pieces. Use predict, or leave stream"
-                " out."
+                "stream is false, but this method streams. Use predict, or leave stream out."
                 if stream
-                else "stream is true, but this call answers as a whole. Use predict_stream or one"
-                " of the stream_ methods, or leave stream out.",
+                else "stream is true, but this method does not stream. Use predict_stream or one of"
+                " the stream_ methods, or leave stream out.",
                 param="stream",
             )
         options = self._with_grammar(request)
-        self._check_bias(options)
+        vocab_size = self._folder.vocab_size
+        if any(token >= vocab_size for token in options.sampling.logit_bias):
+            raise InvalidRequestError(
+                f"logit_bias must have token ids below {vocab_size:,}.", param="logit_bias"
+            )
         reads = request.echo or options.top_logprobs is not None
         jobs: list[Job] = []
         prompts: list[EncodedPrompt] = []
@@ -271,27 +273,19 @@ class Planner:
         sampling = replace(options.sampling, no_repeat_ngram_size=0)
         return replace(options, sampling=sampling)
 
-    def _check_bias(self, options: Options) -> None:
-        vocab_size = self._folder.vocab_size
-        if any(token >= vocab_size for token in options.sampling.logit_bias):
-            raise InvalidRequestError(
-                f"logit_bias must have token ids below {vocab_size:,}.", param="logit_bias"
-            )
-
     def _max_tokens(self, prompt: int, options: Options, subject: str) -> int:
         """Settle how many tokens a completion may have, or say why that many do not fit."""
-        context = self._folder.context_length
-        fewest = 0 if options.max_tokens == 0 else 1
+        context, asked = self._folder.context_length, options.max_tokens
+        fewest = 0 if asked == 0 else 1
         if prompt + fewest > context:
             raise ContextLengthError(
                 f"{subject} has {prompt:,} tokens; the model's maximum context length is"
-                f" {context:,} tokens{', the answer included' * fewest}. Shorten it."
+                f" {context:,} tokens{', the completion included' * fewest}. Shorten it."
             )
         limit = options.max_length
         if limit is None:
-            asked_for = options.max_tokens is not None
-            limit = context if asked_for else self._folder.search.get("max_length", context)
-        if options.strict_limit and limit > context and options.max_length is not None:
+            limit = self._folder.search.get("max_length", context) if asked is None else context
+        elif options.strict_limit and limit > context:
             raise ContextLengthError(
                 f"max_length is {limit:,}; the model's maximum context length is {context:,}"
                 " tokens.",
@@ -300,26 +294,24 @@ class Planner:
         limit = min(limit, context)
         if prompt + fewest > limit:
             raise ContextLengthError(
-                f"{subject} has {prompt:,} tokens; max_length is {limit:,} tokens, the answer"
+                f"{subject} has {prompt:,} tokens; max_length is {limit:,} tokens, the completion"
                 " included. Raise max_length or shorten the prompt.",
                 param="max_length",
             )
-        if options.max_tokens is None:
-            room = min(limit, max(self._kv_tokens, prompt + 1)) - prompt
-        else:
-            room = min(limit - prompt, options.max_tokens)
-            wanted = prompt + options.max_tokens
-            if options.strict_limit and wanted > context:
-                raise ContextLengthError(
-                    f"{subject} has {prompt:,} tokens and max_tokens is {options.max_tokens:,},"
-                    f" together {wanted:,}; the model's maximum context length is {context:,}"
-                    " tokens. Lower max_tokens or shorten the prompt.",
-                    param="max_tokens",
-                )
+        if asked is None:
+            asked = max(self._kv_tokens - prompt, 1)
+        elif options.strict_limit and prompt + asked > context:
+            raise ContextLengthError(
+                f"{subject} has {prompt:,} tokens and max_tokens is {asked:,}, together"
+                f" {prompt + asked:,}; the model's maximum context length is {context:,} tokens."
+                " Lower max_tokens or shorten the prompt.",
+                param="max_tokens",
+            )
+        room = min(limit - prompt, asked)
         if options.min_tokens > room:
             raise InvalidRequestError(
-                f"min_tokens is {options.min_tokens:,}, but the answer may have at most {room:,}"
-                " tokens.",
+                f"min_tokens is {options.min_tokens:,}, but the completion may have at most"
+                f" {room:,} tokens.",
                 param="min_tokens",
             )
         return room

@@ -130,7 +130,7 @@ class TokenModel:
             max_tokens: The most tokens to generate.
 
         Returns:
-            The ids of the answer, the one that ended it included.
+            The ids of the completion, the one that ended it included.
 
         Raises:
             InvalidRequestError: If an argument is not what it may be.
