@@ -19,7 +19,7 @@ from mlflow_phi3_onnx.engine.loops.prefill import (
     ChunkSize,
     common_prefix,
 )
-from mlflow_phi3_onnx.runtime.ort import Interrupted, SlotSession
+from mlflow_phi3_onnx.runtime.ort import Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
+    from mlflow_phi3_onnx.runtime.ort import SlotSession
 
 __all__ = ["SlotsLoop"]
 
@@ -167,7 +168,7 @@ class SlotsLoop(Loop):
     name = "slots"
 
     def __init__(self, session: SlotSession, *, kv_tokens: int, reuse_prefixes: bool) -> None:
-        self._session: SlotSession | None = session
+        self._session = session
         self._table = SlotTable(session, kv_tokens, reuse=reuse_prefixes)
         self._prefilling: list[SequenceState] = []
         self._decoding = range(0)
@@ -208,15 +209,14 @@ class SlotsLoop(Loop):
 
     def interrupt(self, state: SequenceState) -> None:
         """Stop a chunk of a sequence's prompt while it is computed."""
-        session = self._session
-        if self._computing is state and session is not None:
-            session.interrupt()
+        if self._computing is state:
+            self._session.interrupt()
 
     def close(self) -> None:
         """Free the model."""
-        self._session = None
         self._prefilling = []
         self._decoding = range(0)
+        del self._session, self._table
 
     def _prefill(self, state: SequenceState) -> None:
         """Compute the next chunk of a prompt; after the last one, the sequence is decoded."""
@@ -225,12 +225,14 @@ class SlotsLoop(Loop):
         done = len(slot)
         left = len(state.prompt) - done
         size = self._chunks.next(left, alone=not (self._prefilling or self._decoding))
-        chunk = state.prompt[done : done + size]
+        chunk = state.prompt[done : done + size].astype(np.int64)
         wanted = len(chunk) if state.options.prompt_logprobs else int(size == left)
         self._computing = state
         start = time.perf_counter()
         try:
-            logits = self._run(index, chunk[None, :], [done + size], wanted, interruptible=True)
+            logits = self._session.run(
+                index, chunk[None, :], [done + size], wanted, interruptible=True
+            )
         except Interrupted:
             if not state.finished:
                 # Another's cancellation came late, and stopped this chunk instead of its own.
@@ -256,25 +258,12 @@ class SlotsLoop(Loop):
         ids = np.array([[state.tokens[-1], *draft] for _, state in decoded], dtype=np.int64)
         width = 1 + len(draft)
         lengths = [len(slot) + width for slot, _ in decoded]
-        logits = self._run(self._decoding.start, ids, lengths, width)
+        logits = self._session.run(self._decoding.start, ids, lengths, width)
         for (slot, state), computed, values in zip(decoded, ids, logits, strict=True):
             known = len(state.tokens)
             state.advance(values, draft)
             # Accepted draft tokens are computed; wrong ones are written over.
             slot.extend(computed[: len(state.tokens) - known])
-
-    def _run(
-        self,
-        first: int,
-        ids: NDArray[np.integer],
-        lengths: list[int],
-        wanted: int,
-        *,
-        interruptible: bool = False,
-    ) -> NDArray[np.float32]:
-        assert self._session is not None, "the loop is closed"
-        ids = ids.astype(np.int64)
-        return self._session.run(first, ids, lengths, wanted, interruptible=interruptible)
 
     def _join(self, index: int) -> None:
         """Put a slot beside those that are decoded, for a batch is a range of neighbours."""
@@ -290,23 +279,17 @@ class SlotsLoop(Loop):
 
     def _remove_finished(self) -> None:
         self._prefilling = [state for state in self._prefilling if not state.finished]
-        # Looked for anew each time: leaving may exchange two slots.
-        while (index := self._finished_slot()) is not None:
-            self._leave(index)
-
-    def _finished_slot(self) -> int | None:
         slots = enumerate(self._table.slots)
-        return next(
-            (i for i, slot in slots if slot.state is not None and slot.state.finished), None
-        )
+        finished = [i for i, slot in slots if slot.state is not None and slot.state.finished]
+        # From the last one on: leaving may exchange a slot with one behind it.
+        for index in reversed(finished):
+            self._leave(index)
 
     def _leave(self, index: int) -> None:
         span = self._decoding
         self._table.leave(index)
-        if index not in span:
-            return
         if index == span.start:
             self._decoding = span[1:]
-            return
-        self._table.swap(index, span[-1])
-        self._decoding = span[:-1]
+        elif index in span:
+            self._table.swap(index, span[-1])
+            self._decoding = span[:-1]
