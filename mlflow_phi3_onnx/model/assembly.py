@@ -10,23 +10,13 @@ from mlflow_phi3_onnx.prompt.stop import StopMatcher
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.core.request import FinishReason, Options
-    from mlflow_phi3_onnx.engine.base import TokenScore
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["TextAssembler"]
 
 
 class TextAssembler:
-    """Puts one completion's text together.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        eos: The end-of-sequence ids.
-        options: What the text is to be like.
-
-    Attributes:
-        finished: Whether the completion is: tokens that follow a stop sequence are dropped.
-    """
+    """Puts one completion's text together: what follows a stop sequence is dropped."""
 
     def __init__(self, tokenizer: PromptTokenizer, eos: frozenset[int], options: Options) -> None:
         self._tokenizer = tokenizer
@@ -50,7 +40,7 @@ class TextAssembler:
         self._last = delta
         if delta.prompt_logprobs:
             scores = delta.prompt_logprobs
-            self._prompt_logprobs += [score and self._logprob(score) for score in scores]
+            self._prompt_logprobs += [score and self._logprob(*score) for score in scores]
         stop, text = self._stop, self._text
         for place, token in enumerate(delta.token_ids):
             self._ids.append(token)
@@ -58,7 +48,7 @@ class TextAssembler:
                 break
             text.append(stop.add(self._detokenizer.add(token)))
             if delta.logprobs:
-                self._logprobs.append(self._logprob(delta.logprobs[place]))
+                self._logprobs.append(self._logprob(*delta.logprobs[place]))
             if stop.stopped:
                 break
         if stop.stopped:
@@ -87,12 +77,9 @@ class TextAssembler:
         self._prompt_logprobs.clear()
         return delta
 
-    def _logprob(self, score: TokenScore) -> TokenLogprob:
-        top = tuple(self._entry(token, logprob) for token, logprob in score.top)
-        return self._entry(score.token_id, score.logprob, top)
-
-    def _entry(
-        self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()
+    def _logprob(
+        self, token: int, logprob: float, top: tuple[tuple[int, float], ...] = ()
     ) -> TokenLogprob:
         text, raw = self._tokenizer.token_text(token)
-        return TokenLogprob(token, text, raw, logprob, top)
+        others = tuple(self._logprob(*other) for other in top)
+        return TokenLogprob(token, text, raw, logprob, others)

@@ -71,15 +71,7 @@ class PlannedRequest:
 
 
 class Planner:
-    """Plans requests for one model.
-
-    Args:
-        folder: The model folder.
-        tokenizer: Its tokenizer.
-        kv_tokens: How many tokens the KV memory holds.
-        settings: The saved ``model_config``, checked.
-        adapters: The names of the model's adapters.
-    """
+    """Plans requests for one model, whose KV memory holds so many tokens."""
 
     def __init__(
         self,
@@ -325,12 +317,7 @@ def _subject(prompt: Prompt) -> str:
 
 
 def tool_format_of(tokenizer: PromptTokenizer, setting: str) -> ToolFormat | None:
-    """Choose a model's tool format, and say so in the log where its template has one unknown.
-
-    Args:
-        tokenizer: The model's tokenizer and template.
-        setting: ``tool_format`` of the model's configuration.
-    """
+    """Choose a model's tool format, and say so in the log where its template has one unknown."""
     markings = Markings(tokenizer.template_shows, tokenizer.control_id)
     found = choose_format(setting, markings)
     if found is None and setting == "auto" and tokenizer.template_shows("tools"):

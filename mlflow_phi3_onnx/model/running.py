@@ -37,11 +37,7 @@ _T = TypeVar("_T")
 
 
 class CompletionHandle:
-    """A job whose completion is wanted as a whole.
-
-    Args:
-        assembler: Puts its text together.
-    """
+    """A job whose completion is wanted as a whole."""
 
     handle: JobHandle
 
@@ -84,12 +80,7 @@ class CompletionHandle:
 
 
 class ChunkStream:
-    """What a writer makes of several jobs' deltas, to be read in a thread or in an event loop.
-
-    Args:
-        assemblers: Put the jobs' texts together.
-        writer: Makes the chunks.
-    """
+    """What a writer makes of several jobs' deltas, to be read in a thread or in an event loop."""
 
     handles: Sequence[JobHandle]
 
@@ -108,10 +99,7 @@ class ChunkStream:
         return True
 
     def __iter__(self) -> Generator[Any]:
-        """Yield the chunks, in the order in which their deltas arrive.
-
-        Stops the jobs where the loop is left.
-        """
+        """Yield the chunks, as deltas arrive. Stops the jobs where the loop is left."""
         try:
             yield from self._writer.begin()
             while self._running:
@@ -165,13 +153,7 @@ class ChunkStream:
 
 
 class TextEngine:
-    """An engine whose completions are text.
-
-    Args:
-        engine: Runs the jobs.
-        tokenizer: The model's tokenizer.
-        eos: The end-of-sequence ids.
-    """
+    """An engine whose completions are text."""
 
     def __init__(
         self, engine: InProcessEngine, tokenizer: PromptTokenizer, eos: frozenset[int]

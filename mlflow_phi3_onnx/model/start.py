@@ -54,7 +54,7 @@ def start_engine(
     """Load a model and start the engine that runs it.
 
     Args:
-        folder: The model folder, read and found whole.
+        folder: The model folder.
         tokenizer: Its tokenizer.
         options: How it is to be run.
         policy: What the program around it needs.

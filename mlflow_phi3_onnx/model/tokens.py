@@ -27,13 +27,7 @@ __all__ = ["TokenModel", "perplexity"]
 
 
 class TokenModel:
-    """A model that reads and writes token ids.
-
-    Args:
-        tokenizer: Its tokenizer and template.
-        planner: Plans its requests.
-        texts: Runs them.
-    """
+    """A model that reads and writes token ids."""
 
     def __init__(self, tokenizer: PromptTokenizer, planner: Planner, texts: TextEngine) -> None:
         self._tokenizer = tokenizer

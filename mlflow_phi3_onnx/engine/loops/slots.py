@@ -33,14 +33,11 @@ __all__ = ["SlotsLoop"]
 
 
 class Slot:
-    """One place of the cache.
-
-    Args:
-        capacity: How many tokens it has room for.
+    """One place of the cache, with room for so many tokens.
 
     Attributes:
         state: The sequence that is computed in it, if one is.
-        used: When it was last used, in steps.
+        used: When it was last used: a higher number is later.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -73,11 +70,6 @@ class SlotTable:
 
     A slot that is free still remembers its last tokens, so that a prompt that begins like them need
     not be computed again. What it remembers counts against the memory, and is forgotten first.
-
-    Args:
-        session: The cache.
-        kv_tokens: How many tokens the KV memory holds.
-        reuse: Whether free slots remember.
     """
 
     def __init__(self, session: SlotSession, kv_tokens: int, *, reuse: bool) -> None:
@@ -109,7 +101,6 @@ class SlotTable:
         slot.state = state
         slot.forget()
         slot.extend(state.prompt[:prefix])
-        self._touch(slot)
         self._forget_until(room)
         return index
 
@@ -117,7 +108,8 @@ class SlotTable:
         """Free a slot."""
         slot = self.slots[index]
         slot.state = None
-        self._touch(slot)
+        self._clock += 1
+        slot.used = self._clock
         if not self._reuse:
             slot.forget()
 
@@ -150,10 +142,6 @@ class SlotTable:
             self.slots[index].forget()
             self._session.release(index)
 
-    def _touch(self, slot: Slot) -> None:
-        self._clock += 1
-        slot.used = self._clock
-
 
 class SlotsLoop(Loop):
     """Runs a decoder graph over a cache of slots.
@@ -161,8 +149,7 @@ class SlotsLoop(Loop):
     Args:
         session: The graph and its cache.
         kv_tokens: How many tokens the KV memory holds.
-        reuse_prefixes: Whether a prompt that begins as an earlier one is computed only from where
-            it differs.
+        reuse_prefixes: Whether free slots remember what they held.
     """
 
     name = "slots"
