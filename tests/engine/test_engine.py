@@ -206,6 +206,16 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path, loop: str)
         model.chat(STORY)
 
 
+def test_a_closed_model_is_freed_though_it_is_held(demo: Path, loop: str) -> None:
+    model = GenAIModel(demo, model_config={"loop": loop})
+    model.chat(STORY, max_tokens=2)
+    running: Any = model._engine._loop
+    loaded = weakref.ref(running._session if loop == "slots" else running._pool)
+    model.close()
+    gc.collect()
+    assert loaded() is None
+
+
 def test_a_model_that_nobody_holds_is_freed(demo: Path, loop: str) -> None:
     model = GenAIModel(demo, model_config={"loop": loop})
     model.chat(STORY, max_tokens=2)

@@ -42,8 +42,8 @@ class _Kept:
     def kv_tokens(self) -> int:
         return self.generator.rows * self.generator.max_length
 
-    def fits(self, rows: int, needed: int) -> bool:
-        return self.generator.rows == rows and self.generator.max_length >= needed
+    def fits(self, sequences: int, needed: int) -> bool:
+        return self.generator.rows == sequences and self.generator.max_length >= needed
 
 
 class GeneratorPool:
@@ -84,7 +84,7 @@ class GeneratorPool:
 
     def take(
         self,
-        rows: int,
+        sequences: int,
         needed: int,
         budget: int,
         *,
@@ -96,7 +96,7 @@ class GeneratorPool:
         """Provide a generator with nothing in it, or with the beginning of a prompt.
 
         Args:
-            rows: How many sequences it is for.
+            sequences: How many it is for.
             needed: How many tokens each may come to hold.
             budget: How many tokens of KV memory there are for it and for all that are kept.
             roomy: How many tokens each is to have room for where a generator is made.
@@ -115,16 +115,17 @@ class GeneratorPool:
         prefix, kept = max(found, key=lambda pair: pair[0], default=(0, None))
         if prefix < MIN_PREFIX:
             # Rather one that holds little, for that is lost.
-            fitting = [kept for kept in usable if kept.fits(rows, needed)]
+            fitting = [kept for kept in usable if kept.fits(sequences, needed)]
             prefix, kept = 0, min(fitting, key=lambda kept: len(kept.tokens), default=None)
         if kept is not None:
             self._kept.remove(kept)
             kept.generator.rewind(prefix)
             return kept.generator, prefix
         size = max(needed, roomy)
-        while self._kept and sum(kept.kv_tokens for kept in self._kept) > budget - rows * size:
+        room = budget - sequences * size
+        while self._kept and sum(kept.kv_tokens for kept in self._kept) > room:
             del self._kept[0]
-        return self._model.generator(rows, size, adapter), 0
+        return self._model.generator(sequences, size, adapter), 0
 
     def give(self, generator: NativeGenerator, tokens: NDArray[np.int32] = _NOTHING) -> None:
         """Take a generator back.
