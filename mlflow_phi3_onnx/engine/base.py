@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from mlflow_phi3_onnx.core.request import FinishReason, Grammar, Sampling
+from mlflow_phi3_onnx.core.request import FinishReason, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.errors import GenAIError
 
-__all__ = ["Deliver", "Engine", "Job", "JobHandle", "TokenDelta", "TokenScore"]
+__all__ = ["Deliver", "Job", "JobHandle", "TokenDelta", "TokenScore"]
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,19 @@ class Job:
         prompt: Token ids, at least one.
         max_tokens: The most tokens to generate; 0 only where the prompt's log-probabilities are
             all that is wanted.
-        sampling: How tokens are chosen.
+        options: What its request asks for. The engine leaves what concerns text to the caller,
+            and all limits but ``max_tokens`` are settled.
         index: Which completion of its request this is: each draws other random numbers.
         streamed: Whether each token is delivered at once, or all of them together at the end.
-        min_tokens: The fewest tokens before an end-of-sequence token may be chosen.
-        top_logprobs: How many alternatives to report for each token; None reports none at all.
-        prompt_logprobs: Whether to report the prompt's own tokens too.
-        grammar: What the completion must match, if anything.
-        timeout: Seconds after which a sequence that is not finished fails.
-        draft_tokens: The most draft tokens that are verified in one step; 0 drafts none.
         draft_source: Token ids that the completion is likely to repeat, beside the prompt's.
-        adapter: The adapter that computes it; None for none.
     """
 
     prompt: NDArray[np.int32]
     max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
+    options: Options = field(default_factory=Options)
     index: int = 0
     streamed: bool = False
-    min_tokens: int = 0
-    top_logprobs: int | None = None
-    prompt_logprobs: bool = False
-    grammar: Grammar | None = None
-    timeout: float | None = None
-    draft_tokens: int = 0
     draft_source: tuple[int, ...] = ()
-    adapter: str | None = None
 
 
 class TokenScore(NamedTuple):
@@ -108,30 +95,4 @@ class JobHandle(Protocol):
 
     def cancel(self) -> None:
         """Stop the job: at most one more step is computed. Does nothing once it is finished."""
-        ...
-
-
-class Engine(Protocol):
-    """Runs jobs, several at once."""
-
-    @property
-    def kv_tokens(self) -> int:
-        """How many tokens the KV cache may hold in all."""
-        ...
-
-    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Sequence[JobHandle]:
-        """Take jobs, in order.
-
-        Args:
-            jobs: The jobs.
-            deliver: Takes what comes of them, maybe before this returns.
-
-        Raises:
-            MemoryBudgetError: If a job can never fit into the KV memory.
-            CancelledError: If the engine is closed.
-        """
-        ...
-
-    def close(self) -> None:
-        """Cancel everything and free the model. May be called again."""
         ...

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 import weakref
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,25 +40,6 @@ __all__ = ["InProcessEngine"]
 _logger = logging.getLogger(__name__)
 
 
-class InProcessHandle:
-    """A job that was taken.
-
-    Args:
-        loop: The loop that computes it.
-        state: Its sequence.
-    """
-
-    def __init__(self, loop: Loop, state: SequenceState) -> None:
-        self._loop = loop
-        self.state = state
-
-    def cancel(self) -> None:
-        """Stop the job: at most one more step is computed. Does nothing once it is finished."""
-        if not self.state.finished:
-            self.state.fail(CancelledError("Generation was cancelled."))
-            self._loop.interrupt(self.state)
-
-
 class InProcessEngine:
     """Runs jobs with a loop in this process.
 
@@ -74,6 +54,9 @@ class InProcessEngine:
         kv_tokens: How many tokens the KV memory holds.
         kv_bytes_per_token: Bytes of KV cache that one token takes.
         longest: Seconds after which any sequence fails; None leaves that to the requests.
+
+    Attributes:
+        kv_tokens: How many tokens the KV memory holds.
     """
 
     def __init__(
@@ -91,50 +74,29 @@ class InProcessEngine:
         self._grammars = grammars
         self._eos = eos
         self._vocab_size = vocab_size
-        self._kv_tokens = kv_tokens
+        self.kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
         self._longest = longest
-        self._waiting = WaitingJobs()
-        self._running: list[SequenceState] = []
         self._closed = False
-        self._begin()
+        self.begin()
         _engines.add(self)
 
-    @property
-    def kv_tokens(self) -> int:
-        """How many tokens the KV memory holds."""
-        return self._kv_tokens
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[SequenceState]:
+        """Take jobs, in order.
 
-    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[InProcessHandle]:
-        """Take jobs, in order."""
+        Args:
+            jobs: The jobs.
+            deliver: Takes what comes of them, maybe before this returns.
+
+        Returns:
+            A handle for each, with which it can be cancelled.
+
+        Raises:
+            MemoryBudgetError: If a job can never fit into the KV memory.
+            UnsupportedParameterError: If the model cannot do what a job asks for.
+            CancelledError: If the engine is closed.
+        """
         states = [self._state(job, partial(deliver, at)) for at, job in enumerate(jobs)]
-        self._take(states)
-        return [InProcessHandle(self._loop, state) for state in states]
-
-    def close(self) -> None:
-        """Cancel everything, stop the thread and free the model."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            thread = self._thread
-            self._inbox.put(None)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-        self._loop.close()
-
-    def _begin(self) -> None:
-        """Be as an engine that has taken no jobs; what it had taken is no longer its own."""
-        for state in (*self._waiting, *self._running):
-            state.finished = True
-        self._waiting = WaitingJobs()
-        self._running = []
-        self._inbox: queue.SimpleQueue[Sequence[SequenceState] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._stepping = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def _take(self, states: Sequence[SequenceState]) -> None:
         with self._lock:
             if self._closed:
                 raise CancelledError("The model is closed.")
@@ -149,36 +111,59 @@ class InProcessEngine:
                     ) from error
                 self._thread = thread
             self._inbox.put(states)
+        return states
+
+    def close(self) -> None:
+        """Cancel everything, stop the thread and free the model."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            thread = self._thread
+            self._inbox.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self._loop.close()
+
+    def begin(self) -> None:
+        """Be as an engine that has taken no jobs."""
+        self._waiting = WaitingJobs()
+        self._running: list[SequenceState] = []
+        self._inbox: queue.SimpleQueue[Sequence[SequenceState] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._stepping = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def _state(self, job: Job, deliver: Callable[[TokenDelta | GenAIError], bool]) -> SequenceState:
-        if job.prompt_logprobs and not self._loop.scores:
+        options = job.options
+        if options.prompt_logprobs and not self._loop.scores:
             raise UnsupportedParameterError(
                 "The model's graph gives no logits of a prompt's tokens, so their log-probabilities"
                 " cannot be reported."
             )
-        if job.draft_tokens and not self._loop.drafts:
+        if options.draft_tokens and not self._loop.drafts:
             raise UnsupportedParameterError(
                 "prompt_lookup_num_tokens and prediction are not supported with this model: its"
                 " cache cannot be taken back where a draft token is wrong. Leave them out.",
                 param="prompt_lookup_num_tokens",
             )
-        if self._longest is not None:
-            job = replace(job, timeout=min(job.timeout or self._longest, self._longest))
+        timeouts = [t for t in (options.timeout, self._longest) if t is not None]
         state = SequenceState(
             job,
             eos=self._eos,
             vocab_size=self._vocab_size,
-            matcher=job.grammar and self._grammars().matcher(job.grammar),
+            matcher=options.grammar and self._grammars().matcher(options.grammar),
+            timeout=min(timeouts, default=None),
             deliver=deliver,
+            interrupt=self._loop.interrupt,
         )
-        needed = self._loop.needs(state)
-        if needed > self._kv_tokens:
+        if state.most_tokens > self.kv_tokens:
             per_token = self._kv_bytes_per_token
             raise MemoryBudgetError(
-                f"The KV cache of {len(job.prompt):,} prompt tokens and {job.max_tokens:,} answer"
-                f" tokens takes {needed * per_token:,} bytes; kv_cache_memory allows"
-                f" {self._kv_tokens * per_token:,}. Lower max_tokens, shorten the prompt or raise"
-                " kv_cache_memory.",
+                f"The KV cache of {len(job.prompt):,} prompt tokens and {job.max_tokens:,}"
+                f" completion tokens takes {state.most_tokens * per_token:,} bytes;"
+                f" kv_cache_memory allows {self.kv_tokens * per_token:,}. Lower max_tokens, shorten"
+                " the prompt or raise kv_cache_memory.",
                 param="max_tokens",
             )
         return state
@@ -187,29 +172,22 @@ class InProcessEngine:
         try:
             self._serve()
         except BaseException as error:  # noqa: BLE001 - a panic of native code is no Exception
-            self._lose_thread(error)
-
-    def _lose_thread(self, error: BaseException) -> None:
-        """Fail whatever was taken; the next job starts a thread anew."""
-        _logger.error("The engine's thread has ended: %s", type(error).__name__)
-        with self._lock:
-            self._thread = None
-            while not self._inbox.empty():
-                self._waiting.add(self._inbox.get() or ())
+            _logger.error("The engine's thread has ended: %s", type(error).__name__)
             failure = GenerationError(f"The engine failed ({type(error).__name__}). Try again.")
             failure.__cause__ = error
-            for state in (*self._waiting, *self._running):
-                state.fail(failure)
-            self._waiting = WaitingJobs()
-            self._running = []
+            # Whatever was taken fails; the next job starts a thread anew.
+            with self._lock:
+                self._thread = None
+                while not self._inbox.empty():
+                    self._waiting.add(self._inbox.get() or ())
+                self._fail_all(failure)
 
     def _serve(self) -> None:
         while True:
             while not self._inbox.empty() or not (self._waiting or self._loop.busy):
                 states = self._inbox.get()
                 if states is None:
-                    for state in (*self._waiting, *self._running):
-                        state.fail(CancelledError("The model was closed."))
+                    self._fail_all(CancelledError("The model was closed."))
                     return
                 self._waiting.add(states)
             # A fork waits for the end of a step, so that it finds nothing half done.
@@ -218,13 +196,19 @@ class InProcessEngine:
                 self._admit()
                 self._loop.step()
 
+    def _fail_all(self, error: GenAIError) -> None:
+        for state in (*self._waiting, *self._running):
+            state.fail(error)
+        self._waiting = WaitingJobs()
+        self._running = []
+
     def _give_up_late_ones(self) -> None:
         for state in self._waiting.expired(time.monotonic()):
             if not state.finished:
                 state.fail(
                     GenerationTimeoutError(
-                        "The answer was not whole when its timeout was over. Raise timeout, or"
-                        " lower max_tokens.",
+                        "The completion was not finished when its timeout was over. Raise timeout,"
+                        " or lower max_tokens.",
                         param="timeout",
                     )
                 )
@@ -240,19 +224,21 @@ class InProcessEngine:
         self._running += [state for state in waiting if state in begun]
         self._waiting.remove(begun)
 
-    def before_fork(self) -> None:
+    def disown(self) -> None:
+        """Begin anew in a forked process: what was taken is its parent's."""
+        for state in (*self._waiting, *self._running):
+            state.finished = True
+        self.begin()
+
+    def hold(self) -> None:
         """Wait for the end of a step, and keep the next one from beginning."""
         self._lock.acquire()
         self._stepping.acquire()
 
-    def after_fork_in_parent(self) -> None:
-        """Go on."""
+    def go_on(self) -> None:
+        """End what :meth:`hold` began."""
         self._stepping.release()
         self._lock.release()
-
-    def after_fork_in_child(self) -> None:
-        """Begin anew, with a thread of its own at the first job."""
-        self._begin()
 
 
 _engines: weakref.WeakSet[InProcessEngine] = weakref.WeakSet()
@@ -262,18 +248,18 @@ _forking: list[InProcessEngine] = []
 def _before_fork() -> None:
     _forking[:] = sorted(_engines, key=id)
     for engine in _forking:
-        engine.before_fork()
+        engine.hold()
 
 
 def _after_fork_in_parent() -> None:
     for engine in reversed(_forking):
-        engine.after_fork_in_parent()
+        engine.go_on()
     _forking.clear()
 
 
 def _after_fork_in_child() -> None:
     for engine in _forking:
-        engine.after_fork_in_child()
+        engine.disown()
     _forking.clear()
 
 

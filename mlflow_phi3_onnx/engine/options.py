@@ -17,19 +17,9 @@ LoopName: TypeAlias = Literal["auto", "genai", "slots"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How a model is run, each field by the name of its setting in ``model_config``.
+    """How a model is run: each field is a setting of ``model_config``, whose table describes it.
 
-    Attributes:
-        loop: What runs it; None leaves that to the serving policy.
-        prefix_cache: Whether what was computed of past requests is kept.
-        intra_op_num_threads: Threads that compute one operator; None for those that the folder
-            asks for, else all processors that the process may run on.
-        max_batch_size: The most sequences that are computed together.
-        kv_cache_memory: Bytes of KV cache for all running requests; None for half of the memory
-            that is available.
-        execution_provider: What computes it; None for what the folder asks for.
-        provider_options: Options of that provider.
-        session_options: Options of ONNX Runtime's session, laid over the folder's.
+    None leaves a value to the serving policy, the folder or the machine.
     """
 
     loop: LoopName | None = None

@@ -18,12 +18,12 @@ LOOKED_AT = 256
 
 
 class WaitingJobs:
-    """Jobs in turns: one of each call that waits, then the next of each.
+    """Jobs in turns: one of each request that waits, then the next of each.
 
     It is start-time fair queueing (Goyal, Vin and Cheng, 1996): a job's turn is its place in its
-    call, counted from the turn that has come when the call arrives. So a call of many jobs
-    does not keep those out that come after it, and none of its jobs is overtaken for ever by
-    calls that come later.
+    request, counted from the turn that has come when the request arrives. So a request of many
+    jobs does not keep those out that come after it, and none of its jobs is overtaken for ever by
+    requests that come later.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class WaitingJobs:
         return (state for _, _, state in self._queue)
 
     def add(self, states: Sequence[SequenceState]) -> None:
-        """Add the jobs of one call."""
+        """Add the jobs of one request."""
         for place, state in enumerate(states):
             self._taken += 1
             insort(self._queue, (self._turn + place, self._taken, state))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mlflow_phi3_onnx.model.scoring import perplexity
+from mlflow_phi3_onnx.model.tokens import perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,8 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
 from mlflow_phi3_onnx.flavor.describe import facts_of
+from mlflow_phi3_onnx.model.planning import tool_format_of
 from mlflow_phi3_onnx.model.start import why_not_slots
-from mlflow_phi3_onnx.model.tool_format import tool_format_of
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on
 from mlflow_phi3_onnx.sources.local_copy import local_copy

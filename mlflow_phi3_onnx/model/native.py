@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
-from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.model.assembly import TextEngine
-from mlflow_phi3_onnx.model.awaited import AsyncMethods
-from mlflow_phi3_onnx.model.planning import PlannedRequest, Planner
-from mlflow_phi3_onnx.model.scoring import (
-    is_one,
-    plan_greedy,
-    plan_perplexity,
-    plan_token_logprobs,
-)
+from mlflow_phi3_onnx.model.planning import Planner
+from mlflow_phi3_onnx.model.running import TextEngine
 from mlflow_phi3_onnx.model.settings import Settings
 from mlflow_phi3_onnx.model.start import start_engine
-from mlflow_phi3_onnx.model.text import TextMethods
-from mlflow_phi3_onnx.model.tool_format import tool_format_of
+from mlflow_phi3_onnx.model.tokens import TokenModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
 
-    from mlflow_phi3_onnx.engine.base import Engine
-
 __all__ = ["GenAIModel"]
 
 
-class GenAIModel(AsyncMethods, TextMethods):
+class GenAIModel(TokenModel):
     """A loaded model that chats, completes and continues text.
 
     It may be called from several threads at once; what is asked at the same time is computed
     together. Use it as a context manager, or call :meth:`close`, to free its memory.
+
+    Each method that computes has an awaited twin, whose name begins with ``a``: it takes the same,
+    and answers and raises the same. Whatever takes long runs outside of the event loop. The request
+    is checked when the twin is awaited, or its stream is first asked for a delta. Cancelling the
+    task, or closing the stream, stops the generation.
 
     Args:
         path: A model folder, with ``genai_config.json``; or one that has been read.
@@ -82,25 +75,17 @@ class GenAIModel(AsyncMethods, TextMethods):
                 " compare its files with. Leave it out.",
                 param="verify",
             )
-        self._folder = path if isinstance(path, ModelFolder) else read_folder(path)
-        self._origin = origin or {}
-        self._tokenizer = PromptTokenizer(self._folder.tokenizer_path)
-        with fitted(checked, self._folder) as files:
+        folder = path if isinstance(path, ModelFolder) else read_folder(path)
+        tokenizer = PromptTokenizer(folder.tokenizer_path)
+        with fitted(checked, folder) as files:
             self._adapters = tuple(files)
-            self._engine: Engine = start_engine(
-                self._folder, self._tokenizer, settings.engine, policy, files
-            )
-        self._execution_provider = settings.engine.provider(self._folder)
-        self._planner = Planner(
-            self._folder,
-            self._tokenizer,
-            self._engine.kv_tokens,
-            settings.generation,
-            self._adapters,
-            tool_format_of(self._tokenizer, settings.tool_format),
-        )
-        eos = frozenset(self._folder.eos_token_ids)
-        self._texts = TextEngine(self._engine, self._tokenizer, eos)
+            self._engine = start_engine(folder, tokenizer, settings.engine, policy, files)
+        planner = Planner(folder, tokenizer, self._engine.kv_tokens, settings, self._adapters)
+        texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
+        super().__init__(tokenizer, planner, texts)
+        self._folder = folder
+        self._origin = origin or {}
+        self._execution_provider = settings.engine.provider(folder)
         # The engine's thread keeps the engine alive, but must not outlive its model.
         self._finalizer = weakref.finalize(self, self._engine.close)
 
@@ -123,7 +108,7 @@ class GenAIModel(AsyncMethods, TextMethods):
 
     @property
     def name(self) -> str:
-        """The name that answers carry: the architecture's, where no adapter is chosen."""
+        """The name that responses carry: the architecture's, where no adapter is chosen."""
         return self._folder.model_type
 
     @property
@@ -188,8 +173,8 @@ class GenAIModel(AsyncMethods, TextMethods):
             params: Parameters of OpenAI's completions API; see the documentation's table.
 
         Returns:
-            A ``text_completion`` object. Its choices are the ``n`` answers to the first prompt,
-            then those to the second, and so on.
+            A ``text_completion`` object. Its choices are the ``n`` completions of the first prompt,
+            then those of the second, and so on.
 
         Raises:
             InvalidRequestError: If a field is not what it may be, or a prompt is too long.
@@ -225,87 +210,46 @@ class GenAIModel(AsyncMethods, TextMethods):
         return self.run(TEXT, [{"prompt": text, **params} for text in prompt])
 
     def stream_generate(self, prompt: str, **params: Any) -> Generator[str]:
-        """Continue a prompt in pieces of text; see :meth:`generate`."""
+        """Continue a prompt in deltas of text; see :meth:`generate`."""
         return self.run_stream(TEXT, {"prompt": prompt, **params})
 
-    def greedy_tokens(self, ids: Sequence[int], max_tokens: int) -> list[int]:
-        """Continue a prompt of token ids with the most likely token, again and again.
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **params: Any) -> dict[str, Any]:
+        """Answer a conversation, as ``chat``."""
+        return (await self.arun(CHAT, [{"messages": messages, **params}]))[0]
 
-        The raw logits alone decide: no sampling, penalty or stop sequence of the saved
-        configuration or of the model's own defaults counts. That is how models are compared.
+    def astream_chat(
+        self, messages: Sequence[Mapping[str, Any]], **params: Any
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Answer a conversation in chunks, as ``stream_chat``."""
+        return self.arun_stream(CHAT, {"messages": messages, **params})
 
-        Args:
-            ids: The prompt.
-            max_tokens: The most tokens to generate.
+    async def acomplete(
+        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], **params: Any
+    ) -> dict[str, Any]:
+        """Continue one prompt or several, as ``complete``."""
+        return (await self.arun(COMPLETIONS, [{"prompt": prompt, **params}]))[0]
 
-        Returns:
-            The ids of the answer, the one that ended it included.
-
-        Raises:
-            InvalidRequestError: If an argument is not what it may be.
-            ContextLengthError: If the prompt, or what is asked for, is too long.
-        """
-        return self._respond([plan_greedy(ids, max_tokens, self._planner)])[0]
-
-    @overload
-    def token_logprobs(
-        self, text: str | list[int], top_logprobs: int = 0
-    ) -> list[dict[str, Any]]: ...
+    def astream_complete(
+        self, prompt: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]], **params: Any
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Continue one prompt or several in chunks, as ``stream_complete``."""
+        return self.arun_stream(COMPLETIONS, {"prompt": prompt, **params})
 
     @overload
-    def token_logprobs(
-        self, text: list[str] | list[list[int]], top_logprobs: int = 0
-    ) -> list[list[dict[str, Any]]]: ...
-
-    def token_logprobs(
-        self, text: str | list[int] | list[str] | list[list[int]], top_logprobs: int = 0
-    ) -> list[Any]:
-        """Report how likely each token of a text is after those before it.
-
-        Args:
-            text: A text, tokenized as by :meth:`tokenize`, or its token ids; or several, to compute
-                together.
-            top_logprobs: How many of the most likely tokens to report at each position, from 0 to
-                20.
-
-        Returns:
-            For each text, one object a token: ``token_id``, ``token`` (its text), ``bytes``,
-            ``logprob`` (the natural logarithm of its probability, None for the first token, which
-            nothing comes before) and ``top_logprobs`` (such objects, most likely first).
-
-        Raises:
-            InvalidRequestError: If an argument is not what it may be, or a text is empty.
-            ContextLengthError: If a text has more tokens than the model's context.
-        """
-        scores = plan_token_logprobs(text, top_logprobs, self._planner, self._tokenizer)
-        found = self._respond(scores)
-        return found[0] if is_one(text) else found
+    async def agenerate(self, prompt: str, **params: Any) -> str: ...
 
     @overload
-    def perplexity(self, text: str | list[int]) -> float: ...
+    async def agenerate(self, prompt: list[str], **params: Any) -> list[str]: ...
 
-    @overload
-    def perplexity(self, text: list[str] | list[list[int]]) -> list[float]: ...
+    async def agenerate(self, prompt: str | list[str], **params: Any) -> str | list[str]:
+        """Continue one prompt or many, text in and text out, as ``generate``."""
+        if isinstance(prompt, str):
+            return (await self.arun(TEXT, [{"prompt": prompt, **params}]))[0]
+        return await self.arun(TEXT, [{"prompt": text, **params} for text in prompt])
 
-    def perplexity(
-        self, text: str | list[int] | list[str] | list[list[int]]
-    ) -> float | list[float]:
-        """Measure how surprised the model is by a text; 1 means not at all.
-
-        It is ``exp(-(log p(t2 | t1) + ... + log p(tN | t1 ... tN-1)) / (N - 1))`` for the tokens
-        ``t1 ... tN``, with natural logarithms: the exponential of the mean negative
-        log-likelihood, in nats, of all tokens but the first.
-
-        Args:
-            text: A text, tokenized as by :meth:`tokenize`, or its token ids; or several, to compute
-                together.
-
-        Raises:
-            InvalidRequestError: If a text has fewer than two tokens.
-            ContextLengthError: If a text has more tokens than the model's context.
-        """
-        found = self._respond(plan_perplexity(text, self._planner))
-        return found[0] if is_one(text) else found
+    def astream_generate(self, prompt: str, **params: Any) -> AsyncGenerator[str]:
+        """Continue a prompt in deltas of text, as ``stream_generate``."""
+        return self.arun_stream(TEXT, {"prompt": prompt, **params})
 
     def run(
         self,
@@ -323,42 +267,33 @@ class GenAIModel(AsyncMethods, TextMethods):
             params: Parameters for all of them; a request's own fields come first.
 
         Returns:
-            One answer a request, in order: OpenAI objects, or strings for ``text-generation``.
+            One response a request, in order: OpenAI objects, or strings for ``text-generation``.
 
         Raises:
             InvalidRequestError: If a request is not what it may be; with several requests, the
                 message says which.
         """
-        return self._respond(self._planner.plan_requests(task, requests, params))
+        return self._texts.run(self._planner.plan_requests(task, requests, params))
 
     def run_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> Generator[Any]:
         """Answer one request in deltas: OpenAI chunks, or strings for ``text-generation``."""
-        return self._write(self._planner.plan_request(task, fields, params, stream=True))
+        return self._texts.write(self._planner.plan_request(task, fields, params, stream=True))
 
-    def _respond(self, planned: Sequence[PlannedRequest]) -> list[Any]:
-        """Run several requests together."""
-        handles = deque(self._texts.submit([job for request in planned for job in request.jobs]))
-        responses: list[Any] = []
-        try:
-            with rows_done(len(planned)) as bar:
-                for request in planned:
-                    completions = [handles.popleft().result() for _ in request.jobs]
-                    responses.append(request.respond(completions))
-                    bar.update()
-        finally:
-            for handle in handles:
-                handle.cancel()
-        return responses
+    async def arun(
+        self,
+        task: Task,
+        requests: Sequence[Mapping[str, Any]],
+        params: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Answer several requests together, as ``run``."""
+        return await self._texts.arun(lambda: self._planner.plan_requests(task, requests, params))
 
-    def _write(self, planned: PlannedRequest) -> Generator[Any]:
-        writer = planned.writer()
-        stream = self._texts.stream(planned.jobs)
-        try:
-            yield from writer.begin()
-            for index, delta in stream:
-                yield from writer.add(index, delta)
-            yield from writer.end()
-        finally:
-            stream.cancel()
+    def arun_stream(
+        self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Any]:
+        """Answer one request in deltas, as ``run_stream``."""
+        return self._texts.awrite(
+            lambda: self._planner.plan_request(task, fields, params, stream=True)
+        )

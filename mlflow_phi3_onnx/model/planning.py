@@ -6,6 +6,7 @@ its grammar is compiled.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -28,10 +29,9 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
 )
-from mlflow_phi3_onnx.model.assembly import TextJob
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
-from mlflow_phi3_onnx.openai.tools.formats import Markings
+from mlflow_phi3_onnx.openai.tools.formats import Markings, choose_format
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
@@ -41,13 +41,16 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.request import Completion
+    from mlflow_phi3_onnx.model.settings import Settings
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
     from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
     Respond: TypeAlias = Callable[[Sequence[Completion]], Any]
 
-__all__ = ["PlannedRequest", "Planner", "engine_job"]
+__all__ = ["PlannedRequest", "Planner", "tool_format_of"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,38 +63,28 @@ class PlannedRequest:
         writer: Makes what writes the same as a stream.
     """
 
-    jobs: Sequence[TextJob]
+    jobs: Sequence[Job]
     respond: Respond
     writer: Callable[[], Writer] = PlainWriter
 
 
 class Planner:
-    """Plans requests for one model.
-
-    Args:
-        folder: The model folder.
-        tokenizer: Its tokenizer.
-        kv_tokens: How many tokens the KV memory holds.
-        config: Checked generation parameters of the saved ``model_config``.
-        adapters: The names of the model's adapters.
-        tool_format: How the model writes tool calls, where that is known.
-    """
+    """Plans requests for one model, whose KV memory holds so many tokens."""
 
     def __init__(
         self,
         folder: ModelFolder,
         tokenizer: PromptTokenizer,
         kv_tokens: int,
-        config: Mapping[str, Any],
+        settings: Settings,
         adapters: Collection[str],
-        tool_format: ToolFormat | None,
     ) -> None:
-        self._tool_format = tool_format
         self._folder = folder
         self._tokenizer = tokenizer
         self._kv_tokens = kv_tokens
-        self._config = config
+        self._config = settings.generation
         self._adapters = adapters
+        self._tool_format = tool_format_of(tokenizer, settings.tool_format)
 
     def plan_requests(
         self,
@@ -149,23 +142,25 @@ class Planner:
         )
         if request.stream is not None and request.stream != stream:
             raise InvalidRequestError(
-                "stream is false, but this call answers in pieces. Use predict, or leave stream"
-                " out."
+                "stream is false, but this method streams. Use predict, or leave stream out."
                 if stream
-                else "stream is true, but this call answers as a whole. Use predict_stream or one"
-                " of the stream_ methods, or leave stream out.",
+                else "stream is true, but this method does not stream. Use predict_stream or one of"
+                " the stream_ methods, or leave stream out.",
                 param="stream",
             )
         options = self._with_grammar(request)
-        self._check_bias(options)
+        vocab_size = self._folder.vocab_size
+        if any(token >= vocab_size for token in options.sampling.logit_bias):
+            raise InvalidRequestError(
+                f"logit_bias must have token ids below {vocab_size:,}.", param="logit_bias"
+            )
         reads = request.echo or options.top_logprobs is not None
-        jobs: list[TextJob] = []
+        jobs: list[Job] = []
         prompts: list[EncodedPrompt] = []
         for prompt in request.prompts:
-            ids = self.encode(prompt)
-            job = self._job(ids, options, _subject(prompt))
-            jobs += [replace(job, job=replace(job.job, index=i)) for i in range(options.n)]
-            prompts.append(self._encoded(prompt, ids, options, reads=reads))
+            job = self.plan_job(prompt, options)
+            jobs += [replace(job, index=i) for i in range(options.n)]
+            prompts.append(self._encoded(prompt, len(job.prompt), options, reads=reads))
         name = options.adapter or name
         writer: Callable[[], Writer] = PlainWriter
         if task == CHAT:
@@ -174,24 +169,17 @@ class Planner:
             writer = partial(TextWriter, request, prompts, name, self._tokenizer.control_ids)
         return PlannedRequest(jobs, lambda completions: writer().respond(completions), writer)
 
-    def plan_scoring(self, prompt: TextPrompt | TokenPrompt, top_logprobs: int) -> TextJob:
-        """Make a job that reports the log-probabilities of a text's tokens, and generates nothing.
+    def plan_job(self, prompt: Prompt, options: Options) -> Job:
+        """Make the job of a prompt's first completion.
 
         Raises:
-            InvalidRequestError: If the text is empty, or has ids that the model has not.
-            ContextLengthError: If it is too long.
-        """
-        options = Options(max_tokens=0, top_logprobs=top_logprobs, prompt_logprobs=True)
-        return self._job(self.encode(prompt), options, prompt.param)
-
-    def plan_greedy(self, prompt: TokenPrompt, max_tokens: int) -> TextJob:
-        """Make a job that decodes greedily, whatever the model's defaults are.
-
-        Raises:
-            InvalidRequestError: If the prompt has ids that the model has not.
+            InvalidRequestError: If the prompt is empty, or has ids that the model has not.
             ContextLengthError: If the prompt, or what is asked for, is too long.
         """
-        return self._job(self.encode(prompt), Options(max_tokens=max_tokens), prompt.param)
+        ids = self.encode(prompt)
+        limit = self._max_tokens(len(ids), options, _subject(prompt))
+        predicted = self._tokenizer.encode(options.prediction or "")
+        return Job(ids, limit, options, draft_source=tuple(predicted.tolist()))
 
     def encode(self, prompt: Prompt) -> NDArray[np.int32]:
         """Turn a prompt into token ids, at least one, all of the model's vocabulary.
@@ -227,15 +215,15 @@ class Planner:
         return ids
 
     def _encoded(
-        self, prompt: Prompt, ids: NDArray[np.int32], options: Options, *, reads: bool
+        self, prompt: Prompt, tokens: int, options: Options, *, reads: bool
     ) -> EncodedPrompt:
         """Tell what a response needs of a prompt."""
         if not reads or isinstance(prompt, ChatPrompt):
-            return EncodedPrompt(len(ids))
+            return EncodedPrompt(tokens)
         if isinstance(prompt, TokenPrompt):
-            return EncodedPrompt(len(ids), *self._tokenizer.decode(prompt.ids))
+            return EncodedPrompt(tokens, *self._tokenizer.decode(prompt.ids))
         offsets = self._tokenizer.offsets(prompt.text) if options.prompt_logprobs else ()
-        return EncodedPrompt(len(ids), prompt.text, offsets)
+        return EncodedPrompt(tokens, prompt.text, offsets)
 
     def _with_grammar(self, request: ParsedRequest) -> Options:
         """Settle what the completion must match, and compile it: nothing runs if it is bad."""
@@ -264,31 +252,19 @@ class Planner:
         sampling = replace(options.sampling, no_repeat_ngram_size=0)
         return replace(options, sampling=sampling)
 
-    def _job(self, ids: NDArray[np.int32], options: Options, subject: str) -> TextJob:
-        limit = self._max_tokens(len(ids), options, subject)
-        return engine_job(ids, limit, options, self._tokenizer)
-
-    def _check_bias(self, options: Options) -> None:
-        vocab_size = self._folder.vocab_size
-        if any(token >= vocab_size for token in options.sampling.logit_bias):
-            raise InvalidRequestError(
-                f"logit_bias must have token ids below {vocab_size:,}.", param="logit_bias"
-            )
-
     def _max_tokens(self, prompt: int, options: Options, subject: str) -> int:
         """Settle how many tokens a completion may have, or say why that many do not fit."""
-        context = self._folder.context_length
-        fewest = 0 if options.max_tokens == 0 else 1
+        context, asked = self._folder.context_length, options.max_tokens
+        fewest = 0 if asked == 0 else 1
         if prompt + fewest > context:
             raise ContextLengthError(
                 f"{subject} has {prompt:,} tokens; the model's maximum context length is"
-                f" {context:,} tokens{', the answer included' * fewest}. Shorten it."
+                f" {context:,} tokens{', the completion included' * fewest}. Shorten it."
             )
         limit = options.max_length
         if limit is None:
-            asked_for = options.max_tokens is not None
-            limit = context if asked_for else self._folder.search.get("max_length", context)
-        if options.strict_limit and limit > context and options.max_length is not None:
+            limit = self._folder.search.get("max_length", context) if asked is None else context
+        elif options.strict_limit and limit > context:
             raise ContextLengthError(
                 f"max_length is {limit:,}; the model's maximum context length is {context:,}"
                 " tokens.",
@@ -297,26 +273,24 @@ class Planner:
         limit = min(limit, context)
         if prompt + fewest > limit:
             raise ContextLengthError(
-                f"{subject} has {prompt:,} tokens; max_length is {limit:,} tokens, the answer"
+                f"{subject} has {prompt:,} tokens; max_length is {limit:,} tokens, the completion"
                 " included. Raise max_length or shorten the prompt.",
                 param="max_length",
             )
-        if options.max_tokens is None:
-            room = min(limit, max(self._kv_tokens, prompt + 1)) - prompt
-        else:
-            room = min(limit - prompt, options.max_tokens)
-            wanted = prompt + options.max_tokens
-            if options.strict_limit and wanted > context:
-                raise ContextLengthError(
-                    f"{subject} has {prompt:,} tokens and max_tokens is {options.max_tokens:,},"
-                    f" together {wanted:,}; the model's maximum context length is {context:,}"
-                    " tokens. Lower max_tokens or shorten the prompt.",
-                    param="max_tokens",
-                )
+        if asked is None:
+            asked = max(self._kv_tokens - prompt, 1)
+        elif options.strict_limit and prompt + asked > context:
+            raise ContextLengthError(
+                f"{subject} has {prompt:,} tokens and max_tokens is {asked:,}, together"
+                f" {prompt + asked:,}; the model's maximum context length is {context:,} tokens."
+                " Lower max_tokens or shorten the prompt.",
+                param="max_tokens",
+            )
+        room = min(limit - prompt, asked)
         if options.min_tokens > room:
             raise InvalidRequestError(
-                f"min_tokens is {options.min_tokens:,}, but the answer may have at most {room:,}"
-                " tokens.",
+                f"min_tokens is {options.min_tokens:,}, but the completion may have at most"
+                f" {room:,} tokens.",
                 param="min_tokens",
             )
         return room
@@ -329,22 +303,14 @@ def _subject(prompt: Prompt) -> str:
     return prompt.param
 
 
-def engine_job(
-    ids: NDArray[np.int32], max_tokens: int, options: Options, tokenizer: PromptTokenizer
-) -> TextJob:
-    """Make the job of a prompt's first completion, and say what its text is to be like."""
-    predicted = tokenizer.encode(options.prediction) if options.prediction else ()
-    job = Job(
-        ids,
-        max_tokens,
-        sampling=options.sampling,
-        min_tokens=options.min_tokens,
-        top_logprobs=options.top_logprobs,
-        prompt_logprobs=options.prompt_logprobs,
-        grammar=options.grammar,
-        timeout=options.timeout,
-        draft_tokens=options.draft_tokens,
-        draft_source=tuple(map(int, predicted)),
-        adapter=options.adapter,
-    )
-    return TextJob(job, options.stop, options.keep_control_tokens)
+def tool_format_of(tokenizer: PromptTokenizer, setting: str) -> ToolFormat | None:
+    """Choose a model's tool format, and say so in the log where its template has one unknown."""
+    markings = Markings(tokenizer.template_shows, tokenizer.control_id)
+    found = choose_format(setting, markings)
+    if found is None and setting == "auto" and tokenizer.template_shows("tools"):
+        _logger.warning(
+            "The chat template shows tools, but the form in which this model writes calls is not"
+            " known: what it writes stays text, and calls cannot be required. Set tool_format in"
+            " model_config if you know it."
+        )
+    return found

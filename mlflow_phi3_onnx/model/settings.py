@@ -44,9 +44,8 @@ def _session_options(value: Any) -> dict[str, Any]:
 
 def _provider_options(value: Any) -> dict[str, str]:
     options = json_object(value)
-    if not all(isinstance(v, str) for v in options.values()):
-        raise ValueError
-    if any(refused_provider_options(options)):
+    texts = all(isinstance(value, str) for value in options.values())
+    if not texts or any(refused_provider_options(options)):
         raise ValueError
     return options
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.artifact.onnx.graph import FULL_ATTENTION
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.engine.loops.genai import GenAILoop, GenAITraits
+from mlflow_phi3_onnx.engine.loops.genai import GenAILoop
+from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
 from mlflow_phi3_onnx.engine.loops.slots import SlotsLoop
 from mlflow_phi3_onnx.engine.options import EngineOptions
 from mlflow_phi3_onnx.errors import (
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
-    from mlflow_phi3_onnx.engine.base import Engine
     from mlflow_phi3_onnx.engine.loops.base import Loop
     from mlflow_phi3_onnx.engine.options import ServingPolicy
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -49,11 +51,11 @@ def start_engine(
     options: EngineOptions,
     policy: ServingPolicy,
     adapters: Mapping[str, Path],
-) -> Engine:
+) -> InProcessEngine:
     """Load a model and start the engine that runs it.
 
     Args:
-        folder: The model folder, read and found whole.
+        folder: The model folder.
         tokenizer: Its tokenizer.
         options: How it is to be run.
         policy: What the program around it needs.
@@ -103,31 +105,31 @@ def why_not_slots(folder: ModelFolder, options: EngineOptions = EngineOptions())
     It needs a graph whose only inputs are the ids, the mask and a past of keys and values, with
     full attention, on CPU.
     """
-    if options.session_options:
-        return "session_options are for the genai loop"
-    if options.execution_provider not in (None, "cpu"):
-        return "it runs on CPU only"
-    layers = range(folder.layers)
-    past = {f"past_key_values.{i}.{kind}" for i in layers for kind in ("key", "value")}
-    present = {f"present.{i}.{kind}" for i in layers for kind in ("key", "value")}
-    graph = folder.graph
-    if graph.optional:
-        return "its graph has inputs for adapters, which only the genai loop uses"
-    if set(graph.inputs) != past | {"input_ids", "attention_mask"}:
-        return "its graph has other inputs than ids, mask, keys and values"
-    if set(graph.outputs) != present | {"logits"}:
-        return "its graph has other outputs than logits, keys and values"
-    if graph.operators.get("GroupQueryAttention") != len(layers):
-        return "its graph has another attention than GroupQueryAttention"
-    if graph.attention_windows != FULL_ATTENTION:
-        return "its attention has a sliding window"
-    if folder.two_ranges:
-        return "its graph has two ranges of positions (LongRoPE)"
-    if {kind for name, kind in graph.inputs.items() if name in past} - CACHE_TYPES:
-        return "its keys and values are neither float32 nor float16"
-    if options.execution_provider is None and folder.providers != ("cpu",):
-        return "it asks for an execution provider other than CPU"
-    return None
+    graph, layers = folder.graph, folder.layers
+    parts = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+    past = {f"past_key_values.{part}" for part in parts}
+    present = {f"present.{part}" for part in parts}
+    elements = {kind for name, kind in graph.inputs.items() if name in past}
+    attentions = graph.operators.get("GroupQueryAttention")
+    reasons = {
+        "session_options are for the genai loop": options.session_options,
+        "it runs on CPU only": options.execution_provider not in (None, "cpu"),
+        "its graph has inputs for adapters, which only the genai loop uses": graph.optional,
+        "its graph has other inputs than ids, mask, keys and values": (
+            set(graph.inputs) != past | {"input_ids", "attention_mask"}
+        ),
+        "its graph has other outputs than logits, keys and values": (
+            set(graph.outputs) != present | {"logits"}
+        ),
+        "its graph has another attention than GroupQueryAttention": attentions != layers,
+        "its attention has a sliding window": graph.attention_windows != FULL_ATTENTION,
+        "its graph has two ranges of positions (LongRoPE)": folder.two_ranges,
+        "its keys and values are neither float32 nor float16": elements - CACHE_TYPES,
+        "it asks for an execution provider other than CPU": (
+            options.execution_provider is None and folder.providers != ("cpu",)
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _start_loop(
@@ -138,24 +140,22 @@ def _start_loop(
     adapters: Mapping[str, Path],
 ) -> Loop:
     wanted = options.loop or policy.default_loop
-    start_genai = partial(_start_genai, folder, options, policy, kv_tokens, adapters)
-    if wanted == "genai":
-        return start_genai()
-    reason = why_not_slots(folder, options)
-    if reason is None:
-        try:
-            return _start_slots(folder, options, kv_tokens)
-        except (InvalidModelError, DependencyError, MemoryBudgetError) as error:
-            if wanted == "slots":
-                raise
-            reason = error.message
-    elif wanted == "slots":
-        raise InvalidRequestError(
-            f"loop='slots' cannot run this model: {reason}. Use loop='genai' or 'auto'.",
-            param="loop",
-        )
-    _logger.info("loop='auto' takes the genai loop, not slots: %s", reason)
-    return start_genai()
+    if wanted != "genai":
+        reason = why_not_slots(folder, options)
+        if reason is None:
+            try:
+                return _start_slots(folder, options, kv_tokens)
+            except (InvalidModelError, DependencyError, MemoryBudgetError) as error:
+                if wanted == "slots":
+                    raise
+                reason = error.message
+        elif wanted == "slots":
+            raise InvalidRequestError(
+                f"loop='slots' cannot run this model: {reason}. Use loop='genai' or 'auto'.",
+                param="loop",
+            )
+        _logger.info("loop='auto' takes the genai loop, not slots: %s", reason)
+    return _start_genai(folder, options, policy, kv_tokens, adapters)
 
 
 def _start_genai(
@@ -166,29 +166,38 @@ def _start_genai(
     adapters: Mapping[str, Path],
 ) -> GenAILoop:
     provider = options.provider(folder)
+    threads = {"intra_op_num_threads": _threads(folder, options)}
+    decoder = repairs(folder).get("model", {}).get("decoder", {})
+    decoder = {**decoder, "session_options": {**options.session_options, **threads}}
     native = NativeModel(
         folder.path,
-        _overlay(folder, options),
+        {"model": {"pad_token_id": PAD, "decoder": decoder}},
         provider=provider,
         switch=provider != folder.providers[0],
         provider_options=options.provider_options,
     )
-    traits = GenAITraits(
-        context_length=folder.context_length,
-        eos=folder.eos_token_ids[0],
-        groups=not folder.two_ranges,
-        goes_back=_goes_back(folder),
-        all_logits=_smoke(native, folder),
-    )
+    logits = _try_out(native, _MISFIT)
+    _check_width(logits.shape[-1], folder)
     for name, file in adapters.items():
         native.load_adapter(name, file)
-        _smoke_adapter(native, name)
-    return GenAILoop(
+        misfit = (
+            f"adapters: the model cannot run with {name!r}: the shapes of its parameters do not"
+            " belong together."
+        )
+        _try_out(native, misfit, name)
+    pool = GeneratorPool(
         native,
-        traits,
+        context_length=folder.context_length,
+        eos=folder.eos_token_ids[0],
+        goes_back=_goes_back(folder),
+        reuse_prefixes=options.prefix_cache,
+    )
+    return GenAILoop(
+        pool,
         kv_tokens=kv_tokens,
         max_batch_size=options.max_batch_size,
-        reuse_prefixes=options.prefix_cache,
+        all_logits=len(logits) == _TRIED,
+        groups=not folder.two_ranges,
         patient=policy.may_hold_gil,
     )
 
@@ -223,66 +232,44 @@ def _threads(folder: ModelFolder, options: EngineOptions) -> int:
     return options.intra_op_num_threads or folder.threads or available_threads()
 
 
-def _overlay(folder: ModelFolder, options: EngineOptions) -> dict[str, Any]:
-    """Build what is laid over ``genai_config.json``: threads, our pad id, and repairs."""
-    decoder: dict[str, Any] = dict(repairs(folder).get("model", {}).get("decoder", {}))
-    decoder["session_options"] = {
-        **options.session_options,
-        "intra_op_num_threads": _threads(folder, options),
-    }
-    return {"model": {"pad_token_id": PAD, "decoder": decoder}}
-
-
-def _smoke(native: NativeModel, folder: ModelFolder) -> bool:
-    """Run the graph once: a config that does not fit it loads, and fails only then.
+def _try_out(native: NativeModel, misfit: str, adapter: str | None = None) -> NDArray[np.float32]:
+    """Run the graph once: a config or an adapter that does not fit it loads, and fails only then.
 
     Returns:
-        Whether the graph gives the logits of every token, and not only those of the last.
+        The logits of the tokens that it gives them of: of all, or only of the last.
     """
     try:
-        generator = native.generator(1, 3)
-        generator.append([np.zeros(2, dtype=np.int32)])
-        width = generator.logits().shape[-1]
-        positions = len(generator.all_logits())
-    except GenerationError as error:
-        raise InvalidModelError(_MISFIT) from error
-    _check_width(width, folder)
-    return positions == 2
-
-
-def _smoke_adapter(native: NativeModel, name: str) -> None:
-    """Run the graph once with an adapter: its parameters may not fit each other."""
-    try:
-        generator = native.generator(1, 3, name)
-        generator.append([np.zeros(2, dtype=np.int32)])
+        generator = native.generator(1, _TRIED + 1, adapter)
+        generator.append([np.zeros(_TRIED, dtype=np.int32)])
         generator.logits()
+        return generator.all_logits()
     except GenerationError as error:
-        raise InvalidModelError(
-            f"adapters: the model cannot run with {name!r}: the shapes of its parameters do not"
-            " belong together."
-        ) from error
+        raise InvalidModelError(misfit) from error
 
 
 def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:
-    """Compare a prompt computed at once with the same in pieces, and in a batch of two slots."""
+    """Compare a prompt computed at once with the same in chunks, and in a batch of two slots."""
     _check_width(session.vocab_size, folder)
     ids = np.arange(min(6, folder.vocab_size), dtype=np.int64)[None, :]
     length = ids.shape[1]
     try:
         whole = session.run(0, ids, [length], length)[:, -1]
         session.run(1, ids[:, : length // 2], [length // 2])
-        pieces = session.run(1, ids[:, length // 2 :], [length])[:, -1]
+        chunks = session.run(1, ids[:, length // 2 :], [length])[:, -1]
         more = session.run(0, np.zeros((2, 1), dtype=np.int64), [length + 1, length + 1])
     except (GenerationError, ValueError) as error:
         raise InvalidModelError(_MISFIT) from error
-    close = np.allclose(whole, pieces, rtol=1e-2, atol=1e-2)
+    close = np.allclose(whole, chunks, rtol=1e-2, atol=1e-2)
     if not (close and np.allclose(more[0], more[1], rtol=1e-2, atol=1e-2)):
         raise InvalidModelError(
-            "The slots loop computes this model otherwise in pieces than at once. Use loop='genai'."
+            "The slots loop computes this model otherwise in chunks than at once. Use loop='genai'."
         )
     session.release(0)
     session.release(1)
 
+
+_TRIED = 2
+"""Of how many tokens a model is tried out with."""
 
 _MISFIT = "The model loads but cannot run: genai_config.json does not fit its graph."
 

@@ -60,11 +60,11 @@ def test_a_stream_that_is_late_ends_with_an_error_and_no_more_is_computed(
     running = engine(scripted, tokenizer)
 
     async def read() -> None:
-        async for _ in running.stream([job(max_tokens=4000, timeout=NEVER)]):
+        async for _ in running.deltas(job(max_tokens=4000, timeout=NEVER)):
             pass
 
     with pytest.raises(GenerationTimeoutError):
-        list(running.stream([job(max_tokens=4000, timeout=NEVER)]))
+        list(running.deltas(job(max_tokens=4000, timeout=NEVER)))
     with pytest.raises(GenerationTimeoutError):
         asyncio.run(read())
     until(lambda: not scripted.busy)

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from mlflow_phi3_onnx.core.request import Sampling
+from mlflow_phi3_onnx.core.request import Options, Sampling
 from mlflow_phi3_onnx.engine.sequence.processors import build
-from mlflow_phi3_onnx.model.assembly import TextJob
 from tests.support.doors import (
     REPORTED,
     SPAIN,
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlflow_phi3_onnx import GenAIModel
-    from mlflow_phi3_onnx.engine.base import Deliver, Engine, Job, JobHandle, TokenDelta
+    from mlflow_phi3_onnx.engine.base import Deliver, Job, JobHandle, TokenDelta
+    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
     from mlflow_phi3_onnx.errors import GenAIError
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -43,7 +44,7 @@ def pickled(value: _T) -> _T:
 class PicklingEngine:
     """An engine to and from which everything goes through pickle."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: InProcessEngine) -> None:
         self.engine = engine
         self.kv_tokens = engine.kv_tokens
         self.close = engine.close
@@ -90,9 +91,9 @@ def test_a_stop_sequence_cancels_and_nothing_after_it_shows(
 ) -> None:
     loop = ScriptedLoop(int(tokenizer.encode("a")[-1]))
     running = engine(loop, tokenizer)
-    stopped = TextJob(job(max_tokens=4000).job, stop=("a a a",))
+    stopped = replace(job(max_tokens=4000), options=Options(stop=("a a a",)))
     if stream:
-        deltas = [delta for _, delta in running.stream([stopped])]
+        deltas = list(running.deltas(stopped))
         text, last = "".join(delta.text for delta in deltas), deltas[-1]
     else:
         last = running.submit([stopped])[0].result()
@@ -117,7 +118,7 @@ def test_a_stop_sequence_cancels_and_nothing_after_it_shows(
 def test_every_option_that_moves_the_argmax_leaves_the_greedy_fast_path(
     option: str, value: Any
 ) -> None:
-    prompt = job(length=4).job.prompt
+    prompt = job(length=4).prompt
     (processor,) = build(Sampling(**{option: value}), prompt, 100)
     assert processor.changes_argmax([1, 2, 3])
     (fewest,) = build(Sampling(), prompt, 100, eos=frozenset({0}), min_tokens=2)

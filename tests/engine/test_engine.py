@@ -86,7 +86,7 @@ def test_a_closed_stream_computes_at_most_one_more_step(
     scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
     running = engine(scripted, tokenizer)
-    pieces = iter(running.stream([job(max_tokens=4000)]))
+    pieces = iter(running.deltas(job(max_tokens=4000)))
     next(pieces)
     scripted.gate.clear()
     before = scripted.steps
@@ -118,7 +118,7 @@ def test_a_failure_reaches_its_callers_and_the_engine_goes_on(
     running = engine(scripted, tokenizer)
     scripted.fail = error
     tickets = running.submit([job(), job()])
-    stream = running.stream([job()])
+    stream = running.deltas(job())
     for ticket in tickets:
         with pytest.raises(GenerationError) as caught:
             ticket.result()
@@ -149,7 +149,7 @@ def test_a_late_request_does_not_wait_for_a_long_answer(
     scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
     running = engine(scripted, tokenizer)
-    long = running.stream([job(max_tokens=4000)])
+    long = running.deltas(job(max_tokens=4000))
     pieces = iter(long)
     next(pieces)
     assert running.submit([job(max_tokens=3)])[0].result().tokens == 3
@@ -204,6 +204,16 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path, loop: str)
         list(stream)
     with pytest.raises(CancelledError, match="closed"):
         model.chat(STORY)
+
+
+def test_a_closed_model_is_freed_though_it_is_held(demo: Path, loop: str) -> None:
+    model = GenAIModel(demo, model_config={"loop": loop})
+    model.chat(STORY, max_tokens=2)
+    running: Any = model._engine._loop
+    loaded = weakref.ref(running._session if loop == "slots" else running._pool)
+    model.close()
+    gc.collect()
+    assert loaded() is None
 
 
 def test_a_model_that_nobody_holds_is_freed(demo: Path, loop: str) -> None:

@@ -48,7 +48,7 @@ def test_whatever_ends_the_thread_fails_all_callers_and_the_next_call_starts_ane
     loop.gate.clear()
     running: Any = engine(loop, tokenizer)
     first, waits = running.submit([job(6, 5), job(6, 5)])
-    stream = running.stream([job(6, 5)])
+    stream = running.deltas(job(6, 5))
     until(lambda: bool(loop.states))
 
     def panic(*_: Any) -> None:
@@ -82,7 +82,7 @@ def test_a_cancel_that_comes_late_leaves_the_next_prompt_to_be_answered(
 
         def late() -> None:
             handle: Any = second.handle
-            until(lambda: loop._computing is handle.state and session._running is not None)
+            until(lambda: loop._computing is handle and session._running is not None)
             interrupt()
             interrupted.set()
 

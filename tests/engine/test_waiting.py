@@ -76,7 +76,7 @@ def test_a_call_of_many_jobs_keeps_nobody_out(tokenizer: Any) -> None:
     loop.gate.set()
     assert [ticket.result().tokens for ticket in [*many, one]] == [5] * 21
     # The two that ran when it came, and then its turn.
-    assert loop.begun.index(one.handle.state) == 2
+    assert loop.begun.index(one.handle) == 2
     running.close()
 
 
@@ -88,6 +88,6 @@ def test_who_waits_is_given_up_at_its_deadline_while_another_runs(tokenizer: Any
     first, waits = running.submit([job(1, 2_000_000), job(1, 2_000_000, timeout=0.05)])
     with pytest.raises(GenerationTimeoutError):
         waits.result()
-    assert not first.handle.state.finished
+    assert not first.handle.finished
     first.cancel()
     running.close()

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_phi3_onnx.core.request import Delta, Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-from mlflow_phi3_onnx.engine.loops.base import Failing
-from mlflow_phi3_onnx.model.assembly import TextEngine, TextJob
-from mlflow_phi3_onnx.model.planning import engine_job
+from mlflow_phi3_onnx.engine.loops.base import Failing, Loop
+from mlflow_phi3_onnx.model.running import TextEngine
+from mlflow_phi3_onnx.openai.responses import PlainWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from mlflow_phi3_onnx.core.request import Options
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
-    from mlflow_phi3_onnx.model.assembly import CompletionHandle
+    from mlflow_phi3_onnx.model.running import ChunkStream, CompletionHandle
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["EngineUnderTest", "ScriptedLoop", "engine", "job", "submit", "until"]
 
 
-class ScriptedLoop:
+class ScriptedLoop(Loop):
     """Writes one token again and again; it waits at a gate before each step, and fails on demand.
 
     Args:
@@ -40,20 +40,16 @@ class ScriptedLoop:
         self.steps = 0
         self.room = 10_000
         self.fail: Exception | None = None
-        self.scores = self.drafts = True
         self.gate = threading.Event()
         self.gate.set()
         self.states: list[SequenceState] = []
         self.begun: list[SequenceState] = []
 
-    def needs(self, state: SequenceState) -> int:
-        return len(state.prompt) + state.max_tokens
-
     def admit(self, waiting: Sequence[SequenceState]) -> list[SequenceState]:
-        free = self.room - sum(map(self.needs, self.states))
+        free = self.room - sum(state.most_tokens for state in self.states)
         taken: list[SequenceState] = []
         for state in waiting:
-            free -= self.needs(state)
+            free -= state.most_tokens
             if free < 0:
                 break
             taken.append(state)
@@ -76,11 +72,16 @@ class ScriptedLoop:
                     state.take(self.token)
         self.states = [state for state in self.states if not state.finished]
 
-    def interrupt(self, state: SequenceState) -> None:
-        pass
-
     def close(self) -> None:
         pass
+
+
+class DeltaWriter(PlainWriter):
+    """Writes deltas as they are."""
+
+    def add(self, index: int, delta: Delta) -> Iterator[Any]:
+        del index  # there is only one
+        yield delta
 
 
 class EngineUnderTest(TextEngine):
@@ -99,6 +100,10 @@ class EngineUnderTest(TextEngine):
         )
         super().__init__(self.engine, tokenizer, eos)
 
+    def deltas(self, asked: Job) -> ChunkStream:
+        """Run a job as a stream of its deltas."""
+        return self.stream([asked], DeltaWriter())
+
     def close(self) -> None:
         self.engine.close()
 
@@ -106,14 +111,20 @@ class EngineUnderTest(TextEngine):
 engine = EngineUnderTest
 
 
-def job(length: int = 1, max_tokens: int = 5, timeout: float | None = None) -> TextJob:
+def job(length: int = 1, max_tokens: int = 5, timeout: float | None = None) -> Job:
     """A job with a prompt of a given length."""
-    return TextJob(Job(np.ones(length, dtype=np.int32), max_tokens, timeout=timeout))
+    return Job(np.ones(length, dtype=np.int32), max_tokens, Options(timeout=timeout))
 
 
 def submit(model: Any, *jobs: tuple[NDArray[np.int32], int, Options]) -> list[CompletionHandle]:
     """Let a model's engine take jobs: prompts, the most tokens, and options of a request."""
-    return model._texts.submit([engine_job(*each, model._tokenizer) for each in jobs])
+    encode = model._tokenizer.encode
+    return model._texts.submit(
+        [
+            Job(prompt, most, asked, draft_source=tuple(encode(asked.prediction or "").tolist()))
+            for prompt, most, asked in jobs
+        ]
+    )
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.errors import GenAIError, GenerationError
 
@@ -18,28 +19,25 @@ __all__ = ["Failing", "Loop"]
 _logger = logging.getLogger(__name__)
 
 
-class Loop(Protocol):
-    """A way to run a model. All calls but :meth:`interrupt` come from one thread."""
+class Loop(ABC):
+    """A way to run a model. All calls but :meth:`interrupt` come from one thread.
+
+    Attributes:
+        name: What ``model_config`` calls it.
+        scores: Whether it gives the logits of a prompt's tokens.
+        drafts: Whether it can verify draft tokens, and take back wrong ones.
+    """
+
+    name: str
+    scores = True
+    drafts = True
 
     @property
-    def name(self) -> str:
-        """What ``model_config`` calls it."""
-        ...
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether a sequence that it has begun with is not finished."""
 
-    @property
-    def scores(self) -> bool:
-        """Whether it gives the logits of a prompt's tokens."""
-        ...
-
-    @property
-    def drafts(self) -> bool:
-        """Whether it can verify draft tokens, and take back wrong ones."""
-        ...
-
-    def needs(self, state: SequenceState) -> int:
-        """Count the tokens of KV cache that a sequence takes at most, alone."""
-        ...
-
+    @abstractmethod
     def admit(self, waiting: Sequence[SequenceState]) -> Collection[SequenceState]:
         """Begin with as many waiting sequences as there is room for now, the first one first.
 
@@ -49,24 +47,17 @@ class Loop(Protocol):
         Returns:
             The sequences that it has begun with.
         """
-        ...
 
-    @property
-    def busy(self) -> bool:
-        """Whether a sequence that it has begun with is not over."""
-        ...
-
+    @abstractmethod
     def step(self) -> None:
         """Compute one step: a token, or a chunk of a prompt. Failures reach their sequences."""
-        ...
 
-    def interrupt(self, state: SequenceState) -> None:
+    def interrupt(self, state: SequenceState) -> None:  # noqa: B027 - not every loop can
         """Stop computing a sequence that is finished, where that is possible within a step."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Free the model."""
-        ...
 
 
 class Failing:

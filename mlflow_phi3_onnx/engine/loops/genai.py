@@ -7,46 +7,21 @@ where every sequence takes the most likely token, the generator chooses itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.engine.loops.base import Failing
-from mlflow_phi3_onnx.engine.loops.genai_batch import Group, Single, most_kv_tokens
-from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
-from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
+from mlflow_phi3_onnx.engine.loops.base import Failing, Loop
+from mlflow_phi3_onnx.engine.loops.genai_batch import Batch, Group, Single, most_kv_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
-    from mlflow_phi3_onnx.runtime.genai import NativeModel
 
-__all__ = ["GenAILoop", "GenAITraits"]
-
-_Batch: TypeAlias = "Group | Single"
+__all__ = ["GenAILoop"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenAITraits:
-    """What a model allows onnxruntime-genai to do.
-
-    Attributes:
-        context_length: Tokens of prompt and completion together.
-        eos: An end-of-sequence id.
-        groups: Whether sequences can share a generator.
-        goes_back: Whether a cache can be taken back to an earlier state, and prompts be computed
-            in chunks.
-        all_logits: Whether the graph gives the logits of every token of a prompt.
-    """
-
-    context_length: int
-    eos: int
-    groups: bool = True
-    goes_back: bool = True
-    all_logits: bool = True
-
-
-class GenAILoop:
+class GenAILoop(Loop):
     """Runs a model with onnxruntime-genai's generator.
 
     Sequences of one adapter that wait at the same time share a generator, those of like lengths
@@ -55,12 +30,11 @@ class GenAILoop:
     completion.
 
     Args:
-        model: The loaded model.
-        traits: What it allows.
+        pool: Makes the generators.
         kv_tokens: How many tokens the KV memory holds.
         max_batch_size: The most sequences that are computed together.
-        reuse_prefixes: Whether a prompt that begins as an earlier one is computed only from where
-            it differs.
+        all_logits: Whether the graph gives the logits of every token of a prompt.
+        groups: Whether sequences can share a generator.
         patient: Whether the interpreter's lock may be held for as long as the prompts of a batch
             take. Otherwise only short ones are computed together.
     """
@@ -69,41 +43,26 @@ class GenAILoop:
 
     def __init__(
         self,
-        model: NativeModel,
-        traits: GenAITraits,
+        pool: GeneratorPool,
         *,
         kv_tokens: int,
         max_batch_size: int,
-        reuse_prefixes: bool = True,
-        patient: bool = True,
+        all_logits: bool,
+        groups: bool,
+        patient: bool,
     ) -> None:
-        self._pool: GeneratorPool | None = GeneratorPool(
-            model, keeps=traits.goes_back, reuses_prefixes=reuse_prefixes
-        )
-        self._traits = traits
+        self.scores = all_logits
+        self.drafts = all_logits and pool.goes_back
+        self._pool = pool
         self._kv_tokens = kv_tokens
         self._max_batch_size = max_batch_size
+        self._groups = groups
         self._patient = patient
-        self._chunks = ChunkSize()
-        self._batches: list[_Batch] = []
-
-    @property
-    def scores(self) -> bool:
-        """Whether it gives the logits of a prompt's tokens."""
-        return self._traits.all_logits
-
-    @property
-    def drafts(self) -> bool:
-        """Whether it can verify draft tokens, and take back wrong ones."""
-        return self._traits.all_logits and self._traits.goes_back
-
-    def needs(self, state: SequenceState) -> int:
-        """Count the tokens of KV cache that a sequence takes at most, alone."""
-        return most_kv_tokens([state])
+        self._batches: list[Batch] = []
 
     @property
     def busy(self) -> bool:
-        """Whether a sequence is not over."""
+        """Whether a sequence is not finished."""
         return bool(self._batches)
 
     def admit(self, waiting: Sequence[SequenceState]) -> set[SequenceState]:
@@ -119,10 +78,10 @@ class GenAILoop:
         left = list(waiting)
         taken: set[SequenceState] = set()
         while left and len(taken) < room:
-            states = self._next_batch(left, self._free(), room - len(taken))
+            states = self._next_batch(left, room - len(taken))
             if not states:
                 break
-            self._batches.append(self._batch(states))
+            self._begin(states)
             taken.update(states)
             left = [state for state in left if state not in taken]
         return taken
@@ -137,40 +96,27 @@ class GenAILoop:
         for batch in [batch for batch in self._batches if batch.wasteful or not batch.live]:
             self._batches.remove(batch)
             batch.close()
-            if batch.live:
-                self._batches.append(self._batch(batch.live))
-
-    def interrupt(self, state: SequenceState) -> None:
-        """Do nothing: onnxruntime-genai cannot be stopped within a step."""
+            if live := batch.live:
+                self._begin(live)
 
     def close(self) -> None:
         """Free the model."""
         self._batches = []
-        self._pool = None
+        del self._pool
 
     def _free(self) -> int:
         return self._kv_tokens - sum(batch.kv_tokens for batch in self._batches)
 
-    def _batch(self, states: Sequence[SequenceState]) -> _Batch:
-        assert self._pool is not None, "the loop is closed"
-        if len(states) > 1:
-            return Group(self._pool, states, self._traits.eos, self._chunks, self._free())
-        chunks = self._chunks if self._traits.goes_back else None
-        return Single(self._pool, states[0], chunks, self._traits.context_length, self._free())
+    def _begin(self, states: Sequence[SequenceState]) -> None:
+        kind = Group if len(states) > 1 else Single
+        self._batches.append(kind(self._pool, states, self._free()))
 
-    def _next_batch(
-        self, waiting: Sequence[SequenceState], free: int, most: int
-    ) -> list[SequenceState]:
+    def _next_batch(self, waiting: Sequence[SequenceState], most: int) -> list[SequenceState]:
         """Choose sequences around the one that has waited longest, as long as they fit."""
         first, *others = waiting
-        if not self._traits.groups or _wants_a_generator(first):
-            others = []
-        others = [
-            state
-            for state in others
-            if state.adapter == first.adapter and not _wants_a_generator(state)
-        ]
+        others = [state for state in others if self._can_share(first, state)]
         others.sort(key=lambda state: _difference(state, first))
+        free = self._free()
         states: list[SequenceState] = []
         for state in [first, *others]:
             joined = [*states, state]
@@ -181,17 +127,21 @@ class GenAILoop:
             states = joined
         return states
 
+    def _can_share(self, *states: SequenceState) -> bool:
+        """Whether sequences can share a generator: none is scored, and no drafts are verified."""
+        asked = [state.options for state in states]
+        return (
+            self._groups
+            and not any(options.prompt_logprobs or options.draft_tokens for options in asked)
+            and len({options.adapter for options in asked}) == 1
+        )
+
     def _short(self, states: Sequence[SequenceState]) -> bool:
         tokens = len(states) * max(len(state.prompt) for state in states)
-        return self._chunks.next(tokens, alone=True) == tokens
+        return self._pool.chunks.next(tokens, alone=True) == tokens
 
 
 def _difference(one: SequenceState, other: SequenceState) -> int:
     """Count the tokens that one of two sequences is computed in vain beside the other, at most."""
     prompts = abs(len(one.prompt) - len(other.prompt))
     return prompts + abs(one.max_tokens - other.max_tokens)
-
-
-def _wants_a_generator(state: SequenceState) -> bool:
-    """Whether a sequence cannot share one: its prompt is scored, or drafts are verified."""
-    return state.scores_prompt or state.drafts

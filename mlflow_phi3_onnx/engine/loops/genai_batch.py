@@ -8,23 +8,19 @@ their tokens again as a prompt.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mlflow_phi3_onnx.errors import GenAIError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
-    from mlflow_phi3_onnx.engine.loops.prefill import ChunkSize
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
     from mlflow_phi3_onnx.runtime.genai import NativeGenerator
 
-__all__ = ["Group", "Single", "most_kv_tokens"]
+__all__ = ["Batch", "Group", "Single", "most_kv_tokens"]
 
 GROWTH = 512
 """Tokens of KV cache that a generator begins with beyond its prompts, and grows by, at least."""
@@ -35,18 +31,56 @@ ENOUGH = 128
 
 def most_kv_tokens(states: Sequence[SequenceState]) -> int:
     """Count the tokens of KV cache that sequences take at most together: the widest's, for each."""
-    return len(states) * (max(len(r.prompt) for r in states) + max(r.max_tokens for r in states))
+    return len(states) * (max(len(s.prompt) for s in states) + max(s.max_tokens for s in states))
 
 
 def _first_room(states: Sequence[SequenceState]) -> int:
+    """Count the tokens that a generator has room for beyond those that are there already."""
     longest = max(state.remaining for state in states)
     return min(longest, max(GROWTH, *(len(state.tokens) for state in states)))
 
 
-class _Holder:
-    """Holds a generator, or none."""
+class Batch(ABC):
+    """Sequences in one generator.
 
-    _generator: NativeGenerator | None = None
+    Args:
+        pool: Where generators come from.
+        states: The sequences, of one adapter.
+        budget: How many tokens of KV memory there are for them and for what the pool keeps.
+
+    Attributes:
+        states: The sequences.
+        kv_tokens: How many tokens of KV cache they take at most.
+    """
+
+    def __init__(self, pool: GeneratorPool, states: Sequence[SequenceState], budget: int) -> None:
+        self.states = states
+        self.kv_tokens = most_kv_tokens(states)
+        self._pool = pool
+        self._budget = budget
+        self._generator: NativeGenerator | None = None
+
+    @property
+    def live(self) -> list[SequenceState]:
+        """The sequences that are not finished."""
+        return [state for state in self.states if not state.finished]
+
+    @property
+    def wasteful(self) -> bool:
+        """Whether those that are not finished had better move to a smaller generator."""
+        return False
+
+    @abstractmethod
+    def step(self, *, alone: bool) -> None:
+        """Compute one more token for every sequence that is not finished, or a chunk of a prompt.
+
+        Args:
+            alone: Whether nobody else waits for a turn.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the generator back, with what is computed in it."""
 
     def _take_generator(self) -> NativeGenerator:
         """Take the generator out, so that one that fails is not used again."""
@@ -55,42 +89,16 @@ class _Holder:
         return generator
 
 
-class Group(_Holder):
+class Group(Batch):
     """Several sequences in one generator.
 
     They start together, and a sequence that is finished is computed on until the last one is, or
     until those that are not move to a smaller generator.
-
-    Args:
-        pool: Where generators come from.
-        states: The sequences, two or more, of one adapter.
-        eos: An end-of-sequence id, for the sequences that are finished.
-        chunks: What keeps the speed of prompts.
-        budget: How many tokens of KV memory there are for them and for what the pool keeps.
     """
 
-    def __init__(
-        self,
-        pool: GeneratorPool,
-        states: Sequence[SequenceState],
-        eos: int,
-        chunks: ChunkSize,
-        budget: int,
-    ) -> None:
-        self.states = states
-        self.kv_tokens = most_kv_tokens(states)
-        self._pool = pool
-        self._eos = eos
-        self._chunks = chunks
-        self._budget = budget
-        self._inside: Sequence[SequenceState] = ()
-        self._room = 0
-        self._wasted = 0
-
-    @property
-    def live(self) -> list[SequenceState]:
-        """The sequences that are not over."""
-        return [state for state in self.states if not state.finished]
+    _inside: Sequence[SequenceState] = ()
+    _room = 0
+    _wasted = 0
 
     @property
     def wasteful(self) -> bool:
@@ -104,7 +112,7 @@ class Group(_Holder):
         )
 
     def step(self, *, alone: bool) -> None:
-        """Compute one more token for every sequence that is not over."""
+        """Compute one more token for every sequence that is not finished."""
         del alone  # the prompts of several sequences cannot be computed in chunks
         if self._room == 0:
             self._open()
@@ -112,14 +120,15 @@ class Group(_Holder):
         self._room -= 1
         live = [state for state in self._inside if not state.finished]
         if all(state.is_greedy for state in live):
-            tokens = generator.advance()
+            for state, token in zip(self._inside, generator.advance(), strict=True):
+                if not state.finished:
+                    state.take(token)
         else:
-            logits = generator.logits()
-            tokens = [self._choose(state, logits[i]) for i, state in enumerate(self._inside)]
-            generator.force(tokens)
-        for state, token in zip(self._inside, tokens, strict=True):
-            if not state.finished:
-                state.take(token)
+            for state, logits in zip(self._inside, generator.logits(), strict=True):
+                if not state.finished:
+                    state.advance(logits[None])
+            eos = self._pool.eos
+            generator.force([eos if s.finished else s.tokens[-1] for s in self._inside])
         self._wasted += len(self._inside) - len(live)
         self._generator = generator
 
@@ -128,80 +137,43 @@ class Group(_Holder):
         if self._generator is not None:
             self._pool.give(self._take_generator())
 
-    def _choose(self, state: SequenceState, logits: NDArray[np.float32]) -> int:
-        if state.finished:
-            return self._eos
-        try:
-            return state.choose(logits)
-        except GenAIError as error:
-            state.fail(error)
-            return self._eos
-
     def _open(self) -> None:
         self.close()
         self._inside = self.live
         self._room = _first_room(self._inside)
         sequences = [state.sequence for state in self._inside]
         width = max(map(len, sequences))
+        adapter = self.states[0].options.adapter
         generator, _ = self._pool.take(
-            len(sequences), width + self._room, self._budget, adapter=self.states[0].adapter
+            len(sequences), width + self._room, self._budget, adapter=adapter
         )
         start = time.perf_counter()
         generator.append(sequences)
-        self._chunks.measured(width * len(sequences), time.perf_counter() - start)
+        self._pool.chunks.measured(width * len(sequences), time.perf_counter() - start)
         self._generator = generator
 
 
-class Single(_Holder):
+class Single(Batch):
     """One sequence in a generator of its own.
 
-    Its prompt is computed in chunks, from where it differs from one that was computed before.
-
-    Args:
-        pool: Where generators come from.
-        state: The sequence.
-        chunks: How a prompt is cut; None computes it at once, for models that need that.
-        context_length: How many tokens a generator may hold at most.
-        budget: How many tokens of KV memory there are for the sequence and for what the pool keeps.
+    Its prompt is computed in chunks, where the model allows that, from where it differs from one
+    that was computed before.
     """
 
-    def __init__(
-        self,
-        pool: GeneratorPool,
-        state: SequenceState,
-        chunks: ChunkSize | None,
-        context_length: int,
-        budget: int,
-    ) -> None:
-        self.states = (state,)
-        self._state = state
-        self._pool = pool
-        self._chunks = chunks
-        self._budget = budget
+    def __init__(self, pool: GeneratorPool, states: Sequence[SequenceState], budget: int) -> None:
+        super().__init__(pool, states, budget)
+        (self._state,) = states
         self._computed = 0
         self._greedy = False
-        # Where a follow-up may begin like this sequence, its KV cache has room for one.
-        most = most_kv_tokens(self.states)
-        roomy = min(len(state.prompt) + len(state.tokens) + GROWTH, context_length, budget)
-        self._roomy = roomy if pool.reuses_prefixes else 0
-        self.kv_tokens = max(most, self._roomy)
-
-    @property
-    def live(self) -> list[SequenceState]:
-        """The sequence, unless it is finished."""
-        return [] if self._state.finished else [self._state]
-
-    @property
-    def wasteful(self) -> bool:
-        """No sequence is computed that is finished."""
-        return False
+        self._roomy = 0
+        if pool.reuses_prefixes:
+            # A follow-up may begin like this sequence: its KV cache has room for one.
+            length = len(self._state.prompt) + len(self._state.tokens)
+            self._roomy = min(length + GROWTH, pool.context_length, budget)
+        self.kv_tokens = max(self.kv_tokens, self._roomy)
 
     def step(self, *, alone: bool) -> None:
-        """Compute a chunk of the prompt, or the next token.
-
-        Args:
-            alone: Whether nobody else waits for a turn.
-        """
+        """Compute a chunk of the prompt, or the next token."""
         state = self._state
         length = len(state.prompt) + len(state.tokens)
         # A prompt that is only scored needs no room behind it.
@@ -211,7 +183,7 @@ class Single(_Holder):
         generator = self._take_generator()
         if not self._greedy and length - self._computed > bool(state.tokens):
             self._prefill(generator, alone=alone)
-        elif state.is_greedy and not state.drafts:
+        elif state.is_greedy and not state.options.draft_tokens:
             self._take_greedily(generator)
         else:
             self._choose(generator)
@@ -229,32 +201,30 @@ class Single(_Holder):
         self.close()
         self._greedy = False
         sequence = state.sequence
-        scored = state.scores_prompt and not state.tokens  # all of its logits are wanted
+        scored = state.options.prompt_logprobs and not state.tokens  # all of its logits are wanted
         self._generator, self._computed = self._pool.take(
             1,
             len(sequence) + _first_room(self.states),
             self._budget,
             roomy=self._roomy,
             least=len(sequence) + min(state.remaining, ENOUGH),
-            adapter=state.adapter,
+            adapter=state.options.adapter,
             prompt=sequence[:0] if scored else sequence,
         )
         if not state.tokens:
             state.cached_tokens = self._computed
 
     def _prefill(self, generator: NativeGenerator, *, alone: bool) -> None:
-        state = self._state
-        first = self._computed
+        state, pool, first = self._state, self._pool, self._computed
         left = state.sequence[first:]
-        size = len(left) if self._chunks is None else self._chunks.next(len(left), alone=alone)
+        size = pool.chunks.next(len(left), alone=alone) if pool.goes_back else len(left)
         start = time.perf_counter()
         generator.extend(left[:size])
-        if self._chunks is not None:
-            self._chunks.measured(size, time.perf_counter() - start)
+        pool.chunks.measured(size, time.perf_counter() - start)
         self._computed += size
         if state.tokens:
             return
-        if state.scores_prompt:
+        if state.options.prompt_logprobs:
             state.take_prompt(first, generator.all_logits())
         if self._computed == len(state.prompt):
             state.end_prompt()
@@ -276,10 +246,8 @@ class Single(_Holder):
             generator.extend(np.array([state.tokens[-1], *draft], dtype=np.int32))
             self._computed += 1 + len(draft)
         known = len(state.tokens)
-        try:
-            state.advance(generator.all_logits() if draft else generator.logits(), draft)
-        except GenAIError as error:
-            state.fail(error)
-        if wrong := max(0, len(draft) + 1 - (len(state.tokens) - known)) if draft else 0:
+        state.advance(generator.all_logits() if draft else generator.logits(), draft)
+        wrong = 1 + len(draft) - (len(state.tokens) - known)
+        if draft and wrong:
             self._computed -= wrong
             generator.rewind(self._computed)

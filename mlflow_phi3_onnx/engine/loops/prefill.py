@@ -1,14 +1,24 @@
-"""How much of a prompt is computed at once."""
+"""How much of a prompt is computed: what was not computed before, a chunk at a time."""
 
 from __future__ import annotations
 
-__all__ = ["MIN_COMPUTED", "ChunkSize"]
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["MIN_COMPUTED", "MIN_PREFIX", "ChunkSize", "common_prefix"]
+
+MIN_PREFIX = 8
+"""The fewest tokens that are worth finding again."""
 
 MIN_COMPUTED = 2
 """The fewest tokens of a prompt that are computed at once.
 
 ONNX Runtime computes a single token with another kernel, whose logits differ in the last bits: a
-sampled answer would not always be the same with and without a cache or chunks.
+sampled completion would not always be the same with and without a cache or chunks.
 """
 
 FIRST = 64
@@ -26,6 +36,13 @@ SHARED = 0.15
 
 ALONE = 0.5
 """Seconds that a chunk may take while nobody else does."""
+
+
+def common_prefix(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:
+    """Count the tokens that two sequences begin with alike."""
+    size = min(len(one), len(other))
+    different = np.flatnonzero(one[:size] != other[:size])
+    return int(different[0]) if different.size else size
 
 
 class ChunkSize:

@@ -10,7 +10,8 @@ pass over 32,064 logits costs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["LogitsProcessor", "build"]
 
 
-class LogitsProcessor(Protocol):
+class LogitsProcessor(ABC):
     """Changes the logits of one sequence; each sequence has processors of its own."""
 
-    def changes_argmax(self, ids: Sequence[int]) -> bool:
+    def changes_argmax(self, ids: Sequence[int]) -> bool:  # noqa: ARG002 - most always may
         """Whether the most likely token may be another one, now or later.
 
         Args:
             ids: The tokens generated so far.
         """
-        ...
+        return True
 
+    @abstractmethod
     def apply(self, logits: NDArray[np.float32], ids: Sequence[int]) -> None:
         """Change the logits of the next token in place.
 
@@ -42,7 +44,6 @@ class LogitsProcessor(Protocol):
             logits: ``(vocabulary,)``.
             ids: The tokens generated so far.
         """
-        ...
 
 
 def build(
@@ -80,14 +81,7 @@ def build(
     return tuple(processors)
 
 
-class _Changing:
-    """What may always change the most likely token."""
-
-    def changes_argmax(self, ids: Sequence[int]) -> bool:  # noqa: ARG002 - whatever they are
-        return True
-
-
-class _RepetitionPenalty(_Changing):
+class _RepetitionPenalty(LogitsProcessor):
     """Divides positive and multiplies negative logits of the tokens of prompt and completion."""
 
     def __init__(self, penalty: float, prompt: NDArray[np.int32], vocab_size: int) -> None:
@@ -100,7 +94,7 @@ class _RepetitionPenalty(_Changing):
         logits[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)
 
 
-class _OccurrencePenalty(_Changing):
+class _OccurrencePenalty(LogitsProcessor):
     """Lowers the logits of the completion's tokens: once, and each time that they occur."""
 
     def __init__(self, presence: float, frequency: float) -> None:
@@ -113,7 +107,7 @@ class _OccurrencePenalty(_Changing):
         logits[seen] -= self._frequency * counts + self._presence
 
 
-class _LogitBias(_Changing):
+class _LogitBias(LogitsProcessor):
     """Adds to the logits of some tokens."""
 
     def __init__(self, bias: Mapping[int, float]) -> None:
@@ -124,7 +118,7 @@ class _LogitBias(_Changing):
         logits[self._ids] += self._bias
 
 
-class _NoRepeatNgram(_Changing):
+class _NoRepeatNgram(LogitsProcessor):
     """Forbids tokens that would end a run of ``size`` tokens that has occurred before."""
 
     def __init__(self, size: int, prompt: NDArray[np.int32]) -> None:
@@ -140,7 +134,7 @@ class _NoRepeatNgram(_Changing):
         logits[[tokens[i] for i in ends if tokens[i - size + 1 : i] == head]] = -np.inf
 
 
-class _MinTokens:
+class _MinTokens(LogitsProcessor):
     """Forbids end-of-sequence tokens until there are so many others."""
 
     def __init__(self, fewest: int, eos: frozenset[int]) -> None:
@@ -155,7 +149,7 @@ class _MinTokens:
             logits[self._eos] = -np.inf
 
 
-class _GrammarMask(_Changing):
+class _GrammarMask(LogitsProcessor):
     """Forbids what a grammar does."""
 
     def __init__(self, mask: Callable[[NDArray[np.float32]], None]) -> None:

@@ -30,15 +30,9 @@ class Drafter:
         sources: Sequences of token ids in which to look, the last one being the prompt that the
             completion follows.
         most: The most tokens to draft.
-
-    Attributes:
-        drafted: How many tokens were drafted.
-        accepted: How many of them were accepted.
     """
 
     def __init__(self, sources: Iterable[Sequence[int]], most: int) -> None:
-        self.drafted = 0
-        self.accepted = 0
         self._most = most
         self._length = most
         self._tokens: list[int] = []

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_phi3_onnx.engine.base import TokenDelta, TokenScore
-from mlflow_phi3_onnx.engine.sequence.logprobs import read_scores
 from mlflow_phi3_onnx.engine.sequence.processors import build
 from mlflow_phi3_onnx.engine.sequence.prompt_lookup import Drafter
-from mlflow_phi3_onnx.engine.sequence.sampler import Sampler
+from mlflow_phi3_onnx.engine.sequence.sampler import Sampler, log_of_sum, top_k_ids
+from mlflow_phi3_onnx.errors import CancelledError, GenAIError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.core.request import FinishReason
     from mlflow_phi3_onnx.engine.base import Job
-    from mlflow_phi3_onnx.errors import GenAIError
     from mlflow_phi3_onnx.grammar.compiler import Matcher
 
 __all__ = ["SequenceState"]
 
 
 class SequenceState:
-    """One sequence in a batch.
+    """One sequence in a batch, and its job's handle.
 
     Args:
         job: What is to be generated.
         eos: The end-of-sequence ids.
         vocab_size: The width of the logits.
         matcher: Follows the job's grammar, if it has one.
+        timeout: Seconds after which it fails, unless it is finished; None waits for ever.
         deliver: Called with each delta, or the error that ended the sequence, from the engine's
             thread; returns whether more is wanted.
+        interrupt: Stops its computation, where that is possible, once it is finished.
 
     Attributes:
         finished: Whether nothing more is to be computed.
@@ -50,39 +51,48 @@ class SequenceState:
         eos: frozenset[int],
         vocab_size: int,
         matcher: Matcher | None,
+        timeout: float | None,
         deliver: Callable[[TokenDelta | GenAIError], bool],
+        interrupt: Callable[[SequenceState], None],
     ) -> None:
+        options = job.options
         self.prompt = job.prompt
         self.max_tokens = job.max_tokens
+        self.options = options
         self.tokens: list[int] = []
         self.finished = False
         self.cached_tokens = 0
-        self.adapter = job.adapter
-        self.scores_prompt = job.prompt_logprobs
-        self.deadline = None if job.timeout is None else time.monotonic() + job.timeout
+        self.deadline = None if timeout is None else time.monotonic() + timeout
         self._streamed = job.streamed
-        self._top_logprobs = job.top_logprobs
         self._eos = eos
         self._matcher = matcher
         self._processors = build(
-            job.sampling,
+            options.sampling,
             job.prompt,
             vocab_size,
             eos=eos,
-            min_tokens=job.min_tokens,
+            min_tokens=options.min_tokens,
             mask=matcher and matcher.mask,
         )
-        self._sampler = Sampler(job.sampling, job.index)
-        self._plain = self._sampler.greedy and job.top_logprobs is None
-        self._drafter = None
-        if job.draft_tokens:
-            self._drafter = Drafter([job.draft_source, job.prompt.tolist()], job.draft_tokens)
+        self._sampler = Sampler(options.sampling, job.index)
+        self._plain = self._sampler.greedy and options.top_logprobs is None
+        self._drafter: Drafter | None = None
+        if options.draft_tokens:
+            self._drafter = Drafter([job.draft_source, job.prompt.tolist()], options.draft_tokens)
+        self._drafted = 0
+        self._accepted = 0
         self._logprobs: list[TokenScore] = []
         self._prompt_logprobs: list[TokenScore | None] = []
         self._delivered = 0
         self._deliver = deliver
+        self._interrupt = interrupt
         self._delivering = threading.Lock()
         self._ended = False
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens of KV cache it takes at most, alone."""
+        return len(self.prompt) + self.max_tokens
 
     @property
     def sequence(self) -> NDArray[np.int32]:
@@ -93,11 +103,6 @@ class SequenceState:
     def remaining(self) -> int:
         """How many more tokens it may have."""
         return self.max_tokens - len(self.tokens)
-
-    @property
-    def drafts(self) -> bool:
-        """Whether draft tokens are verified."""
-        return self._drafter is not None
 
     @property
     def is_greedy(self) -> bool:
@@ -121,13 +126,14 @@ class SequenceState:
             first: The position of the first of them.
             logits: Each position's logits of the token that follows it.
         """
-        if self._top_logprobs is None or not self.scores_prompt:
+        top = self.options.top_logprobs
+        if top is None or not self.options.prompt_logprobs:
             return
         if first == 0:
             self._prompt_logprobs.append(None)
         following = self.prompt[first + 1 : first + 1 + len(logits)].tolist()
-        for row, token in zip(logits, following, strict=False):
-            self._prompt_logprobs.append(read_scores(row, self._top_logprobs)(token))
+        for values, token in zip(logits, following, strict=False):
+            self._prompt_logprobs.append(_score(values, token, top))
 
     def end_prompt(self) -> None:
         """Begin the completion; without a token to generate, that is its end."""
@@ -135,7 +141,7 @@ class SequenceState:
             self._emit("length")
 
     def advance(self, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
-        """Choose and take the next tokens.
+        """Choose and take the next tokens; if there is none to choose, this sequence alone fails.
 
         What is chosen is the same with and without a draft: each draft token only gives the logits
         that follow it beforehand.
@@ -144,43 +150,34 @@ class SequenceState:
             logits: Raw logits, ``(1 + draft tokens, vocabulary)``: those of the next token, and
                 those that follow each draft token. They may be changed.
             draft: The draft tokens.
-
-        Raises:
-            GenAIError: If there is no token to choose; this sequence alone must then fail.
         """
-        drafter = self._drafter
-        if drafter is not None:
-            drafter.drafted += len(draft)
-        accepted = 0
-        for place, row in enumerate(logits):
-            token = self.choose(row)
-            right = place < len(draft) and token == draft[place]
-            if drafter is not None and right:
-                drafter.accepted += 1
-                accepted += 1
-            self.take(token)
-            if self.finished or not right:
-                break
-        if drafter is not None and draft:
-            drafter.adapt(len(draft), accepted)
+        known = self._accepted
+        self._drafted += len(draft)
+        try:
+            for place, values in enumerate(logits):
+                token = self._choose(values)
+                right = place < len(draft) and token == draft[place]
+                self._accepted += right
+                self.take(token)
+                if self.finished or not right:
+                    break
+        except GenAIError as error:
+            self.fail(error)
+        if self._drafter is not None and draft:
+            self._drafter.adapt(len(draft), self._accepted - known)
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """Choose the next token from raw logits, ``(vocabulary,)``, which may be changed.
-
-        Raises:
-            GenAIError: If there is no token to choose; this sequence alone must then fail.
-        """
+    def _choose(self, logits: NDArray[np.float32]) -> int:
         if self.is_greedy:
             return int(logits.argmax())
-        top = self._top_logprobs
-        report = None if top is None else read_scores(logits, top)
+        top = self.options.top_logprobs
+        raw = None if top is None else logits.copy()
         for processor in self._processors:
             processor.apply(logits, self.tokens)
         token = self._sampler.choose(logits)
         if self._matcher is not None:
             self._matcher.accept(token)
-        if report is not None and token not in self._eos:
-            self._logprobs.append(report(token))
+        if top is not None and raw is not None and token not in self._eos:
+            self._logprobs.append(_score(raw, token, top))
         return token
 
     def take(self, token: int) -> None:
@@ -200,17 +197,22 @@ class SequenceState:
         self.finished = True
         self._pass_on(error, last=True)
 
+    def cancel(self) -> None:
+        """End this sequence alone: at most one more step is computed. Any thread may call it."""
+        if not self.finished:
+            self.fail(CancelledError("Generation was cancelled."))
+            self._interrupt(self)
+
     def _emit(self, reason: FinishReason | None = None) -> None:
         """Deliver what is new."""
-        drafter = self._drafter
         delta = TokenDelta(
             tuple(self.tokens[self._delivered :]),
             reason,
             tuple(self._logprobs),
             tuple(self._prompt_logprobs),
             self.cached_tokens,
-            drafter.drafted if drafter else 0,
-            drafter.accepted if drafter else 0,
+            self._drafted,
+            self._accepted,
         )
         self._delivered = len(self.tokens)
         if self._logprobs or self._prompt_logprobs:
@@ -226,3 +228,11 @@ class SequenceState:
             self._ended = last
             if not self._deliver(delta):
                 self._ended = self.finished = True
+
+
+def _score(logits: NDArray[np.float32], token: int, top: int) -> TokenScore:
+    """Report a token, and the most likely ones at its position, from the raw logits there."""
+    total = log_of_sum(logits)
+    ids = top_k_ids(logits, top).tolist() if top else []
+    others = tuple((other, float(logits[other]) - total) for other in ids)
+    return TokenScore(token, float(logits[token]) - total, others)

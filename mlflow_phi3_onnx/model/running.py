@@ -1,0 +1,273 @@
+"""Planned requests are run: as a whole and as streams, in threads and in event loops.
+
+Where a request has no stop sequences, a whole completion is put together in its caller's thread,
+beside the engine's next steps, and so is each delta of a stream. With stop sequences, a whole
+completion's text is put together as its tokens are delivered: waking a caller for every token
+would cost more than the text does (``python -m benchmarks --only callers``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mlflow_phi3_onnx.core.progress import rows_done
+from mlflow_phi3_onnx.errors import GenAIError
+from mlflow_phi3_onnx.model.assembly import TextAssembler
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+
+    from mlflow_phi3_onnx.core.request import Completion
+    from mlflow_phi3_onnx.engine.base import Job, JobHandle, TokenDelta
+    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
+    from mlflow_phi3_onnx.model.planning import PlannedRequest
+    from mlflow_phi3_onnx.openai.responses import Writer
+    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+
+__all__ = ["ChunkStream", "CompletionHandle", "TextEngine"]
+
+_T = TypeVar("_T")
+
+
+class CompletionHandle:
+    """A job whose completion is wanted as a whole."""
+
+    handle: JobHandle
+
+    def __init__(self, assembler: TextAssembler) -> None:
+        self._assembler = assembler
+        # The last delta, which the caller's thread adds; None where a stop sequence came before.
+        self._future: Future[TokenDelta | None] = Future()
+        self._future.set_running_or_notify_cancel()  # only cancel() stops it
+
+    def deliver(self, delta: TokenDelta | GenAIError) -> bool:
+        """Take a delta, in the engine's thread, and say whether more is wanted."""
+        if isinstance(delta, GenAIError):
+            self._future.set_exception(delta)
+        elif delta.finish_reason:
+            self._future.set_result(delta)
+        else:
+            self._assembler.add(delta)
+            if self._assembler.finished:
+                self._future.set_result(None)
+                return False
+        return True
+
+    def result(self) -> Completion:
+        """Wait for the completion."""
+        return self._complete(self._future.result())
+
+    async def aresult(self) -> Completion:
+        """Wait as :meth:`result`, without blocking the event loop."""
+        last = await asyncio.wrap_future(self._future)
+        return await asyncio.to_thread(self._complete, last)
+
+    def cancel(self) -> None:
+        """Stop the job: at most one more step is computed. Does nothing once it is finished."""
+        self.handle.cancel()
+
+    def _complete(self, last: TokenDelta | None) -> Completion:
+        if last is not None:
+            self._assembler.add(last)
+        return self._assembler.take()
+
+
+class ChunkStream:
+    """What a writer makes of several jobs' deltas, to be read in a thread or in an event loop."""
+
+    handles: Sequence[JobHandle]
+
+    def __init__(self, assemblers: Sequence[TextAssembler], writer: Writer) -> None:
+        self._assemblers = assemblers
+        self._writer = writer
+        self._running = len(assemblers)
+        self._arrived: queue.SimpleQueue[tuple[int, TokenDelta | GenAIError]] = queue.SimpleQueue()
+        self._wake: Callable[[], object] | None = None
+
+    def deliver(self, position: int, delta: TokenDelta | GenAIError) -> bool:
+        """Take a delta of the job at a position, in the engine's thread; more is always wanted."""
+        self._arrived.put((position, delta))
+        if self._wake is not None:
+            self._wake()
+        return True
+
+    def __iter__(self) -> Generator[Any]:
+        """Yield the chunks, as deltas arrive. Stops the jobs where the loop is left."""
+        try:
+            yield from self._writer.begin()
+            while self._running:
+                yield from self._write(*self._arrived.get())
+            yield from self._writer.end()
+        finally:
+            self.cancel()
+
+    async def __aiter__(self) -> AsyncGenerator[Any]:
+        """Yield as :meth:`__iter__`, without blocking the event loop."""
+        try:
+            for chunk in self._writer.begin():
+                yield chunk
+            while self._running:
+                for chunk in self._write(*await self._next()):
+                    yield chunk
+            for chunk in self._writer.end():
+                yield chunk
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Stop the jobs: at most one more step is computed."""
+        for handle in self.handles:
+            handle.cancel()
+
+    async def _next(self) -> tuple[int, TokenDelta | GenAIError]:
+        """Wait for the next delta."""
+        woken = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # An event loop that is closed wants no delta any more.
+        self._wake = lambda: loop.is_closed() or loop.call_soon_threadsafe(woken.set)
+        while True:
+            # Looked for after the wake-up call is set, so that none comes unseen in between.
+            with contextlib.suppress(queue.Empty):
+                return self._arrived.get_nowait()
+            await woken.wait()
+            woken.clear()
+
+    def _write(self, position: int, arrived: TokenDelta | GenAIError) -> Iterable[Any]:
+        assembler = self._assemblers[position]
+        if assembler.finished:
+            return ()  # computed before the stop sequence was found
+        if isinstance(arrived, GenAIError):
+            raise arrived
+        assembler.add(arrived)
+        if assembler.finished:
+            self._running -= 1
+            self.handles[position].cancel()
+        return self._writer.add(position, assembler.take())
+
+
+class TextEngine:
+    """An engine whose completions are text."""
+
+    def __init__(
+        self, engine: InProcessEngine, tokenizer: PromptTokenizer, eos: frozenset[int]
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._eos = eos
+
+    def run(self, planned: Sequence[PlannedRequest]) -> list[Any]:
+        """Run requests together, and return their responses."""
+        with contextlib.closing(_requests_done(*self._begin(planned))) as requests:
+            return [
+                request.respond([handle.result() for handle in handles])
+                for request, handles in requests
+            ]
+
+    async def arun(self, plan: Callable[[], Sequence[PlannedRequest]]) -> list[Any]:
+        """Plan requests in a thread and run them, without blocking the event loop."""
+        begun = await _in_thread(lambda: self._begin(plan()), lambda begun: _cancel(begun[1]))
+        with contextlib.closing(_requests_done(*begun)) as requests:
+            return [
+                request.respond([await handle.aresult() for handle in handles])
+                for request, handles in requests
+            ]
+
+    def write(self, planned: PlannedRequest) -> Generator[Any]:
+        """Run a request as a stream, from when its first chunk is asked for."""
+        yield from self.stream(planned.jobs, planned.writer())
+
+    async def awrite(self, plan: Callable[[], PlannedRequest]) -> AsyncGenerator[Any]:
+        """Plan a request in a thread and run it as a stream, without blocking the event loop."""
+
+        def begin() -> ChunkStream:
+            planned = plan()
+            return self.stream(planned.jobs, planned.writer())
+
+        stream = await _in_thread(begin, ChunkStream.cancel)
+        async with contextlib.aclosing(aiter(stream)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def submit(self, jobs: Sequence[Job]) -> list[CompletionHandle]:
+        """Take jobs whose completions are wanted as a whole. Raises as the engine's ``submit``."""
+        completions = [CompletionHandle(self._assembler(job)) for job in jobs]
+
+        def deliver(position: int, delta: TokenDelta | GenAIError) -> bool:
+            return completions[position].deliver(delta)
+
+        # With stop sequences, each token may be the last.
+        taken = [replace(job, streamed=True) if job.options.stop else job for job in jobs]
+        handles = self._engine.submit(taken, deliver)
+        for completion, handle in zip(completions, handles, strict=True):
+            completion.handle = handle
+        return completions
+
+    def stream(self, jobs: Sequence[Job], writer: Writer) -> ChunkStream:
+        """Take jobs whose completions are wanted delta by delta. Raises as :meth:`submit`."""
+        stream = ChunkStream([self._assembler(job) for job in jobs], writer)
+        taken = [replace(job, streamed=True) for job in jobs]
+        stream.handles = self._engine.submit(taken, stream.deliver)
+        return stream
+
+    def _assembler(self, job: Job) -> TextAssembler:
+        return TextAssembler(self._tokenizer, self._eos, job.options)
+
+    def _begin(
+        self, planned: Sequence[PlannedRequest]
+    ) -> tuple[Sequence[PlannedRequest], deque[CompletionHandle]]:
+        return planned, deque(self.submit([job for request in planned for job in request.jobs]))
+
+
+def _requests_done(
+    planned: Sequence[PlannedRequest], handles: deque[CompletionHandle]
+) -> Generator[tuple[PlannedRequest, list[CompletionHandle]]]:
+    """Yield each request with its handles, and show how many are done; in the end, stop the rest.
+
+    Handles are taken out of the queue, so that they take no memory once they are done.
+    """
+    taken: list[CompletionHandle] = []
+    try:
+        with rows_done(len(planned)) as bar:
+            for request in planned:
+                taken = [handles.popleft() for _ in request.jobs]
+                yield request, taken
+                bar.update()
+    finally:
+        _cancel([*taken, *handles])
+
+
+def _cancel(handles: Iterable[CompletionHandle]) -> None:
+    for handle in handles:
+        handle.cancel()
+
+
+async def _in_thread(begin: Callable[[], _T], stop: Callable[[_T], object]) -> _T:
+    """Begin work in a thread. If the task is cancelled meanwhile, stop it once it has begun.
+
+    Args:
+        begin: Begins the work and returns it.
+        stop: Stops it; may be called twice.
+    """
+    begun: list[_T] = []
+    unwanted = threading.Event()
+
+    def run() -> _T:
+        begun.append(begin())
+        if unwanted.is_set():
+            stop(begun[0])
+        return begun[0]
+
+    try:
+        return await asyncio.to_thread(run)
+    except asyncio.CancelledError:
+        unwanted.set()
+        for work in begun:
+            stop(work)
+        raise
