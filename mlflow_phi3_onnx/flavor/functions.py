@@ -13,8 +13,8 @@ from mlflow_phi3_onnx.flavor.describe import describe, facts_of
 from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, open_artifact
 from mlflow_phi3_onnx.flavor.save import SaveOptions, check_target, prepare
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
-from mlflow_phi3_onnx.sources import lineage
-from mlflow_phi3_onnx.sources.local_copy import download
+from mlflow_phi3_onnx.sources import mlflow_models
+from mlflow_phi3_onnx.sources.local import download
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -232,16 +232,16 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
             auth_policy=auth_policy,
             prompts=prompts,
             params=None if params is None else dict(params),
-            tags={**lineage.tags_of(origin), **(tags or {})} or None,
+            tags={**mlflow_models.tags_of(origin), **(tags or {})} or None,
             model_type=model_type,
             step=step,
             model_id=model_id,
         )
     version = info.registered_model_version
     registered = None if version is None else f"models:/{registered_model_name}/{version}"
-    lineage.link_back(origin, registered or info.model_uri)
+    mlflow_models.link_back(origin, registered or info.model_uri)
     if registered_model_name is not None and version is not None:
-        lineage.describe_version(registered_model_name, version, description)
+        mlflow_models.describe_version(registered_model_name, version, description)
     return info
 
 

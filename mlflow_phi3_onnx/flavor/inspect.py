@@ -13,8 +13,7 @@ from mlflow_phi3_onnx.model.start import why_not_slots
 from mlflow_phi3_onnx.model.tool_format import tool_format_of
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on
-from mlflow_phi3_onnx.sources.local_copy import local_copy
-from mlflow_phi3_onnx.sources.reference import locate_files
+from mlflow_phi3_onnx.sources.local import checked_files, local_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,13 +45,11 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
         InvalidModelError: If the model is broken.
     """
     expected = "the path of a model folder or a saved model, or a models:/ or runs:/ URI"
-    with local_copy(source, expected=expected) as copy:
-        path = copy.path
+    with local_copy(source, expected=expected) as (path, _):
         if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
             return _report(bundle_of_folder(path), {"kind": "model folder"}, "auto")
         saved = read_saved(path)
-        folder = locate_files(saved)
-        saved.check(folder, verify)
+        folder = checked_files(saved, verify)
         return _report(saved.bundle(folder), _of_saved(saved), _tool_format_setting(path))
 
 

@@ -12,7 +12,7 @@ from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.model.settings import Settings
 from mlflow_phi3_onnx.runtime.genai import can_run_on
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
-from mlflow_phi3_onnx.sources.reference import locate_files
+from mlflow_phi3_onnx.sources.local import checked_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,8 +65,8 @@ def open_saved(path: Path, model_config: Mapping[str, Any] | None) -> Opened:
     saved = read_saved(path)
     task: Task = saved.flavor["task"]
     settings = Settings.check(model_config, task)
-    folder = locate_files(saved)
-    saved.check(folder, settings.verify or ("hash" if saved.by_reference else "size"))
+    default = "hash" if saved.by_reference else "size"
+    folder = checked_files(saved, settings.verify or default)
     variant = _choose(saved.bundle(folder), settings.engine.execution_provider)
     origin = saved.flavor.get("source", {})
     return Opened(variant.model, task, origin, saved.adapters, settings)

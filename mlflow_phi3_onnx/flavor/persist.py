@@ -13,8 +13,7 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.sources.local_copy import download
-from mlflow_phi3_onnx.sources.reference import locate_files
+from mlflow_phi3_onnx.sources.local import checked_files, download
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -45,8 +44,7 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
         saved = read_saved(local)
         if not saved.by_reference:
             return
-        folder = locate_files(saved)
-        saved.check(folder, "hash")
+        folder = checked_files(saved, "hash")
         files = {file: folder / file for file in saved.flavor["files"]}
         staged = Path(work) / "staged"
         stage(files, staged, link=True, outside=staged)

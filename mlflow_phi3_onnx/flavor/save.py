@@ -28,7 +28,7 @@ from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
 from mlflow_phi3_onnx.openai.parameters import ALL_TASKS, Task
-from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
+from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -220,7 +220,7 @@ def prepare(options: SaveOptions) -> Generator[PreparedModel]:
         ConversionError: If it cannot be converted.
     """
     with (
-        resolve(options.source) as source,
+        options.source.resolve() as source,
         fitted(options.adapters, source.bundle.model) as adapters,
     ):
         yield PreparedModel(options, source, adapters)
