@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.errors import (
 from mlflow_phi3_onnx.evaluation.side import Scores, Side, Text
 from mlflow_phi3_onnx.flavor.functions import load_model
 from mlflow_phi3_onnx.model.native import GenAIModel
-from mlflow_phi3_onnx.sources.convert.transformers_objects import (
+from mlflow_phi3_onnx.sources.convert.checkpoint import (
     generator_parts,
     is_of_transformers,
     is_pipeline,

@@ -1,30 +1,67 @@
-"""What a model is and needs, told without loading it."""
+"""What a model is and needs, told without loading it: for its MLmodel file and for people."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
-from mlflow_phi3_onnx.flavor.describe import facts_of
+from mlflow_phi3_onnx.flavor.load import saved_config
 from mlflow_phi3_onnx.model.start import why_not_slots
 from mlflow_phi3_onnx.model.tool_format import tool_format_of
+from mlflow_phi3_onnx.prompt.template.files import read_templates
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on
 from mlflow_phi3_onnx.sources.local import checked_files, local_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from mlflow_phi3_onnx.artifact.manifest import Verify
 
-__all__ = ["inspect_model", "render"]
+__all__ = ["describe", "facts_of", "inspect_model", "render"]
 
 _EXAMPLE_TOKENS = 1000
 _NO_TOOL_FORMAT = "no known form (tool_format): they stay text and cannot be required"
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """Return what a reader of the MLmodel file needs to know of a model.
+
+    The count of parameters is that of the graph's weights: a matrix that two layers share and the
+    graph holds twice counts twice.
+    """
+    model = bundle.model
+    facts: dict[str, Any] = {
+        "model_type": model.model_type,
+        "parameters": model.graph.parameters,
+        "precision": model.graph.precision,
+        "context_length": model.context_length,
+        "vocab_size": model.vocab_size,
+        "execution_providers": list(dict.fromkeys(v.provider for v in bundle.variants)),
+        "chat_template_sha256": _template_hash(bundle),
+    }
+    if bundle.has_variants:
+        facts["variants"] = bundle.facts_of_variants()
+    return facts
+
+
+def describe(facts: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """Say in a sentence what a model is and where it came from."""
+    source = origin.get("uri") or origin.get("repo_id")
+    came = f" From {source}." if source else ""
+    if source and "revision" in origin:
+        came = f" From {source} at {origin['revision']}."
+    billions = facts["parameters"] / 1e9
+    size = f"{billions:.1f} B" if billions >= 1 else f"{facts['parameters'] / 1e6:.1f} M"
+    return (
+        f"{facts['model_type']} for ONNX Runtime GenAI: {size} parameters, {facts['precision']},"
+        f" context of {facts['context_length']:,} tokens, for"
+        f" {' and '.join(facts['execution_providers'])}.{came}"
+    )
 
 
 def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
@@ -50,12 +87,18 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
             return _report(bundle_of_folder(path), {"kind": "model folder"}, "auto")
         saved = read_saved(path)
         folder = checked_files(saved, verify)
-        return _report(saved.bundle(folder), _of_saved(saved), _tool_format_setting(path))
+        tool_format = saved_config(path).get("tool_format") or "auto"
+        return _report(saved.bundle(folder), _of_saved(saved), tool_format)
 
 
-def _tool_format_setting(path: Path) -> str:
-    pyfunc = mlflow_compat.get_flavor_configuration(str(path), "python_function")
-    return (pyfunc.get("config") or {}).get("tool_format") or "auto"
+def _template_hash(bundle: Bundle) -> str | None:
+    texts = read_templates(bundle.model.tokenizer_path)
+    if not texts:
+        return None
+    digest = hashlib.sha256()
+    for name in sorted(texts):
+        digest.update(f"{name}\0{texts[name]}\0".encode())
+    return digest.hexdigest()
 
 
 def _of_saved(saved: SavedModel) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
@@ -58,22 +58,17 @@ _EXPECTED = (
 )
 
 # Forms that people take for a model: the files that they are known by, and what to say of them.
-_OTHER_FORMS = (
-    (
-        ("adapter_config.json",),
-        " It holds a LoRA adapter: merge it into its base model, and give that.",
+_OTHER_FORMS = {
+    ("adapter_config.json",): (
+        " It holds a LoRA adapter: merge it into its base model, and give that."
     ),
-    (
-        (CHECKPOINT_CONFIG, "*.bin"),
+    (CHECKPOINT_CONFIG, "*.bin"): (
         " Its weights are pickled, and reading them could run code: load the model with"
-        " transformers and save it with save_pretrained, as safetensors.",
+        " transformers and save it with save_pretrained, as safetensors."
     ),
-    (("*.gguf",), " It holds GGUF files, which are llama.cpp's."),
-    (
-        ("*.onnx",),
-        " It holds ONNX graphs, but none that was built for ONNX Runtime GenAI.",
-    ),
-)
+    ("*.gguf",): " It holds GGUF files, which are llama.cpp's.",
+    ("*.onnx",): " It holds ONNX graphs, but none that was built for ONNX Runtime GenAI.",
+}
 
 
 @dataclass(frozen=True)
@@ -96,12 +91,10 @@ def check_subfolder(subfolder: str | None) -> str:
     Raises:
         InvalidRequestError: If it is not a relative path that stays inside.
     """
-    if subfolder is None:
-        return ""
     if isinstance(subfolder, str):  # typed by a user: Windows' slashes and "./" are no harm
         subfolder = _join("", subfolder.replace("\\", "/"))
-        if not subfolder:
-            return ""
+    if subfolder in (None, ""):
+        return ""
     refusal = "subfolder must be a relative path inside the model's folder or repository"
     error = partial(InvalidRequestError, param="subfolder")
     return inside(Path(), subfolder, refusal, error).as_posix()
@@ -212,7 +205,7 @@ def _list_models(models: list[str], subfolder: str = "") -> str:
 
 def _what_else(names: Collection[str]) -> str:
     """Say what was found instead, where it is a form that people take for a model."""
-    for patterns, says in _OTHER_FORMS:
-        if all(any(fnmatchcase(name, pattern) for name in names) for pattern in patterns):
+    for patterns, says in _OTHER_FORMS.items():
+        if all(fnmatch.filter(names, pattern) for pattern in patterns):
             return says
     return ""

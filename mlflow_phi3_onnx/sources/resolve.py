@@ -18,12 +18,12 @@ from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.convert.builder import check_dependencies, convert
-from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
-from mlflow_phi3_onnx.sources.convert.options import Conversion
-from mlflow_phi3_onnx.sources.convert.transformers_objects import (
+from mlflow_phi3_onnx.sources.convert.checkpoint import (
     is_of_transformers,
+    read_checkpoint,
     write_checkpoint,
 )
+from mlflow_phi3_onnx.sources.convert.options import Conversion
 from mlflow_phi3_onnx.sources.layout import (
     REPO_ID,
     Part,
@@ -67,8 +67,8 @@ class ResolvedSource:
         bundle: Its files and model folders, read and found whole.
         origin: Where it came from, as plain data for the MLmodel file. It names no local path.
         hashes: The SHA-256 that files must have, by name in the bundle, where the source tells.
-        reference: Where all of the files are in a repository: its ``repo_id``, the ``revision`` and
-            the ``subfolder``; None where they are not.
+        reference: Where the files are to stay in their repository: its ``repo_id``, the
+            ``revision`` and the ``subfolder``.
     """
 
     bundle: Bundle
@@ -228,7 +228,7 @@ class Source:
         if "source" in saved.flavor:
             origin["source"] = saved.flavor["source"]
         hashes = {name: facts["sha256"] for name, facts in saved.flavor["files"].items()}
-        reference = saved.flavor["reference"] if saved.by_reference else None
+        reference = saved.flavor.get("reference") if self.by_reference else None
         return ResolvedSource(saved.bundle(folder), origin, hashes, reference)
 
     def _from_hub(self, repo_id: str, revision: str | None, must_convert: bool) -> ResolvedSource:
