@@ -13,7 +13,7 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.flavor.inspect import describe, facts_of
+from mlflow_phi3_onnx.flavor.inspect import describe
 from mlflow_phi3_onnx.flavor.load import open_artifact, saved_config
 from mlflow_phi3_onnx.flavor.save import check_target, prepare
 from mlflow_phi3_onnx.openai.parameters import CHAT, Task
@@ -199,9 +199,6 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
     """
     with prepare(locals()) as prepared:
         origin = prepared.source.origin
-        description = ""
-        if registered_model_name is not None:
-            description = describe(facts_of(prepared.source.bundle), origin)
         info = Model.log(
             artifact_path=artifact_path,
             name=name,
@@ -221,11 +218,12 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
             step=step,
             model_id=model_id,
         )
-    version = info.registered_model_version
-    registered = None if version is None else f"models:/{registered_model_name}/{version}"
-    mlflow_models.link_back(origin, registered or info.model_uri)
+    uri, version = info.model_uri, info.registered_model_version
     if registered_model_name is not None and version is not None:
+        uri = f"models:/{registered_model_name}/{version}"
+        description = describe(info.flavors[FLAVOR_NAME])
         mlflow_models.describe_version(registered_model_name, version, description)
+    mlflow_models.link_back(origin, uri)
     return info
 
 

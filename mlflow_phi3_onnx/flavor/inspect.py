@@ -49,18 +49,22 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
     return facts
 
 
-def describe(facts: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
-    """Say in a sentence what a model is and where it came from."""
+def describe(flavor: Mapping[str, Any]) -> str:
+    """Say in a sentence what a model is and where it came from.
+
+    Args:
+        flavor: The flavor's section of its MLmodel file.
+    """
+    origin = flavor["source"]
     source = origin.get("uri") or origin.get("repo_id")
-    came = f" From {source}." if source else ""
-    if source and "revision" in origin:
-        came = f" From {source} at {origin['revision']}."
-    billions = facts["parameters"] / 1e9
-    size = f"{billions:.1f} B" if billions >= 1 else f"{facts['parameters'] / 1e6:.1f} M"
+    revision = f" at {origin['revision']}" if "revision" in origin else ""
+    came = f" From {source}{revision}." if source else ""
+    billions = flavor["parameters"] / 1e9
+    size = f"{billions:.1f} B" if billions >= 1 else f"{flavor['parameters'] / 1e6:.1f} M"
     return (
-        f"{facts['model_type']} for ONNX Runtime GenAI: {size} parameters, {facts['precision']},"
-        f" context of {facts['context_length']:,} tokens, for"
-        f" {' and '.join(facts['execution_providers'])}.{came}"
+        f"{flavor['model_type']} for ONNX Runtime GenAI: {size} parameters, {flavor['precision']},"
+        f" context of {flavor['context_length']:,} tokens, for"
+        f" {' and '.join(flavor['execution_providers'])}.{came}"
     )
 
 
@@ -70,7 +74,7 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
     Args:
         source: The path of a model folder, of a model package or of a saved model, or a
             ``models:/`` or ``runs:/`` URI.
-        verify: How a saved model's files are checked: ``"size"``, ``"hash"`` or ``"off"``.
+        verify: How closely a saved model's files are checked.
 
     Returns:
         Plain data: ``kind``, what the model is, ``files`` and ``bytes``, ``memory`` (bytes), its
@@ -92,13 +96,9 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
 
 
 def _template_hash(bundle: Bundle) -> str | None:
-    texts = read_templates(bundle.model.tokenizer_path)
-    if not texts:
-        return None
-    digest = hashlib.sha256()
-    for name in sorted(texts):
-        digest.update(f"{name}\0{texts[name]}\0".encode())
-    return digest.hexdigest()
+    texts = sorted(read_templates(bundle.model.tokenizer_path).items())
+    joined = "".join(f"{name}\0{text}\0" for name, text in texts)
+    return hashlib.sha256(joined.encode()).hexdigest() if texts else None
 
 
 def _of_saved(saved: SavedModel) -> dict[str, Any]:
@@ -116,7 +116,6 @@ def _of_saved(saved: SavedModel) -> dict[str, Any]:
 
 def _report(bundle: Bundle, head: Mapping[str, Any], tool_format: str) -> dict[str, Any]:
     facts = facts_of(bundle)
-    facts.pop("variants", None)
     model = bundle.model
     tokenizer = PromptTokenizer(model.tokenizer_path)  # reads it, and its template, as loading does
     calls = tool_format_of(tokenizer, tool_format)
@@ -159,59 +158,60 @@ def render(report: Mapping[str, Any]) -> str:
     """Write a report for people."""
     memory = report["memory"]
     blocks = sorted({size for v in report["variants"] for size in v["block_sizes"]})
+    in_blocks = f" in blocks of {', '.join(map(str, blocks))}" if blocks else ""
     lines = [
-        f"{report['kind']}: {report['model_type']}, {report['parameters']:,} parameters,"
-        f" {report['precision']}" + (f" in blocks of {_join(blocks)}" if blocks else ""),
-        f"context          {report['context_length']:,} tokens",
-        f"vocabulary       {report['vocab_size']:,} ids",
-        f"ends at          {_join(report['eos_token_ids'])}",
-        f"chat template    {'yes' if report['chat_template'] else 'none: chat is refused'}",
-        f"tool calls       {report['tool_format'] or _NO_TOOL_FORMAT}",
-        f"files            {len(report['files'])}, {_size(report['bytes'])}",
-        f"KV cache         {_size(memory['kv_bytes_per_token'])} a token,"
-        f" {_size(memory[f'kv_bytes_of_{_EXAMPLE_TOKENS}_tokens'])} for {_EXAMPLE_TOKENS:,} tokens,"
-        f" {_size(memory['kv_bytes_of_whole_context'])} for the whole context",
+        ("context", f"{report['context_length']:,} tokens"),
+        ("vocabulary", f"{report['vocab_size']:,} ids"),
+        ("ends at", ", ".join(map(str, report["eos_token_ids"]))),
+        ("chat template", "yes" if report["chat_template"] else "none: chat is refused"),
+        ("tool calls", report["tool_format"] or _NO_TOOL_FORMAT),
+        ("files", f"{len(report['files'])}, {_size(report['bytes'])}"),
+        (
+            "KV cache",
+            f"{_size(memory['kv_bytes_per_token'])} a token,"
+            f" {_size(memory[f'kv_bytes_of_{_EXAMPLE_TOKENS}_tokens'])} for {_EXAMPLE_TOKENS:,}"
+            f" tokens, {_size(memory['kv_bytes_of_whole_context'])} for the whole context",
+        ),
     ]
     if report["kind"] == "saved model":
         lines += _lines_of_saved(report)
     for variant in report["variants"]:
         lines += _lines_of_variant(variant)
-    return "\n".join(lines)
+    head = (
+        f"{report['kind']}: {report['model_type']}, {report['parameters']:,} parameters,"
+        f" {report['precision']}{in_blocks}"
+    )
+    return "\n".join([head, *(f"{label:<16} {text}" for label, text in lines)])
 
 
-def _lines_of_saved(report: Mapping[str, Any]) -> list[str]:
+def _lines_of_saved(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     source = report["source"]
     place = source.get("uri") or source.get("repo_id") or source.get("kind", "unknown")
     revision = f" at {source['revision']}" if "revision" in source else ""
     where = ", its files are in the repository" if report["by_reference"] else ""
-    return [
-        f"task             {report['task']}",
-        f"source           {place}{revision}{where}",
-        f"saved with       onnxruntime-genai {report['onnxruntime_genai_version']},"
-        f" layout {report['schema_version']}",
-        *([f"adapters         {', '.join(report['adapters'])}"] if report["adapters"] else []),
-    ]
-
-
-def _lines_of_variant(variant: Mapping[str, Any]) -> list[str]:
-    name = f"variant {variant['name']}" if variant["name"] else "runs on"
-    here = "" if variant["known_to_run_here"] else " (not known to be on this machine)"
-    loops = "genai and slots"
-    if variant["why_not_slots"]:
-        loops = f"genai; not slots, because {variant['why_not_slots']}"
+    runtime = f"onnxruntime-genai {report['onnxruntime_genai_version']}"
     lines = [
-        f"{name:<16} {variant['execution_provider']}{here}, {variant['precision']}",
-        f"{'loops':<16} {loops}",
+        ("task", report["task"]),
+        ("source", f"{place}{revision}{where}"),
+        ("saved with", f"{runtime}, layout {report['schema_version']}"),
     ]
-    lines += [
-        f"{'defect':<16} {defect['name']}: {defect['effect']} {defect['remedy']}"
-        for defect in variant["defects"]
-    ]
+    if report["adapters"]:
+        lines.append(("adapters", ", ".join(report["adapters"])))
     return lines
 
 
-def _join(values: list[int]) -> str:
-    return ", ".join(str(value) for value in values)
+def _lines_of_variant(variant: Mapping[str, Any]) -> list[tuple[str, str]]:
+    name = f"variant {variant['name']}" if variant["name"] else "runs on"
+    here = "" if variant["known_to_run_here"] else " (not known to be on this machine)"
+    reason = variant["why_not_slots"]
+    return [
+        (name, f"{variant['execution_provider']}{here}, {variant['precision']}"),
+        ("loops", f"genai; not slots, because {reason}" if reason else "genai and slots"),
+        *(
+            ("defect", f"{defect['name']}: {defect['effect']} {defect['remedy']}")
+            for defect in variant["defects"]
+        ),
+    ]
 
 
 def _size(count: float) -> str:

@@ -144,11 +144,7 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
         given: The arguments of ``save_model`` or ``log_model``, by name.
 
     Raises:
-        SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
-        InvalidRequestError: If an argument is not what it may be, or not for this source.
-        DependencyError: If it must be converted, and what that needs is not installed.
-        ConversionError: If it cannot be converted.
+        GenAIError: As ``save_model`` tells.
     """
     environment = _environment(
         given["conda_env"], given["pip_requirements"], given["extra_pip_requirements"]

@@ -86,11 +86,8 @@ def fetch(
         built: Whether only a model in ONNX form is wanted.
 
     Raises:
-        SourceNotFoundError: If there is no such repository, revision, folder or file.
-        SourceAccessError: If it needs a token, or another one.
-        SourceUnreachableError: If the hub cannot be reached, or is not to be and the cache does
-            not hold the model.
-        SourceError: If it holds several models and no subfolder was given.
+        SourceError: If it cannot be found, read or reached, or holds several models and no
+            subfolder was given.
         InvalidModelError: If it holds no model.
         DependencyError: If it holds a checkpoint, and what converts it is not installed.
     """
