@@ -70,8 +70,7 @@ def local_copy(
     ) as work:
         if path is None and isinstance(place, str) and _URI.match(place):
             with _told_what_is_missing(place):
-                uri = _pinned(place)
-                is_here = _is_here(uri)
+                uri, is_here = _pinned(place)
             path = download(uri, None if is_here else work)
         if path is None or not path.is_dir():
             kind = "nothing" if path is None else "a file"
@@ -129,19 +128,14 @@ def _in_repository(reference: dict[str, str]) -> Path:
     return snapshot.root / snapshot.part.subfolder
 
 
-def _pinned(uri: str) -> str:
-    """Return a URI with the version that an alias or a stage stands for now."""
+def _pinned(uri: str) -> tuple[str, bool]:
+    """Put the version that an alias or a stage stands for now; tell whether the files are here."""
     if not uri.startswith("models:"):
-        return uri
+        return uri, False
     parts = mlflow_compat.get_model_name_and_version(MlflowClient(), uri)
-    return "models:/" + "/".join(map(str, parts))
-
-
-def _is_here(uri: str) -> bool:
-    if not uri.startswith("models:"):
-        return False
-    store = mlflow_compat.ModelsArtifactRepository(uri).repo
-    return isinstance(store, mlflow_compat.LocalArtifactRepository)
+    pinned = "models:/" + "/".join(map(str, parts))
+    store = mlflow_compat.ModelsArtifactRepository(pinned).repo
+    return pinned, isinstance(store, mlflow_compat.LocalArtifactRepository)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from contextlib import suppress
@@ -85,7 +86,8 @@ def convert(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> dic
 
     Args:
         checkpoint: The checkpoint.
-        output: The folder to write; it must not exist, and is removed on failure.
+        output: The folder to write; it must not exist. On failure, parts of it may be
+            there.
         conversion: How to convert it.
 
     Returns:
@@ -97,12 +99,8 @@ def convert(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> dic
         ConversionError: If it fails otherwise.
     """
     check_dependencies()
-    try:
-        peak = _run(checkpoint, output, conversion)
-        _carry_over(checkpoint, output)
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
+    peak = _run(checkpoint, output, conversion)
+    _carry_over(checkpoint, output)
     return {
         **conversion.facts(),
         "architecture": checkpoint.architecture,
@@ -151,13 +149,11 @@ def _environment() -> dict[str, str]:
 
 def _run(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> int:
     """Run the builder; return the most memory that it took, in bytes."""
-    work = output.with_name(f"{output.name}-work")
-    work.mkdir()
-    command = [sys.executable, "-u", "-m", "onnxruntime_genai.models.builder"]
-    command += ["-i", str(checkpoint.path), "-o", str(output), "-c", str(work / "cache")]
-    command += ["-p", conversion.precision, "-e", conversion.execution_provider]
-    command += ["--extra_options", *_options(conversion)]
-    try:
+    with tempfile.TemporaryDirectory(dir=output.parent, ignore_cleanup_errors=True) as work:
+        command = [sys.executable, "-u", "-m", "onnxruntime_genai.models.builder"]
+        command += ["-i", str(checkpoint.path), "-o", str(output), "-c", str(Path(work, "cache"))]
+        command += ["-p", conversion.precision, "-e", conversion.execution_provider]
+        command += ["--extra_options", *_options(conversion)]
         with subprocess.Popen(  # noqa: S603 - paths and checked options, and no shell
             command,
             cwd=work,
@@ -172,8 +168,6 @@ def _run(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> int:
                 peak, lines = _watch(process, checkpoint)
             finally:
                 process.kill()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     if process.returncode != 0:
         raise _failure(process.returncode, lines, peak, checkpoint)
     return peak
