@@ -1,4 +1,4 @@
-"""Saving, logging and loading models: the flavor's functions, as MLflow's own flavors have them."""
+"""Saving, logging, loading and persisting: the functions that MLflow's own flavors have too."""
 
 from __future__ import annotations
 
