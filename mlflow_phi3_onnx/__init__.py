@@ -33,14 +33,16 @@ if TYPE_CHECKING:
     )
     from mlflow_phi3_onnx.evaluation.compare import Comparison, compare
     from mlflow_phi3_onnx.flavor.functions import (
-        get_default_conda_env,
-        get_default_pip_requirements,
         load_model,
         log_model,
+        persist_pretrained_model,
         save_model,
     )
-    from mlflow_phi3_onnx.flavor.persist import persist_pretrained_model
     from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, _load_pyfunc, _PyFuncWrapper
+    from mlflow_phi3_onnx.flavor.requirements import (
+        get_default_conda_env,
+        get_default_pip_requirements,
+    )
     from mlflow_phi3_onnx.model.native import GenAIModel
 
 __all__ = [
@@ -87,9 +89,9 @@ _HOMES = {
     "_load_pyfunc": "flavor.pyfunc",
     "compare": "evaluation.compare",
     "demo_model_path": "demo",
-    "persist_pretrained_model": "flavor.persist",
-    "get_default_conda_env": "flavor.functions",
-    "get_default_pip_requirements": "flavor.functions",
+    "persist_pretrained_model": "flavor.functions",
+    "get_default_conda_env": "flavor.requirements",
+    "get_default_pip_requirements": "flavor.requirements",
     "load_model": "flavor.functions",
     "log_model": "flavor.functions",
     "save_model": "flavor.functions",

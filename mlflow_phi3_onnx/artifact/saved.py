@@ -66,8 +66,7 @@ class SavedModel:
         schema_version: The layout of the flavor's section.
         task: What the model was saved for.
         files: Size and SHA-256 of each file of its data, by name.
-        data: The folder of its files; None where they are in a repository.
-        reference: The repository, where its files are in one.
+        files_at: The folder of its files, or the repository that they are in.
         variants: The folder and the execution provider of each form, by name; none for one form.
         adapters: Path in the artifact, size and SHA-256 of each adapter, by name.
         source: Where it came from.
@@ -79,13 +78,17 @@ class SavedModel:
     schema_version: int
     task: Task
     files: Manifest
-    data: Path | None
-    reference: Reference | None
+    files_at: Path | Reference
     variants: Mapping[str, tuple[str, str]]
     adapters: Manifest
     source: Mapping[str, Any]
     runtime_version: str
     config: Mapping[str, Any]
+
+    @property
+    def by_reference(self) -> bool:
+        """Whether its files are in a repository, and not here."""
+        return isinstance(self.files_at, Reference)
 
     @property
     def adapter_files(self) -> dict[str, Path]:
@@ -98,7 +101,7 @@ class SavedModel:
         Raises:
             InvalidModelError: If one is not as it was saved.
         """
-        check_files(folder, self.files, level, own=self.data is not None)
+        check_files(folder, self.files, level, own=not self.by_reference)
         adapters = {
             facts["path"].removeprefix(f"{ADAPTERS}/"): facts for facts in self.adapters.values()
         }
@@ -151,14 +154,12 @@ def read_saved(path: Path) -> SavedModel:
             f"The model was saved by a newer mlflow_phi3_onnx (layout {version};"
             f" this one reads up to {SCHEMA_VERSION}). Upgrade the package."
         )
-    by_reference = "data" not in section.values
     return SavedModel(
         path=path,
         schema_version=version,
         task=section.read("task", one_of(*ALL_TASKS)),
         files=_read_files(section),
-        data=None if by_reference else _read_data(path, section),
-        reference=_read_reference(section) if by_reference else None,
+        files_at=_read_place(path, section),
         variants=_read_variants(section),
         adapters=_read_adapters(path, section),
         source=section.section("source", needed=False).values,
@@ -186,12 +187,10 @@ def _read_files(section: Document) -> Manifest:
     return {name: _facts(file) for name, file in listed.items()}
 
 
-def _read_data(path: Path, section: Document) -> Path:
-    refusal = "The MLmodel file names a data folder outside the model"
-    return inside(path, section.values["data"], refusal, links=False)
-
-
-def _read_reference(section: Document) -> Reference:
+def _read_place(path: Path, section: Document) -> Path | Reference:
+    if "data" in section.values:
+        refusal = "The MLmodel file names a data folder outside the model"
+        return inside(path, section.values["data"], refusal, links=False)
     reference = section.section("reference")
     names = ("repo_id", "revision", "subfolder")
     return Reference(*(reference.read(name, string) for name in names))

@@ -11,13 +11,13 @@ from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.errors import DependencyError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.functions import load_model
 from mlflow_phi3_onnx.model.native import GenAIModel
-from mlflow_phi3_onnx.sources.convert.transformers_objects import (
+from mlflow_phi3_onnx.sources.convert.checkpoint import (
     generator_parts,
     is_of_transformers,
     is_pipeline,
 )
-from mlflow_phi3_onnx.sources.local_copy import local_copy
-from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, read_held
+from mlflow_phi3_onnx.sources.local import local_copy
+from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, read_mlmodel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,9 +109,8 @@ def open_side(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
 
 def _load(model: str | Path, name: str, stack: ExitStack) -> tuple[Any, str | None]:
     """Load what is at a path or URI, a native model or a pipeline; and tell the URI."""
-    copy = stack.enter_context(local_copy(model, expected=_EXPECTED, param=name))
-    folder, uri = copy.path, copy.uri
-    held = read_held(folder, uri)
+    folder, uri = stack.enter_context(local_copy(model, expected=_EXPECTED, param=name))
+    held = read_mlmodel(folder)
     if held is None:
         return stack.enter_context(GenAIModel(folder)), uri
     if FLAVOR_NAME in held.flavors:

@@ -1,20 +1,24 @@
-"""Saving, logging and loading models: the flavor's functions, as MLflow's own flavors have them."""
+"""Saving, logging, loading and persisting: the functions that MLflow's own flavors have too."""
 
 from __future__ import annotations
 
+import posixpath
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.artifact.manifest import stage
+from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
-from mlflow_phi3_onnx.flavor import requirements
-from mlflow_phi3_onnx.flavor.describe import describe, facts_of
-from mlflow_phi3_onnx.flavor.pyfunc import FLAVOR_NAME, open_artifact
-from mlflow_phi3_onnx.flavor.save import SaveOptions, check_target, prepare
-from mlflow_phi3_onnx.sources import lineage
-from mlflow_phi3_onnx.sources.local_copy import download
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.flavor.inspect import describe
+from mlflow_phi3_onnx.flavor.load import open_artifact
+from mlflow_phi3_onnx.flavor.save import check_target, prepare
+from mlflow_phi3_onnx.sources import mlflow_models
+from mlflow_phi3_onnx.sources.local import checked_files, download
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,33 +28,18 @@ if TYPE_CHECKING:
     from mlflow.models.auth_policy import AuthPolicy
     from mlflow.models.model import ModelInfo
     from mlflow.models.resources import Resource
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
     from mlflow_phi3_onnx.artifact.manifest import Verify
     from mlflow_phi3_onnx.model.native import GenAIModel
     from mlflow_phi3_onnx.sources.convert.options import Precision
 
 __all__ = [
-    "get_default_conda_env",
-    "get_default_pip_requirements",
     "load_model",
     "log_model",
+    "persist_pretrained_model",
     "save_model",
 ]
-
-
-def get_default_pip_requirements() -> list[str]:
-    """List the pip requirements that a model of this flavor is saved with by default.
-
-    Returns:
-        Requirements pinned to what is installed here. This package is among them where pip can
-        find it by name; otherwise its source is saved with the model.
-    """
-    return requirements.default_pip_requirements()
-
-
-def get_default_conda_env() -> dict[str, Any]:
-    """Build the conda environment that a model of this flavor is saved with by default."""
-    return requirements.default_conda_env()
 
 
 def save_model(
@@ -131,10 +120,10 @@ def save_model(
         InvalidRequestError: If another argument is not what it may be.
         mlflow.exceptions.MlflowException: If path exists and is not empty.
     """
-    options = SaveOptions.check(locals())
+    given = locals()
     target = Path(path).absolute()
     check_target(target)
-    with prepare(options) as prepared:
+    with prepare(given) as prepared:
         prepared.write(target, mlflow_model or Model(), link=False)
 
 
@@ -206,24 +195,16 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
         What was logged; its ``model_uri`` loads it.
 
     Raises:
-        SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
-        DependencyError: If it must be converted, and the ``export`` extra is not installed.
-        ConversionError: If it cannot be converted.
-        InvalidRequestError: If another argument is not what it may be.
+        GenAIError: As :func:`save_model` does, but for ``path``.
     """
-    options = SaveOptions.check(locals())
-    with prepare(options) as prepared:
+    with prepare(locals()) as prepared:
         origin = prepared.source.origin
-        description = ""
-        if registered_model_name is not None:
-            description = describe(facts_of(prepared.source.bundle), origin)
         info = Model.log(
             artifact_path=artifact_path,
             name=name,
             flavor=prepared,
             flavor_name=FLAVOR_NAME,
-            model_config=options.config,
+            model_config=prepared.config,
             validate_serving_input=validate_serving_input,
             registered_model_name=registered_model_name,
             await_registration_for=await_registration_for or 0,
@@ -232,16 +213,17 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
             auth_policy=auth_policy,
             prompts=prompts,
             params=None if params is None else dict(params),
-            tags={**lineage.tags_of(origin), **(tags or {})} or None,
+            tags={**mlflow_models.tags_of(origin), **(tags or {})} or None,
             model_type=model_type,
             step=step,
             model_id=model_id,
         )
-    version = info.registered_model_version
-    registered = None if version is None else f"models:/{registered_model_name}/{version}"
-    lineage.link_back(origin, registered or info.model_uri)
+    uri, version = info.model_uri, info.registered_model_version
     if registered_model_name is not None and version is not None:
-        lineage.describe_version(registered_model_name, version, description)
+        uri = f"models:/{registered_model_name}/{version}"
+        description = describe(info.flavors[FLAVOR_NAME])
+        mlflow_models.describe_version(registered_model_name, version, description)
+    mlflow_models.link_back(origin, uri)
     return info
 
 
@@ -272,7 +254,58 @@ def load_model(
         SourceError: If its files are in a repository and cannot be fetched.
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
+    local = download(str(model_uri), dst_path)
     given = {"execution_provider": execution_provider, "verify": verify}
     own = {name: value for name, value in given.items() if value is not None}
-    model, _ = open_artifact(download(str(model_uri), dst_path), {**(model_config or {}), **own})
+    model, _ = open_artifact(local, {**(model_config or {}), **own})
     return model
+
+
+def persist_pretrained_model(model_uri: str | Path) -> None:
+    """Bring the files of a model that was saved with ``save_pretrained=False`` into its artifact.
+
+    They are fetched from the repository, compared with the hashes that were saved, and uploaded;
+    the MLmodel file is replaced last, so that the model can be loaded at any moment. Does nothing
+    where they are there already.
+
+    Args:
+        model_uri: Where the model is: a local path, or a URI of MLflow's that can be written to.
+
+    Raises:
+        InvalidModelError: If a file is not the one that was saved.
+        InvalidRequestError: If what is there cannot be changed, as a registered version.
+        SourceError: If the files cannot be fetched.
+        mlflow.exceptions.MlflowException: If there is no such model, or it has not this flavor.
+    """
+    root, name = mlflow_compat.get_root_uri_and_artifact_path(str(model_uri))
+    store = mlflow_compat.get_artifact_repository(root)
+    with tempfile.TemporaryDirectory() as work:
+        local = download(str(model_uri), work)
+        saved = read_saved(local)
+        if not saved.by_reference:
+            return
+        folder = checked_files(saved, "hash")
+        files = {file: folder / file for file in saved.files}
+        staged = Path(work) / "staged"
+        stage(files, staged, link=True, outside=staged)
+        _upload(store, staged, posixpath.join(name, DATA))
+        model = Model.load(str(local))
+        for flavor in (FLAVOR_NAME, "python_function"):
+            model.flavors[flavor]["data"] = DATA
+        del model.flavors[FLAVOR_NAME]["reference"]
+        sizes = (facts["size"] for facts in saved.files.values())
+        model.model_size_bytes = (model.model_size_bytes or 0) + sum(sizes)
+        target = local / mlflow_compat.MLMODEL_FILE_NAME
+        model.save(str(target))
+        store.log_artifact(str(target), name)
+
+
+def _upload(store: ArtifactRepository, folder: Path, name: str) -> None:
+    try:
+        store.log_artifacts(str(folder), name)
+    except ValueError as error:  # as MLflow refuses models:/<name>/<version>
+        raise InvalidRequestError(
+            "A registered version cannot be changed. Give the logged model that it was registered"
+            " from, models:/m-..., and register that again.",
+            param="model_uri",
+        ) from error

@@ -1,30 +1,70 @@
-"""What a model is and needs, told without loading it."""
+"""What a model is and needs, told without loading it: for its MLmodel file and for people."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
-from mlflow_phi3_onnx.flavor.describe import facts_of
 from mlflow_phi3_onnx.model.planning import tool_format_of
 from mlflow_phi3_onnx.model.start import why_not_slots
+from mlflow_phi3_onnx.prompt.template.files import read_templates
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on
-from mlflow_phi3_onnx.sources.local_copy import local_copy
-from mlflow_phi3_onnx.sources.reference import locate_files
+from mlflow_phi3_onnx.sources.local import checked_files, local_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlflow_phi3_onnx.artifact.manifest import Verify
 
-__all__ = ["inspect_model", "render"]
+__all__ = ["describe", "facts_of", "inspect_model", "render"]
 
 _EXAMPLE_TOKENS = 1000
 _NO_TOOL_FORMAT = "no known form (tool_format): they stay text and cannot be required"
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """Return what a reader of the MLmodel file needs to know of a model.
+
+    The count of parameters is that of the graph's weights: a matrix that two layers share and the
+    graph holds twice counts twice.
+    """
+    model = bundle.model
+    facts: dict[str, Any] = {
+        "model_type": model.model_type,
+        "parameters": model.graph.parameters,
+        "precision": model.graph.precision,
+        "context_length": model.context_length,
+        "vocab_size": model.vocab_size,
+        "execution_providers": list(dict.fromkeys(v.provider for v in bundle.variants)),
+        "chat_template_sha256": _template_hash(bundle),
+    }
+    if bundle.has_variants:
+        facts["variants"] = bundle.facts_of_variants()
+    return facts
+
+
+def describe(flavor: Mapping[str, Any]) -> str:
+    """Say in a sentence what a model is and where it came from.
+
+    Args:
+        flavor: The flavor's section of its MLmodel file.
+    """
+    origin = flavor["source"]
+    source = origin.get("uri") or origin.get("repo_id")
+    revision = f" at {origin['revision']}" if "revision" in origin else ""
+    came = f" From {source}{revision}." if source else ""
+    billions = flavor["parameters"] / 1e9
+    size = f"{billions:.1f} B" if billions >= 1 else f"{flavor['parameters'] / 1e6:.1f} M"
+    return (
+        f"{flavor['model_type']} for ONNX Runtime GenAI: {size} parameters, {flavor['precision']},"
+        f" context of {flavor['context_length']:,} tokens, for"
+        f" {' and '.join(flavor['execution_providers'])}.{came}"
+    )
 
 
 def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
@@ -33,7 +73,7 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
     Args:
         source: The path of a model folder, of a model package or of a saved model, or a
             ``models:/`` or ``runs:/`` URI.
-        verify: How a saved model's files are checked: ``"size"``, ``"hash"`` or ``"off"``.
+        verify: How closely a saved model's files are checked.
 
     Returns:
         Plain data: ``kind``, what the model is, ``files`` and ``bytes``, ``memory`` (bytes), its
@@ -45,15 +85,19 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
         InvalidModelError: If the model is broken.
     """
     expected = "the path of a model folder or a saved model, or a models:/ or runs:/ URI"
-    with local_copy(source, expected=expected) as copy:
-        path = copy.path
+    with local_copy(source, expected=expected) as (path, _):
         if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
             return _report(bundle_of_folder(path), {"kind": "model folder"}, "auto")
         saved = read_saved(path)
-        folder = locate_files(saved)
-        saved.check(folder, verify)
+        folder = checked_files(saved, verify)
         tool_format = saved.config.get("tool_format") or "auto"
         return _report(saved.bundle(folder), _of_saved(saved), tool_format)
+
+
+def _template_hash(bundle: Bundle) -> str | None:
+    texts = sorted(read_templates(bundle.model.tokenizer_path).items())
+    joined = "".join(f"{name}\0{text}\0" for name, text in texts)
+    return hashlib.sha256(joined.encode()).hexdigest() if texts else None
 
 
 def _of_saved(saved: SavedModel) -> dict[str, Any]:
@@ -62,15 +106,14 @@ def _of_saved(saved: SavedModel) -> dict[str, Any]:
         "schema_version": saved.schema_version,
         "task": saved.task,
         "source": saved.source,
-        "onnxruntime_genai_version": saved.runtime_version,
-        "by_reference": saved.data is None,
+        "onnxruntime_genai_version": saved.runtime_version or None,
+        "by_reference": saved.by_reference,
         "adapters": sorted(saved.adapters),
     }
 
 
 def _report(bundle: Bundle, head: Mapping[str, Any], tool_format: str) -> dict[str, Any]:
     facts = facts_of(bundle)
-    facts.pop("variants", None)
     model = bundle.model
     tokenizer = PromptTokenizer(model.tokenizer_path)  # reads it, and its template, as loading does
     calls = tool_format_of(tokenizer, tool_format)
@@ -113,59 +156,60 @@ def render(report: Mapping[str, Any]) -> str:
     """Write a report for people."""
     memory = report["memory"]
     blocks = sorted({size for v in report["variants"] for size in v["block_sizes"]})
+    in_blocks = f" in blocks of {', '.join(map(str, blocks))}" if blocks else ""
     lines = [
-        f"{report['kind']}: {report['model_type']}, {report['parameters']:,} parameters,"
-        f" {report['precision']}" + (f" in blocks of {_join(blocks)}" if blocks else ""),
-        f"context          {report['context_length']:,} tokens",
-        f"vocabulary       {report['vocab_size']:,} ids",
-        f"ends at          {_join(report['eos_token_ids'])}",
-        f"chat template    {'yes' if report['chat_template'] else 'none: chat is refused'}",
-        f"tool calls       {report['tool_format'] or _NO_TOOL_FORMAT}",
-        f"files            {len(report['files'])}, {_size(report['bytes'])}",
-        f"KV cache         {_size(memory['kv_bytes_per_token'])} a token,"
-        f" {_size(memory[f'kv_bytes_of_{_EXAMPLE_TOKENS}_tokens'])} for {_EXAMPLE_TOKENS:,} tokens,"
-        f" {_size(memory['kv_bytes_of_whole_context'])} for the whole context",
+        ("context", f"{report['context_length']:,} tokens"),
+        ("vocabulary", f"{report['vocab_size']:,} ids"),
+        ("ends at", ", ".join(map(str, report["eos_token_ids"]))),
+        ("chat template", "yes" if report["chat_template"] else "none: chat is refused"),
+        ("tool calls", report["tool_format"] or _NO_TOOL_FORMAT),
+        ("files", f"{len(report['files'])}, {_size(report['bytes'])}"),
+        (
+            "KV cache",
+            f"{_size(memory['kv_bytes_per_token'])} a token,"
+            f" {_size(memory[f'kv_bytes_of_{_EXAMPLE_TOKENS}_tokens'])} for {_EXAMPLE_TOKENS:,}"
+            f" tokens, {_size(memory['kv_bytes_of_whole_context'])} for the whole context",
+        ),
     ]
     if report["kind"] == "saved model":
         lines += _lines_of_saved(report)
     for variant in report["variants"]:
         lines += _lines_of_variant(variant)
-    return "\n".join(lines)
+    head = (
+        f"{report['kind']}: {report['model_type']}, {report['parameters']:,} parameters,"
+        f" {report['precision']}{in_blocks}"
+    )
+    return "\n".join([head, *(f"{label:<16} {text}" for label, text in lines)])
 
 
-def _lines_of_saved(report: Mapping[str, Any]) -> list[str]:
+def _lines_of_saved(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     source = report["source"]
     place = source.get("uri") or source.get("repo_id") or source.get("kind", "unknown")
     revision = f" at {source['revision']}" if "revision" in source else ""
     where = ", its files are in the repository" if report["by_reference"] else ""
-    return [
-        f"task             {report['task']}",
-        f"source           {place}{revision}{where}",
-        f"saved with       onnxruntime-genai {report['onnxruntime_genai_version']},"
-        f" layout {report['schema_version']}",
-        *([f"adapters         {', '.join(report['adapters'])}"] if report["adapters"] else []),
-    ]
-
-
-def _lines_of_variant(variant: Mapping[str, Any]) -> list[str]:
-    name = f"variant {variant['name']}" if variant["name"] else "runs on"
-    here = "" if variant["known_to_run_here"] else " (not known to be on this machine)"
-    loops = "genai and slots"
-    if variant["why_not_slots"]:
-        loops = f"genai; not slots, because {variant['why_not_slots']}"
+    runtime = f"onnxruntime-genai {report['onnxruntime_genai_version']}"
     lines = [
-        f"{name:<16} {variant['execution_provider']}{here}, {variant['precision']}",
-        f"{'loops':<16} {loops}",
+        ("task", report["task"]),
+        ("source", f"{place}{revision}{where}"),
+        ("saved with", f"{runtime}, layout {report['schema_version']}"),
     ]
-    lines += [
-        f"{'defect':<16} {defect['name']}: {defect['effect']} {defect['remedy']}"
-        for defect in variant["defects"]
-    ]
+    if report["adapters"]:
+        lines.append(("adapters", ", ".join(report["adapters"])))
     return lines
 
 
-def _join(values: list[int]) -> str:
-    return ", ".join(str(value) for value in values)
+def _lines_of_variant(variant: Mapping[str, Any]) -> list[tuple[str, str]]:
+    name = f"variant {variant['name']}" if variant["name"] else "runs on"
+    here = "" if variant["known_to_run_here"] else " (not known to be on this machine)"
+    reason = variant["why_not_slots"]
+    return [
+        (name, f"{variant['execution_provider']}{here}, {variant['precision']}"),
+        ("loops", f"genai; not slots, because {reason}" if reason else "genai and slots"),
+        *(
+            ("defect", f"{defect['name']}: {defect['effect']} {defect['remedy']}")
+            for defect in variant["defects"]
+        ),
+    ]
 
 
 def _size(count: float) -> str:

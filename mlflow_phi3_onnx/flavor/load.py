@@ -1,28 +1,28 @@
-"""From a saved model to the model folder that is to be loaded: checked, and one of its variants."""
+"""From a saved model to a loaded one: its files checked, and one of its variants chosen."""
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.saved import read_saved
+from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings
 from mlflow_phi3_onnx.runtime.genai import can_run_on
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
-from mlflow_phi3_onnx.sources.reference import locate_files
+from mlflow_phi3_onnx.sources.local import checked_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant
-    from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.tasks import Task
 
-__all__ = ["PROVIDER_VARIABLE", "Opened", "open_saved"]
+__all__ = ["PROVIDER_VARIABLE", "open_artifact"]
 
 _logger = logging.getLogger(__name__)
 
@@ -30,44 +30,39 @@ PROVIDER_VARIABLE = "MLFLOW_PHI3_ONNX_EXECUTION_PROVIDER"
 """Chooses among the variants of a model, where no setting does."""
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What is to be loaded of a saved model, its files checked.
-
-    Attributes:
-        folder: The model folder; of a model with variants, the one that was chosen.
-        task: What the model was saved for.
-        origin: Where it came from.
-        adapters: The files of its adapters, by name.
-        settings: Its checked configuration.
-    """
-
-    folder: ModelFolder
-    task: Task
-    origin: Mapping[str, Any]
-    adapters: Mapping[str, Path]
-    settings: Settings
-
-
-def open_saved(path: Path, model_config: Mapping[str, Any] | None) -> Opened:
-    """Check a saved model's files and find what is to be loaded.
+def open_artifact(
+    path: Path,
+    model_config: Mapping[str, Any] | None,
+    policy: ServingPolicy = ServingPolicy(),
+) -> tuple[GenAIModel, Task]:
+    """Load the model of an artifact folder and tell its task.
 
     Args:
         path: The folder with the MLmodel file.
         model_config: Generation defaults and runtime settings that replace the saved ones, by key.
+        policy: What the program around the model needs of its engine.
 
     Raises:
-        InvalidModelError: If a file is not as it was saved, or no variant can run here.
+        InvalidModelError: If a file is not as it was saved, no variant can run here, or the model
+            cannot be loaded.
         InvalidRequestError: If the configuration is not what it may be, or there is no variant for
             the execution provider that was asked for.
         SourceError: If the files are in a repository and cannot be fetched.
     """
     saved = read_saved(path)
     settings = Settings.check({**saved.config, **(model_config or {})}, saved.task)
-    folder = locate_files(saved)
-    saved.check(folder, settings.verify or ("size" if saved.data else "hash"))
+    default = "hash" if saved.by_reference else "size"
+    folder = checked_files(saved, settings.verify or default)
     variant = _choose(saved.bundle(folder), settings.engine.execution_provider)
-    return Opened(variant.model, saved.task, saved.source, saved.adapter_files, settings)
+    model = GenAIModel(
+        variant.model,
+        adapters=saved.adapter_files,
+        model_config=settings,
+        task=saved.task,
+        origin=saved.source,
+        policy=policy,
+    )
+    return model, saved.task
 
 
 def _choose(bundle: Bundle, wanted: str | None) -> Variant:

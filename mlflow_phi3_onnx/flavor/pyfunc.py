@@ -10,49 +10,20 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.flavor.load import open_saved
+from mlflow_phi3_onnx.flavor.load import open_artifact
 from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
-from mlflow_phi3_onnx.model.native import GenAIModel
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator
 
     from mlflow_phi3_onnx.core.tasks import Task
+    from mlflow_phi3_onnx.model.native import GenAIModel
 
-__all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc", "open_artifact"]
-
+__all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc"]
 
 # MLflow's scoring server passes its model and its timeout to its processes in these variables.
 _SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
 _SERVER_TIMEOUT_VARIABLE = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
-
-
-def open_artifact(
-    path: Path,
-    model_config: Mapping[str, Any] | None,
-    policy: ServingPolicy = ServingPolicy(),
-) -> tuple[GenAIModel, Task]:
-    """Load the model of an artifact folder and tell its task.
-
-    Args:
-        path: The folder with the MLmodel file.
-        model_config: Generation defaults and runtime settings.
-        policy: What the program around the model needs of its engine.
-
-    Raises:
-        InvalidModelError: If a file is not as it was saved, or the model cannot be loaded.
-        SourceError: If its files are in a repository and cannot be fetched.
-    """
-    opened = open_saved(path, model_config)
-    model = GenAIModel(
-        opened.folder,
-        adapters=opened.adapters,
-        model_config=opened.settings,
-        task=opened.task,
-        origin=opened.origin,
-        policy=policy,
-    )
-    return model, opened.task
 
 
 def _serving_policy() -> ServingPolicy:
@@ -103,7 +74,7 @@ class _PyFuncWrapper:
         return self._open()[0]
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> list[Any]:
-        """Answer every row, all of them together.
+        """Complete every row, all of them together.
 
         Args:
             data: One request a row; see :func:`mlflow_phi3_onnx.flavor.signatures.rows`.
@@ -116,7 +87,7 @@ class _PyFuncWrapper:
         return model.run(task, rows(data, task), clean_params(params))
 
     def predict_stream(self, data: Any, params: dict[str, Any] | None = None) -> Generator[Any]:
-        """Answer one row in pieces: OpenAI chunks, or text for ``text-generation``."""
+        """Complete one row in deltas: OpenAI chunks, or text for ``text-generation``."""
         model, task = self._open()
         requests = rows(data, task)
         if len(requests) != 1:

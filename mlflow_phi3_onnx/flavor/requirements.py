@@ -14,8 +14,8 @@ from mlflow_phi3_onnx.runtime.providers import DISTRIBUTIONS, installed_distribu
 
 __all__ = [
     "bundle_source",
-    "default_conda_env",
-    "default_pip_requirements",
+    "get_default_conda_env",
+    "get_default_pip_requirements",
     "own_requirement",
     "runtime_version",
 ]
@@ -38,8 +38,13 @@ DEPENDENCIES = (
 """What the package needs besides mlflow and onnxruntime-genai, as in ``pyproject.toml``."""
 
 
-def default_pip_requirements() -> list[str]:
-    """List the requirements of a logged model, pinned to what is installed here."""
+def get_default_pip_requirements() -> list[str]:
+    """List the pip requirements that a model of this flavor is saved with by default.
+
+    Returns:
+        Requirements pinned to what is installed here. This package is among them where pip can
+        find it by name; otherwise its source is saved with the model.
+    """
     runtime = installed_distribution() or DISTRIBUTIONS[0]
     own = own_requirement()
     others = ("tokenizers",) if own else DEPENDENCIES
@@ -47,27 +52,18 @@ def default_pip_requirements() -> list[str]:
     return [own, *pinned] if own else pinned
 
 
-def _pinned(name: str) -> str:
-    """Pin a distribution to the version here; one that is not here cannot be pinned."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return name
-    return mlflow_compat.pinned_requirement(name)
+def get_default_conda_env() -> dict[str, Any]:
+    """Build the conda environment that a model of this flavor is saved with by default."""
+    environment: Any = mlflow_compat.mlflow_conda_env(
+        additional_pip_deps=get_default_pip_requirements()
+    )
+    return environment
 
 
 def runtime_version() -> str | None:
     """Tell the installed version of ONNX Runtime GenAI, if it is installed."""
     runtime = installed_distribution()
     return importlib.metadata.version(runtime) if runtime else None
-
-
-def default_conda_env() -> dict[str, Any]:
-    """Build the conda environment with those requirements."""
-    environment: Any = mlflow_compat.mlflow_conda_env(
-        additional_pip_deps=default_pip_requirements()
-    )
-    return environment
 
 
 def own_requirement() -> str | None:
@@ -105,3 +101,12 @@ def bundle_source(path: Path) -> None:
         ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "demo_model"),
         dirs_exist_ok=True,
     )
+
+
+def _pinned(name: str) -> str:
+    """Pin a distribution to the version here; one that is not here cannot be pinned."""
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return name
+    return mlflow_compat.pinned_requirement(name)

@@ -24,16 +24,16 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.flavor import requirements
-from mlflow_phi3_onnx.flavor.describe import facts_of
+from mlflow_phi3_onnx.flavor.inspect import facts_of
 from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
-from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source, resolve
+from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["PreparedModel", "SaveOptions", "check_target", "prepare"]
+__all__ = ["PreparedModel", "check_target", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
@@ -41,101 +41,28 @@ CODE = "code"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaveOptions:
-    """What ``save_model`` and ``log_model`` have in common, checked before the source is touched.
+class PreparedModel:
+    """A model that is ready to be written: what was given is checked, and its source resolved.
 
     Attributes:
-        source: The model and how it is converted.
-        task: What the model is for.
+        source: The model.
+        adapters: The files of its adapters, by name; they fit it.
+        task: What it is for.
         config: The saved configuration, as it was given.
-        adapters: The files or PEFT folders of its adapters, by name.
         signature: The signature, or None for none.
         metadata: For the MLmodel file, the task included.
-        input_example: An input to save along.
-        code_paths: Code to save along.
-        extra_files: Files to save along.
         environment: The conda environment, the pip requirements and their constraints.
-        save_pretrained: Whether the weights are saved, and not only where they are.
+        given: The arguments of ``save_model`` or ``log_model``, by name.
     """
 
-    source: Source
-    task: Task
-    config: Mapping[str, Any]
-    adapters: Mapping[str, Path]
-    signature: ModelSignature | None
-    metadata: Mapping[str, Any]
-    input_example: Any
-    code_paths: list[str] | None
-    extra_files: list[str] | None
-    environment: tuple[Any, list[str], list[str]]
-    save_pretrained: bool
-
-    @classmethod
-    def check(cls, given: Mapping[str, Any]) -> SaveOptions:
-        """Check the arguments of ``save_model`` or ``log_model``.
-
-        Args:
-            given: The arguments, by name; what the two do not have in common is left alone.
-
-        Raises:
-            InvalidRequestError: If an argument is not what it may be.
-            SourceNotFoundError: If there is nothing at the path of an adapter.
-            InvalidModelError: If an adapter's folder is none of PEFT's.
-        """
-        conda_env, pip, extra_pip = (
-            given[name] for name in ("conda_env", "pip_requirements", "extra_pip_requirements")
-        )
-        mlflow_compat.validate_env_arguments(conda_env, pip, extra_pip)
-        mlflow_compat.validate_code_paths(given["code_paths"])
-        if missing := [path for path in given["code_paths"] or () if not Path(path).exists()]:
-            raise InvalidRequestError(
-                f"code_paths: there is nothing at {missing[0]}.", param="code_paths"
-            )
-        task, metadata = given["task"], given["metadata"] or {}
-        if task not in ALL_TASKS:
-            raise InvalidRequestError(
-                f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
-            )
-        if not isinstance(metadata, Mapping):
-            raise InvalidRequestError(
-                f"metadata must be a mapping; got {describe_kind(metadata)}.", param="metadata"
-            )
-        if metadata.get("task", task) != task:
-            raise InvalidRequestError(
-                f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
-                param="metadata",
-            )
-        config = _read_config(given["model_config"])
-        Settings.check(config, task)
-        adapters = check_adapters(given["adapters"])
-        return cls(
-            source=_source(given, adapted=bool(adapters)),
-            task=task,
-            config=config,
-            adapters=adapters,
-            signature=_signature(given["signature"], task),
-            metadata={**metadata, "task": task},
-            input_example=given["input_example"],
-            code_paths=given["code_paths"],
-            extra_files=given["extra_files"],
-            environment=_environment(conda_env, pip, extra_pip),
-            save_pretrained=given["save_pretrained"],
-        )
-
-
-@dataclass(frozen=True)
-class PreparedModel:
-    """A model that is ready to be written: its source resolved, its adapters found to fit.
-
-    Attributes:
-        options: How it is to be saved.
-        source: The model.
-        adapters: The files of its adapters, by name.
-    """
-
-    options: SaveOptions
     source: ResolvedSource
     adapters: Mapping[str, Path]
+    task: Task
+    config: Mapping[str, Any]
+    signature: ModelSignature | None
+    metadata: Mapping[str, Any]
+    environment: tuple[Any, list[str], list[str]]
+    given: Mapping[str, Any]
 
     def save_model(
         self,
@@ -160,31 +87,31 @@ class PreparedModel:
             mlflow_model: The MLflow model that the flavor is added to.
             link: Whether to link the model's files, where the folder is copied again at once.
         """
-        options, source = self.options, self.source
+        source, given = self.source, self.given
         files = source.bundle.files
-        data = {"data": DATA} if options.save_pretrained else {}
-        reference = {} if options.save_pretrained else {"reference": dict(source.reference or {})}
+        data = None if source.reference else DATA
+        where = {"reference": dict(source.reference)} if source.reference else {"data": DATA}
         with _fresh_folder(path), ThreadPoolExecutor(1) as worker:
             # Hashing gigabytes lets go of the interpreter's lock: the rest is done meanwhile.
-            if options.save_pretrained:
-                staging = worker.submit(stage, files, path / DATA, link=link, outside=path)
+            if data:
+                staging = worker.submit(stage, files, path / data, link=link, outside=path)
             else:
                 staging = worker.submit(write_manifest, files)
             adapters = stage_adapters(self.adapters, path, link=link)
-            code = _copy_code(options.code_paths, path)
-            mlflow_compat.save_example(mlflow_model, options.input_example, str(path))
-            if options.signature is not None:
-                mlflow_model.signature = options.signature
-            mlflow_model.metadata = {**(mlflow_model.metadata or {}), **options.metadata}
+            code = _copy_code(given["code_paths"], path)
+            mlflow_compat.save_example(mlflow_model, given["input_example"], str(path))
+            if self.signature is not None:
+                mlflow_model.signature = self.signature
+            mlflow_model.metadata = {**(mlflow_model.metadata or {}), **self.metadata}
             mlflow_pyfunc.add_to_model(
                 mlflow_model,
                 loader_module=FLAVOR_NAME,
-                **data,
+                data=data,
                 code=code,
                 conda_env=mlflow_compat.CONDA_ENV_FILE,
                 python_env=mlflow_compat.PYTHON_ENV_FILE,
                 # MLflow lets only saved keys be overridden at load, so all of them are saved.
-                model_config={**dict.fromkeys(config_keys(options.task)), **options.config},
+                model_config={**dict.fromkeys(config_keys(self.task)), **self.config},
                 streamable=True,
             )
             manifest = staging.result()
@@ -195,35 +122,56 @@ class PreparedModel:
                 onnxruntime_genai_version=requirements.runtime_version(),
                 **facts_of(source.bundle),
                 source=dict(source.origin),
-                task=options.task,
-                **data,
-                **reference,
+                task=self.task,
+                **where,
                 code=code,
                 files=manifest,
                 **({"adapters": adapters} if adapters else {}),
-                **mlflow_compat.copy_extra_files(options.extra_files, str(path)),
+                **mlflow_compat.copy_extra_files(given["extra_files"], str(path)),
             )
             mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(path))
             mlflow_model.save(str(path / mlflow_compat.MLMODEL_FILE_NAME))
-            _write_environment(path, *options.environment)
+            _write_environment(path, *self.environment)
 
 
 @contextmanager
-def prepare(options: SaveOptions) -> Generator[PreparedModel]:
-    """Resolve a model's source and fit its adapters; what is made for it lasts for the context.
+def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
+    """Check all that was given, then resolve the source and fit the adapters.
+
+    What is made for it lasts for the context.
+
+    Args:
+        given: The arguments of ``save_model`` or ``log_model``, by name.
 
     Raises:
-        SourceError: If there is no such source, it cannot be read, or it holds several models.
-        InvalidModelError: If the model is not whole, or an adapter is not, or does not fit it.
-        InvalidRequestError: If an argument is not for this source.
-        DependencyError: If it must be converted, and what that needs is not installed.
-        ConversionError: If it cannot be converted.
+        GenAIError: As ``save_model`` tells.
     """
-    with (
-        resolve(options.source) as source,
-        fitted(options.adapters, source.bundle.model) as adapters,
-    ):
-        yield PreparedModel(options, source, adapters)
+    environment = _environment(
+        given["conda_env"], given["pip_requirements"], given["extra_pip_requirements"]
+    )
+    _check_code_paths(given["code_paths"])
+    task = given["task"]
+    if task not in ALL_TASKS:
+        raise InvalidRequestError(
+            f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
+        )
+    metadata = _metadata(given["metadata"], task)
+    config = _read_config(given["model_config"])
+    Settings.check(config, task)
+    signature = _signature(given["signature"], task)
+    wanted = check_adapters(given["adapters"])
+    source = _source(given, adapted=bool(wanted))
+    with source.resolve() as resolved, fitted(wanted, resolved.bundle.model) as adapters:
+        yield PreparedModel(
+            source=resolved,
+            adapters=adapters,
+            task=task,
+            config=config,
+            signature=signature,
+            metadata=metadata,
+            environment=environment,
+            given=given,
+        )
 
 
 def check_target(path: Path) -> None:
@@ -240,6 +188,28 @@ def check_target(path: Path) -> None:
             param="path",
             error_code=RESOURCE_ALREADY_EXISTS,
         )
+
+
+def _check_code_paths(code_paths: Any) -> None:
+    mlflow_compat.validate_code_paths(code_paths)
+    if missing := [path for path in code_paths or () if not Path(path).exists()]:
+        raise InvalidRequestError(
+            f"code_paths: there is nothing at {missing[0]}.", param="code_paths"
+        )
+
+
+def _metadata(given: Any, task: Task) -> dict[str, Any]:
+    metadata = given or {}
+    if not isinstance(metadata, Mapping):
+        raise InvalidRequestError(
+            f"metadata must be a mapping; got {describe_kind(metadata)}.", param="metadata"
+        )
+    if metadata.get("task", task) != task:
+        raise InvalidRequestError(
+            f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
+            param="metadata",
+        )
+    return {**metadata, "task": task}
 
 
 def _source(given: Mapping[str, Any], *, adapted: bool) -> Source:
@@ -334,9 +304,10 @@ def _check_hashes(manifest: Manifest, hashes: Mapping[str, str]) -> None:
 
 def _environment(conda_env: Any, pip: Any, extra_pip: Any) -> tuple[Any, list[str], list[str]]:
     """Settle the conda environment, the requirements and their constraints."""
+    mlflow_compat.validate_env_arguments(conda_env, pip, extra_pip)
     if conda_env is not None:
         return mlflow_compat.process_conda_env(conda_env)
-    default = None if pip else requirements.default_pip_requirements()
+    default = None if pip else requirements.get_default_pip_requirements()
     return mlflow_compat.process_pip_requirements(default, pip, extra_pip)
 
 

@@ -28,7 +28,7 @@ from mlflow.types.schema import (
 )
 
 from mlflow_phi3_onnx.core.checks import describe_kind
-from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
+from mlflow_phi3_onnx.core.tasks import CHAT, TEXT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
@@ -50,8 +50,7 @@ def signature(task: Task) -> ModelSignature:
         kind = Array(AnyType()) if task == CHAT else AnyType()
         optional = [ColSpec(_column(name), name, required=False) for name in PARAMETERS[task]]
         inputs = Schema([ColSpec(kind, field), *optional])
-    outputs = {CHAT: _chat_outputs, COMPLETIONS: _text_outputs, TEXT: _plain_outputs}[task]()
-    return ModelSignature(inputs=inputs, outputs=outputs, params=_params(task))
+    return ModelSignature(inputs=inputs, outputs=_outputs(task), params=_params(task))
 
 
 def rows(data: Any, task: Task) -> list[dict[str, Any]]:
@@ -117,51 +116,24 @@ def _params(task: Task) -> ParamSchema:
     return ParamSchema(specs)
 
 
-def _usage() -> Object:
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return Object([Property(name, DataType.long) for name in names])
+def _outputs(task: Task) -> Schema:
+    text, integer = DataType.string, DataType.long
+    if task == TEXT:
+        return Schema([ColSpec(text)])
+    completion = {"message": _object(role=text, content=text)} if task == CHAT else {"text": text}
+    columns = {
+        "id": text,
+        "object": text,
+        "created": integer,
+        "model": text,
+        "choices": Array(_object(index=integer, **completion, finish_reason=text)),
+        "usage": _object(prompt_tokens=integer, completion_tokens=integer, total_tokens=integer),
+    }
+    return Schema([ColSpec(kind, name) for name, kind in columns.items()])
 
 
-def _response(choice: Object) -> Schema:
-    return Schema(
-        [
-            ColSpec(DataType.string, "id"),
-            ColSpec(DataType.string, "object"),
-            ColSpec(DataType.long, "created"),
-            ColSpec(DataType.string, "model"),
-            ColSpec(Array(choice), "choices"),
-            ColSpec(_usage(), "usage"),
-        ]
-    )
-
-
-def _chat_outputs() -> Schema:
-    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
-    return _response(
-        Object(
-            [
-                Property("index", DataType.long),
-                Property("message", message),
-                Property("finish_reason", DataType.string),
-            ]
-        )
-    )
-
-
-def _text_outputs() -> Schema:
-    return _response(
-        Object(
-            [
-                Property("index", DataType.long),
-                Property("text", DataType.string),
-                Property("finish_reason", DataType.string),
-            ]
-        )
-    )
-
-
-def _plain_outputs() -> Schema:
-    return Schema([ColSpec(DataType.string)])
+def _object(**properties: Any) -> Object:
+    return Object([Property(name, kind) for name, kind in properties.items()])
 
 
 def _row(fields: Mapping[Any, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, constants, errors, get_token, scan_cache_dir, snapshot_download
@@ -24,11 +24,10 @@ from mlflow_phi3_onnx.errors import (
     SourceUnreachableError,
 )
 from mlflow_phi3_onnx.sources.convert.builder import check_dependencies
-from mlflow_phi3_onnx.sources.layout import Part, choose, files_of
-from mlflow_phi3_onnx.sources.local import list_files
+from mlflow_phi3_onnx.sources.layout import Part, choose, files_of, list_files
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Collection, Generator, Mapping
 
 __all__ = ["Snapshot", "fetch"]
 
@@ -37,20 +36,28 @@ _CLIENT: dict[str, Any] = {"library_name": "mlflow-phi3-onnx", "library_version"
 
 _LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
 
+# The root of the errors of the HTTP library beneath, which has changed before.
+_HTTP_ERROR: Any = errors.HfHubHTTPError.__bases__[0]
+
+# What is said of a repository for which the hub sent a status.
+_REFUSALS: dict[int, tuple[type[SourceError], str]] = {
+    401: (SourceAccessError, f"The hub refused the token that was sent for {{}}: {_LOG_IN}."),
+    403: (SourceAccessError, "The hub forbids {} to the account of the token, or to everyone."),
+    404: (SourceNotFoundError, "The repository {} lists a file that the hub does not have."),
+}
+
 
 @dataclass(frozen=True)
 class Snapshot:
     """A part of a repository, on this machine.
 
     Attributes:
-        path: The part's folder in the cache; what it holds must not be changed.
-        root: The repository's folder in the cache.
+        root: The repository's folder in the cache; what it holds must not be changed.
         part: Which part it is.
         commit: The hash of the commit that it is of.
-        hashes: The SHA-256 of its large files, by name in the folder, as the hub tells them.
+        hashes: The SHA-256 of its large files, by name in the part, as the hub tells them.
     """
 
-    path: Path
     root: Path
     part: Part
     commit: str
@@ -62,12 +69,6 @@ class _Progress(tqdm):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"disable": None, **options})
-
-
-@dataclass(frozen=True)
-class _Listing:
-    commit: str
-    hashes: Mapping[str, str | None]
 
 
 def fetch(
@@ -85,71 +86,55 @@ def fetch(
         built: Whether only a model in ONNX form is wanted.
 
     Raises:
-        SourceNotFoundError: If there is no such repository, revision, folder or file.
-        SourceAccessError: If it needs a token, or another one.
-        SourceUnreachableError: If the hub cannot be reached, or is not to be and the cache does
-            not hold the model.
-        SourceError: If it holds several models and no subfolder was given.
+        SourceError: If it cannot be found, read or reached, or holds several models and no
+            subfolder was given.
         InvalidModelError: If it holds no model.
         DependencyError: If it holds a checkpoint, and what converts it is not installed.
     """
     place = f"The repository {repo_id}"
+
+    def chosen(files: Collection[str]) -> Part:
+        part = choose(files, subfolder=subfolder, convert=convert, place=place)
+        if built and part.kind == "checkpoint":
+            raise InvalidModelError(
+                f"{place} holds PyTorch weights. They are converted, and what comes of it is in no"
+                " repository: save it with its weights (save_pretrained=True)."
+            )
+        return part
+
     if constants.HF_HUB_OFFLINE:
-        path = _cached(repo_id, revision)
-        part = choose(list_files(path), subfolder=subfolder, convert=convert, place=place)
-        if part.kind == "checkpoint":
-            _refuse_checkpoint(repo_id, built=built)
-        return Snapshot(path / part.subfolder, path, part, path.name, {})
+        root = _cached(repo_id, revision)
+        return Snapshot(root, chosen(list_files(root)), root.name, {})
     with _translated(repo_id, revision):
         for _ in range(_ATTEMPTS):
-            listing = _list(repo_id, revision)
-            part = choose(listing.hashes, subfolder=subfolder, convert=convert, place=place)
+            info = HfApi(**_CLIENT).model_info(repo_id, revision=revision, files_metadata=True)
+            lfs = {file.rfilename: file.lfs for file in info.siblings or []}
+            part = chosen(lfs)
             if part.kind == "checkpoint":
-                _refuse_checkpoint(repo_id, built=built)
                 check_dependencies()
-            names = files_of(part, listing.hashes)
-            path = Path(
+            names = files_of(part, lfs)
+            patterns = [glob.escape(name) for name in names]
+            root = Path(
                 snapshot_download(
                     repo_id,
                     revision=revision,
-                    allow_patterns=[glob.escape(name) for name in names],
+                    allow_patterns=patterns,
                     tqdm_class=_Progress,
                     **_CLIENT,
                 )
             )
-            if path.name == listing.commit:
-                folder = path / part.subfolder
-                hashes = _below(listing.hashes, names, part.subfolder)
-                return Snapshot(folder, path, part, path.name, hashes)
+            if root.name == info.sha:
+                prefix = f"{part.subfolder}/" if part.subfolder else ""
+                hashes = {
+                    name.removeprefix(prefix): facts.sha256
+                    for name in names
+                    if name.startswith(prefix) and (facts := lfs[name])
+                }
+                return Snapshot(root, part, root.name, hashes)
     raise SourceError(
         f"{place} changes faster than it is downloaded: give a commit hash as revision.",
         param="revision",
     )
-
-
-def _refuse_checkpoint(repo_id: str, *, built: bool) -> None:
-    if built:
-        raise InvalidModelError(
-            f"The repository {repo_id} holds PyTorch weights. They are converted, and what comes of"
-            " it is in no repository: save it with its weights (save_pretrained=True)."
-        )
-
-
-def _list(repo_id: str, revision: str | None) -> _Listing:
-    info = HfApi(**_CLIENT).model_info(repo_id, revision=revision, files_metadata=True)
-    files = info.siblings or []
-    hashes = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in files}
-    return _Listing(str(info.sha), hashes)
-
-
-def _below(hashes: Mapping[str, str | None], names: list[str], folder: str) -> dict[str, str]:
-    """Return the hashes that are known, by names relative to a folder."""
-    prefix = PurePosixPath(folder)
-    return {
-        PurePosixPath(name).relative_to(prefix).as_posix(): sha256
-        for name in names
-        if PurePosixPath(name).is_relative_to(prefix) and (sha256 := hashes[name])
-    }
 
 
 def _cached(repo_id: str, revision: str | None) -> Path:
@@ -197,8 +182,16 @@ def _translated(repo_id: str, revision: str | None) -> Generator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise _unreachable(repo_id, error) from error
     except errors.HfHubHTTPError as error:
-        raise _http_error(repo_id, error.response.status_code) from error
-    except (_connection_errors(), OSError) as error:
+        status = error.response.status_code
+        if status in _REFUSALS:
+            kind, message = _REFUSALS[status]
+            raise kind(message.format(repo_id), param="model") from error
+        raise SourceUnreachableError(
+            f"The hub answered with status {status} for {repo_id}. Try again later: files that"
+            " came whole are kept.",
+            param="model",
+        ) from error
+    except (_HTTP_ERROR, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's, not the network's
         raise _unreachable(repo_id, error) from error
@@ -210,29 +203,3 @@ def _unreachable(repo_id: str, error: Exception) -> SourceUnreachableError:
         " again: files that came whole are kept. With HF_HUB_OFFLINE=1, only the cache is used.",
         param="model",
     )
-
-
-def _http_error(repo_id: str, status: int) -> SourceError:
-    if status == 401:
-        return SourceAccessError(
-            f"The hub refused the token that was sent for {repo_id}: {_LOG_IN}.", param="model"
-        )
-    if status == 403:
-        return SourceAccessError(
-            f"The hub forbids {repo_id} to the account of the token, or to everyone.", param="model"
-        )
-    if status == 404:
-        return SourceNotFoundError(
-            f"The repository {repo_id} lists a file that the hub does not have.", param="model"
-        )
-    return SourceUnreachableError(
-        f"The hub answered with status {status} for {repo_id}. Try again later: files that came"
-        " whole are kept.",
-        param="model",
-    )
-
-
-def _connection_errors() -> type[Exception]:
-    """Return the root of the errors of the HTTP library beneath, which has changed before."""
-    root: Any = errors.HfHubHTTPError.__bases__[0]
-    return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE, some_of
 from mlflow_phi3_onnx.artifact.package import MANIFEST_FILE
-from mlflow_phi3_onnx.core.files import inside
+from mlflow_phi3_onnx.core.files import inside, list_visible
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
@@ -30,6 +31,8 @@ __all__ = [
     "check_subfolder",
     "choose",
     "files_of",
+    "list_cards",
+    "list_files",
 ]
 
 CHECKPOINT_CONFIG = "config.json"
@@ -43,6 +46,9 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 """The weights files of a transformers checkpoint."""
 
+_DEPTH = 4
+"""How many folders deep a model is looked for: a path such as a home folder holds very many."""
+
 _CHECKPOINT_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}
 _NEVER_OF_ONNX = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
 
@@ -50,6 +56,19 @@ _EXPECTED = (
     f"Expected a folder of ONNX Runtime GenAI, with {CONFIG_FILE}, or a transformers checkpoint,"
     f" with {CHECKPOINT_CONFIG} and model.safetensors."
 )
+
+# Forms that people take for a model: the files that they are known by, and what to say of them.
+_OTHER_FORMS = {
+    ("adapter_config.json",): (
+        " It holds a LoRA adapter: merge it into its base model, and give that."
+    ),
+    (CHECKPOINT_CONFIG, "*.bin"): (
+        " Its weights are pickled, and reading them could run code: load the model with"
+        " transformers and save it with save_pretrained, as safetensors."
+    ),
+    ("*.gguf",): " It holds GGUF files, which are llama.cpp's.",
+    ("*.onnx",): " It holds ONNX graphs, but none that was built for ONNX Runtime GenAI.",
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +91,10 @@ def check_subfolder(subfolder: str | None) -> str:
     Raises:
         InvalidRequestError: If it is not a relative path that stays inside.
     """
-    if subfolder is None:
-        return ""
     if isinstance(subfolder, str):  # typed by a user: Windows' slashes and "./" are no harm
         subfolder = _join("", subfolder.replace("\\", "/"))
-        if not subfolder:
-            return ""
+    if subfolder in (None, ""):
+        return ""
     refusal = "subfolder must be a relative path inside the model's folder or repository"
     error = partial(InvalidRequestError, param="subfolder")
     return inside(Path(), subfolder, refusal, error).as_posix()
@@ -137,30 +154,33 @@ def files_of(part: Part, files: Collection[str]) -> list[str]:
 
     Its licence and its card are among them, which lie at the repository's top.
     """
-    others = {_join("", model) for model in _models(files)} - {part.subfolder}
-    cards = {name for name in files if CARD.fullmatch(name)}
-    if part.kind == "package":
-        needed = {name for name in files if _is_of_onnx(PurePosixPath(name), part, set())}
-    elif part.kind == "onnx":
-        needed = {name for name in files if _is_of_onnx(PurePosixPath(name), part, others)}
-    else:
-        needed = {name for name in files if _is_of_checkpoint(PurePosixPath(name), part)}
-    return sorted(needed | cards)
+    top = PurePosixPath(part.subfolder)
+    # Other models that lie inside are left out; those of a package belong to it.
+    folders = _models(files) if part.kind == "onnx" else []
+    others = {path for path in map(PurePosixPath, folders) if top in path.parents}
+
+    def is_needed(path: PurePosixPath) -> bool:
+        if not path.is_relative_to(top):
+            return False
+        if part.kind == "checkpoint":
+            known = path.suffix in _CHECKPOINT_SUFFIXES or WEIGHTS.fullmatch(path.name)
+            return bool(known) and path.parent == top and not path.name.startswith(".")
+        hidden = any(name.startswith(".") for name in path.relative_to(top).parts)
+        return not (hidden or path.suffix in _NEVER_OF_ONNX or others.intersection(path.parents))
+
+    return [
+        name for name in sorted(files) if CARD.fullmatch(name) or is_needed(PurePosixPath(name))
+    ]
 
 
-def _is_of_onnx(path: PurePosixPath, part: Part, others: set[str]) -> bool:
-    if not path.is_relative_to(part.subfolder) or path.suffix in _NEVER_OF_ONNX:
-        return False
-    inside = path.relative_to(part.subfolder)
-    parents = {parent.as_posix() for parent in path.parents}
-    nested = {other for other in others if PurePosixPath(other).is_relative_to(part.subfolder)}
-    return not parents & nested and not any(name.startswith(".") for name in inside.parts)
+def list_files(folder: Path) -> list[str]:
+    """List a folder's files, relative and with slashes, without what is hidden or lies deep."""
+    return list_visible(folder, _DEPTH)
 
 
-def _is_of_checkpoint(path: PurePosixPath, part: Part) -> bool:
-    beside = path.parent == PurePosixPath(part.subfolder)
-    needed = path.suffix in _CHECKPOINT_SUFFIXES or WEIGHTS.fullmatch(path.name)
-    return beside and bool(needed) and not path.name.startswith(".")
+def list_cards(folder: Path) -> dict[str, Path]:
+    """Find the licence and the card of a model at the top of a folder, by name."""
+    return {path.name: path for path in sorted(folder.glob("*")) if CARD.fullmatch(path.name)}
 
 
 def _below(files: Iterable[str], subfolder: str) -> set[str]:
@@ -185,15 +205,7 @@ def _list_models(models: list[str], subfolder: str = "") -> str:
 
 def _what_else(names: Collection[str]) -> str:
     """Say what was found instead, where it is a form that people take for a model."""
-    if "adapter_config.json" in names:
-        return " It holds a LoRA adapter: merge it into its base model, and give that."
-    if CHECKPOINT_CONFIG in names and any(name.endswith(".bin") for name in names):
-        return (
-            " Its weights are pickled, and reading them could run code: load the model with"
-            " transformers and save it with save_pretrained, as safetensors."
-        )
-    if any(name.endswith(".gguf") for name in names):
-        return " It holds GGUF files, which are llama.cpp's."
-    if any(name.endswith(".onnx") for name in names):
-        return " It holds ONNX graphs, but none that was built for ONNX Runtime GenAI."
+    for patterns, says in _OTHER_FORMS.items():
+        if all(fnmatch.filter(names, pattern) for pattern in patterns):
+            return says
     return ""

@@ -1,12 +1,14 @@
-"""Models that MLflow holds: of this flavor, of ``mlflow.transformers``, or files of a run."""
+"""Models that MLflow holds: read as sources, and tagged with what became of them."""
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
@@ -19,73 +21,55 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TRANSFORMERS",
-    "Held",
     "assemble_checkpoint",
     "check_transformers",
-    "read_held",
+    "describe_version",
+    "link_back",
+    "read_mlmodel",
+    "tags_of",
 ]
 
 _logger = logging.getLogger(__name__)
 
 TRANSFORMERS = "transformers"
 
-
-@dataclass(frozen=True)
-class Held:
-    """A model that MLflow holds, on this machine.
-
-    Attributes:
-        path: Its folder, with the MLmodel file.
-        flavors: The sections of the MLmodel file, by flavor.
-        metadata: The metadata of the MLmodel file.
-        origin: Where it came from, for another MLmodel file.
-    """
-
-    path: Path
-    flavors: Mapping[str, Any]
-    metadata: Mapping[str, Any]
-    origin: Mapping[str, Any]
+_TAG_PREFIX = "mlflow_phi3_onnx."
+_VERSION_URI = re.compile(r"models:/([^/]+)/(\d+)")
 
 
-def read_held(path: Path, uri: str | None = None) -> Held | None:
+def read_mlmodel(folder: Path) -> Model | None:
     """Read the MLmodel file of a folder; None where there is none.
 
     Raises:
         InvalidModelError: If the file cannot be read.
     """
-    if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
+    if not (folder / mlflow_compat.MLMODEL_FILE_NAME).is_file():
         return None
     try:
-        model = Model.load(str(path))
+        return Model.load(str(folder))
     except Exception as error:
         raise InvalidModelError("The MLmodel file cannot be read.") from error
-    origin: dict[str, Any] = {"kind": "mlflow_model"}
-    if uri is not None:
-        origin["uri"] = uri
-    if model.model_id is not None:
-        origin["model_id"] = model.model_id
-    return Held(path, model.flavors, model.metadata or {}, origin)
 
 
-def assemble_checkpoint(held: Held, folder: Path) -> None:
+def assemble_checkpoint(path: Path, model_binary: str, folder: Path) -> None:
     """Put model and tokenizer of an ``mlflow.transformers`` model into one folder, by links.
 
     Args:
-        held: The model; its weights are among its files.
+        path: The folder with the MLmodel file; the weights are among its files.
+        model_binary: The folder of the weights, as the MLmodel file names it.
         folder: An empty folder.
 
     Raises:
         InvalidModelError: If the MLmodel file leads out of the model's own folder.
     """
-    for part in (held.flavors[TRANSFORMERS]["model_binary"], "components/tokenizer"):
+    for part in (model_binary, "components/tokenizer"):
         refusal = "The MLmodel file names a folder outside the model"
-        folder_of_part = inside(held.path, part, refusal, links=False)
-        for file in sorted(folder_of_part.glob("*")):
+        for file in inside(path, part, refusal, links=False).glob("*"):
             if file.is_file():
                 _link(file.resolve(), folder / file.name)
 
 
-def check_transformers(held: Held) -> None:
+def check_transformers(model: Model) -> None:
     """Check that an ``mlflow.transformers`` model is one that can be converted as it is.
 
     What it was saved with and has no place in this flavor is named in a warning.
@@ -93,7 +77,7 @@ def check_transformers(held: Held) -> None:
     Raises:
         InvalidModelError: If it is not for text generation, or is more than its weights.
     """
-    flavor = held.flavors[TRANSFORMERS]
+    flavor = model.flavors[TRANSFORMERS]
     task = flavor.get("task")
     if task != "text-generation":
         raise InvalidModelError(
@@ -104,18 +88,62 @@ def check_transformers(held: Held) -> None:
             "The MLflow model is an adapter beside its base model. Merge them with"
             " model.merge_and_unload(), and give the merged model."
         )
-    if held.metadata.get("prompt_template"):
+    if (model.metadata or {}).get("prompt_template"):
         raise InvalidModelError(
             "The MLflow model has a prompt_template, which would be lost. Put it into the chat"
             " template of its tokenizer, and give the pipeline."
         )
-    config = held.flavors.get("python_function", {}).get("config") or {}
-    if config:
+    if config := model.flavors.get("python_function", {}).get("config"):
         _logger.warning(
             "The MLflow model was saved with a model_config (%s), which is not carried over: give"
             " what you need of it.",
             ", ".join(sorted(config)),
         )
+
+
+def tags_of(origin: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags for a model that came from a source, as far as they apply to it."""
+    conversion = origin.get("conversion", {})
+    uri = origin.get("uri")
+    if uri is None and "repo_id" in origin:
+        uri = f"hf://{origin['repo_id']}"
+    facts = {
+        "source_uri": uri,
+        "source_revision": origin.get("revision"),
+        "precision": conversion.get("precision"),
+        "builder": conversion.get("builder"),
+    }
+    return {f"{_TAG_PREFIX}{name}": value for name, value in facts.items() if value is not None}
+
+
+def link_back(origin: Mapping[str, Any], uri: str) -> None:
+    """Tag a model that MLflow holds with what it was converted to, by precision.
+
+    The new model is logged by now, so a store that refuses the tag is only warned of.
+
+    Args:
+        origin: Where the new model came from.
+        uri: Where the new model is.
+    """
+    if "conversion" not in origin:
+        return
+    name = _TAG_PREFIX + origin["conversion"]["precision"]
+    client = MlflowClient()
+    try:
+        if "model_id" in origin:
+            client.set_logged_model_tags(origin["model_id"], {name: uri})
+        if version := _VERSION_URI.fullmatch(origin.get("uri", "")):
+            client.set_model_version_tag(version[1], version[2], name, uri)
+    except MlflowException as error:
+        _logger.warning("MLflow refused to tag the model's source (%s).", error.error_code)
+
+
+def describe_version(name: str, version: int | str, text: str) -> None:
+    """Give a registered version a description, unless the store refuses."""
+    try:
+        MlflowClient().update_model_version(name, str(version), text)
+    except MlflowException as error:
+        _logger.warning("MLflow refused to describe the registered version (%s).", error.error_code)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -18,8 +18,8 @@ from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, Reference, SavedModel, 
 from mlflow_phi3_onnx.core.files import inside, list_visible, read_json_object
 from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import check_subfolder
-from mlflow_phi3_onnx.sources.mlflow_models import Held, assemble_checkpoint
-from mlflow_phi3_onnx.sources.reference import MIRROR_VARIABLE, locate_files
+from mlflow_phi3_onnx.sources.local import MIRROR_VARIABLE, checked_files
+from mlflow_phi3_onnx.sources.mlflow_models import assemble_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,12 +164,11 @@ def _adapter(_: Path, work: Path, name: Any) -> None:
 def _mirror(_: Path, work: Path, name: Any) -> None:
     (work / "mirror").mkdir()
     saved = _saved(work)
-    locate_files(replace(saved, data=None, reference=Reference(name, "main", "")))
+    checked_files(replace(saved, files_at=Reference(name, "main", "")), "off")
 
 
 def _binary(_: Path, work: Path, name: Any) -> None:
-    flavors = {"transformers": {"model_binary": name}}
-    assemble_checkpoint(Held(work, flavors, {}, {}), work / "out")
+    assemble_checkpoint(work, name, work / "out")
 
 
 DOORS: dict[str, tuple[Callable[[Path, Path, Any], None], str]] = {

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from contextlib import suppress
@@ -52,26 +53,13 @@ _EXCEPTION = re.compile(r"[\w.]+(Error|Exception)\b")
 
 # Defaults that genai_config.json has a place for. The builder copies only some of them.
 _CARRIED = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
+    *("do_sample", "temperature", "top_k", "top_p", "repetition_penalty"),
     "no_repeat_ngram_size",
 )
 # Others that change the text, for which it has none.
 _NOT_CARRIED = (
-    "max_new_tokens",
-    "max_length",
-    "min_new_tokens",
-    "min_length",
-    "min_p",
-    "typical_p",
-    "num_beams",
-    "penalty_alpha",
-    "stop_strings",
-    "bad_words_ids",
-    "suppress_tokens",
+    *("max_new_tokens", "max_length", "min_new_tokens", "min_length", "min_p", "typical_p"),
+    *("num_beams", "penalty_alpha", "stop_strings", "bad_words_ids", "suppress_tokens"),
     "sequence_bias",
 )
 
@@ -98,7 +86,8 @@ def convert(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> dic
 
     Args:
         checkpoint: The checkpoint.
-        output: The folder to write; it must not exist, and is removed on failure.
+        output: The folder to write; it must not exist. On failure, parts of it may be
+            there.
         conversion: How to convert it.
 
     Returns:
@@ -110,12 +99,8 @@ def convert(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> dic
         ConversionError: If it fails otherwise.
     """
     check_dependencies()
-    try:
-        peak = _run(checkpoint, output, conversion)
-        _carry_over(checkpoint, output)
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
+    peak = _run(checkpoint, output, conversion)
+    _carry_over(checkpoint, output)
     return {
         **conversion.facts(),
         "architecture": checkpoint.architecture,
@@ -132,15 +117,14 @@ def _builder_version() -> Version:
 
 
 def _options(conversion: Conversion) -> list[str]:
-    options = {"hf_token": "false", "hf_remote": "false"}
-    # Its window in genai_config.json is wrong for graphs of full attention: see artifact.repair.
-    options["windowed_kv_cache"] = "false"
+    # Its window in genai_config.json is wrong for graphs of full attention: see artifact.defects.
+    options = ["hf_token=false", "hf_remote=false", "windowed_kv_cache=false"]
+    if conversion.block_size is None:
+        return options
     # The builder for Python 3.10 has the older names, and ignores names that it does not know.
     prefix = "" if _builder_version() >= Version("0.12") else "int4_"
-    if conversion.block_size is not None:
-        options[f"{prefix}block_size"] = str(conversion.block_size)
-        options[f"{prefix}algo_config"] = str(conversion.algorithm)
-    return [f"{name}={value}" for name, value in options.items()]
+    quantized = (f"block_size={conversion.block_size}", f"algo_config={conversion.algorithm}")
+    return [*options, *(prefix + option for option in quantized)]
 
 
 def _environment() -> dict[str, str]:
@@ -152,9 +136,9 @@ def _environment() -> dict[str, str]:
     spec = importlib.util.find_spec("onnxruntime_genai")
     assert spec is not None
     assert spec.submodule_search_locations
-    keep = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
+    tokens = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     return {
-        **keep,
+        **{name: value for name, value in os.environ.items() if name not in tokens},
         "PYTHONPATH": str(Path(spec.submodule_search_locations[0]) / "models"),
         "PYTHONIOENCODING": "utf-8",
         "HF_HUB_OFFLINE": "1",
@@ -165,13 +149,11 @@ def _environment() -> dict[str, str]:
 
 def _run(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> int:
     """Run the builder; return the most memory that it took, in bytes."""
-    work = output.with_name(f"{output.name}-work")
-    work.mkdir()
-    command = [sys.executable, "-u", "-m", "onnxruntime_genai.models.builder"]
-    command += ["-i", str(checkpoint.path), "-o", str(output), "-c", str(work / "cache")]
-    command += ["-p", conversion.precision, "-e", conversion.execution_provider]
-    command += ["--extra_options", *_options(conversion)]
-    try:
+    with tempfile.TemporaryDirectory(dir=output.parent, ignore_cleanup_errors=True) as work:
+        command = [sys.executable, "-u", "-m", "onnxruntime_genai.models.builder"]
+        command += ["-i", str(checkpoint.path), "-o", str(output), "-c", str(Path(work, "cache"))]
+        command += ["-p", conversion.precision, "-e", conversion.execution_provider]
+        command += ["--extra_options", *_options(conversion)]
         with subprocess.Popen(  # noqa: S603 - paths and checked options, and no shell
             command,
             cwd=work,
@@ -186,8 +168,6 @@ def _run(checkpoint: Checkpoint, output: Path, conversion: Conversion) -> int:
                 peak, lines = _watch(process, checkpoint)
             finally:
                 process.kill()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     if process.returncode != 0:
         raise _failure(process.returncode, lines, peak, checkpoint)
     return peak
@@ -206,7 +186,6 @@ def _watch(process: subprocess.Popen[str], checkpoint: Checkpoint) -> tuple[int,
         disable=None,
         leave=False,
     ) as progress:
-        assert process.stdout is not None
         arguments = (process.stdout, lines, progress)
         reader = threading.Thread(target=_read, args=arguments, daemon=True)
         reader.start()
@@ -229,7 +208,8 @@ def _read(output: Iterable[str], lines: deque[str], progress: tqdm[Any]) -> None
 
 
 def _failure(status: int, lines: list[str], peak: int, checkpoint: Checkpoint) -> Exception:
-    shown = [_without_paths(line, checkpoint) for line in lines]
+    own = str(checkpoint.path)
+    shown = [_DIRECTORIES.sub("", line.replace(own, "the checkpoint")) for line in lines]
     if any("is not currently supported" in line for line in shown):
         return InvalidModelError(
             f"The model builder of onnxruntime-genai {_builder_version()} does not support"
@@ -245,10 +225,6 @@ def _failure(status: int, lines: list[str], peak: int, checkpoint: Checkpoint) -
     raised = [at for at, line in enumerate(shown) if _EXCEPTION.match(line)]
     reason = " ".join(shown[raised[-1] :] if raised else shown[-1:]) or "it said nothing"
     return ConversionError(f"The model builder failed: {reason}")
-
-
-def _without_paths(line: str, checkpoint: Checkpoint) -> str:
-    return _DIRECTORIES.sub("", line.replace(str(checkpoint.path), "the checkpoint"))
 
 
 def _carry_over(checkpoint: Checkpoint, output: Path) -> None:
