@@ -51,9 +51,10 @@ MAX_PAIRS = 1_000
 _SORTING = 18  # comparisons of an item, at most 20 among a million, beside two that are paid for
 _WORD = 8  # bytes of text for each item that it is split into
 
-# What a filter or test costs: a step; a step for each of its input's items; or the size of all that
-# it is given.
-_FREE = {"attr", "count", "d", "default", "first", "last", "length", "random"}
+# What a filter or test costs: nothing; a step and the size of its arguments; with that, a step for
+# each of its input's items; or a step and the size of all that it is given.
+_FREE = {"count", "d", "default", "first", "last", "length", "random"}
+_BY_ARGUMENTS = {"attr"}
 _BY_ITEM = {
     *("batch", "items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr"),
     "slice",
@@ -65,13 +66,13 @@ _BY_SIZE = {
     *("upper", "urlencode", "wordcount"),
 }
 _FREE_TESTS = {
-    *("boolean", "callable", "defined", "escaped", "false", "filter", "float", "integer"),
-    *("iterable", "mapping", "none", "number", "sameas", "sequence", "string", "test", "true"),
+    *("boolean", "callable", "defined", "escaped", "false", "float", "integer"),
+    *("iterable", "mapping", "none", "number", "sameas", "sequence", "string", "true"),
     "undefined",
 }
 _TESTS_BY_SIZE = {
-    *("!=", "<", "<=", "==", ">", ">=", "divisibleby", "eq", "equalto", "even", "ge"),
-    *("greaterthan", "gt", "in", "le", "lessthan", "lower", "lt", "ne", "odd", "upper"),
+    *("!=", "<", "<=", "==", ">", ">=", "divisibleby", "eq", "equalto", "even", "filter", "ge"),
+    *("greaterthan", "gt", "in", "le", "lessthan", "lower", "lt", "ne", "odd", "test", "upper"),
 }
 
 _METHODS: Mapping[type, set[str]] = {
@@ -98,7 +99,7 @@ class RefusalError(Exception):
 def filters(jinja: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """Return the filters that templates have, out of Jinja's."""
     free = {name: jinja[name] for name in _FREE}
-    paid = {name: _paid(jinja[name], name) for name in _BY_ITEM | _BY_SIZE}
+    paid = {name: _paid(jinja[name], name) for name in _BY_ARGUMENTS | _BY_ITEM | _BY_SIZE}
     return {**free, **paid, "tojson": _tojson}
 
 
@@ -163,11 +164,12 @@ def _paid(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     def paid(*args: Any, **kwargs: Any) -> Any:
         first, value, rest = args[:skip], args[skip], args[skip + 1 :]
         spend(STEP)
-        if name not in _BY_ITEM:
+        for given in (*rest, *kwargs.values()):
+            read(given)
+        if name in _BY_SIZE:
             value = gathered(value)
-            for given in (value, *rest, *kwargs.values()):
-                read(given)
-        elif isinstance(value, str | list | tuple | dict | range):
+            read(value)
+        elif name in _BY_ITEM and isinstance(value, str | list | tuple | dict | range):
             spend(STEP * len(value))
         _pay_growth(_FILTER_GROWTH, name, value, *rest, **kwargs)
         result = function(*first, value, *rest, **kwargs)
@@ -255,6 +257,7 @@ def _few(items: Any) -> Any:
 
 
 def _raise_exception(message: str) -> None:
+    read(message)
     raise RefusalError(message)
 
 
