@@ -23,8 +23,11 @@ MAX_END_IDS = 1024
 MAX_ADDED_TOKENS = 1 << 16
 """Added tokens of a tokenizer, which are searched for in every text."""
 
+MAX_UNUSED_IDS = 1 << 16
+"""Token ids below a tokenizer's highest that no token has. A grammar's masks count them."""
+
 MAX_TEXT_GROWTH = 64
-"""The most characters that a tokenizer's normalizer may make of one."""
+"""The most characters that a tokenizer's normalizer or decoder may make of one."""
 
 MAX_GRAPH_FIELDS = 2_000_000
 """Fields of the protocol buffer that a graph is; two millions are read in some seconds."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import llguidance
 import numpy as np
 
+from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
 if TYPE_CHECKING:
@@ -53,14 +54,10 @@ class GrammarCompiler:
     """
 
     def __init__(self, spec: str, vocab_size: int, eos: frozenset[int]) -> None:
-        try:
+        with NativeErrors(_no_tokenizer):
             self._tokenizer = llguidance.LLTokenizer(
                 spec, n_vocab=vocab_size, eos_token=sorted(eos)
             )
-        except Exception as error:  # PyO3 raises several kinds for a tokenizer it cannot read
-            raise UnsupportedParameterError(
-                "This model's tokenizer is of a kind whose answers cannot be held to a grammar."
-            ) from error
         self.eos = np.array(sorted(eos), dtype=np.int64)
         self._kept: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
@@ -110,7 +107,8 @@ class GrammarCompiler:
             wrapped = wrap(grammar.text)
         except ValueError as error:
             raise _unusable(grammar, "it is not valid JSON.") from error
-        matcher = llguidance.LLMatcher(self._tokenizer, wrapped, log_level=0, limits=_LIMITS)
+        with NativeErrors(lambda _: _unusable(grammar, "llguidance fails at it.")):
+            matcher = llguidance.LLMatcher(self._tokenizer, wrapped, log_level=0, limits=_LIMITS)
         if matcher.is_error():
             raise _unusable(grammar, _reason(matcher.get_error()))
         return matcher
@@ -159,6 +157,7 @@ class Matcher:
         self._trial = trial
         self._shares = not trial
         self._tokens: list[int] = []
+        self._errors = NativeErrors(lambda _: self._failure("llguidance fails at it."))
 
     @property
     def done(self) -> bool:
@@ -180,7 +179,9 @@ class Matcher:
             InvalidRequestError: If the grammar became too complex.
         """
         self._tokens.append(token)
-        if token not in self._compiler.eos and not self._state.consume_token(token):
+        with self._errors:
+            taken = token in self._compiler.eos or self._state.consume_token(token)
+        if not taken:
             self._start_over()
 
     def allowed(self, size: int | None = None) -> NDArray[np.bool_]:
@@ -193,11 +194,9 @@ class Matcher:
             InvalidRequestError: As :meth:`mask`.
         """
         words = np.empty(self._compiler.mask_size, dtype=np.int32)
-        self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-        if self._state.is_error():
+        if not self._fill(words):
             self._start_over()
-            self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
-            if self._state.is_error():
+            if not self._fill(words):
                 raise self._failure(_reason(self._state.get_error()))
         bits = np.unpackbits(words.view(np.uint8), count=size, bitorder="little").view(np.bool_)
         # A grammar may have the token that ends completions in its middle, which it would cut off.
@@ -217,6 +216,12 @@ class Matcher:
         if not self.done:
             self.allowed()
 
+    def _fill(self, words: NDArray[np.int32]) -> bool:
+        """Write the mask of the tokens that may come next, and tell whether there is one."""
+        with self._errors:
+            self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+            return not self._state.is_error()
+
     def _start_over(self) -> None:
         if self._shares:
             self._shares = False
@@ -231,6 +236,12 @@ class Matcher:
             return _unusable(self._grammar, reason)
         param = self._grammar.param
         return InvalidRequestError(f"The answer cannot go on within {param}: {reason}", param=param)
+
+
+def _no_tokenizer(_: BaseException) -> UnsupportedParameterError:
+    return UnsupportedParameterError(
+        "This model's tokenizer is of a kind whose completions cannot be held to a grammar."
+    )
 
 
 def _unusable(grammar: Grammar, reason: str) -> InvalidRequestError:

@@ -61,7 +61,11 @@ def schema_text(schema: Any, param: str) -> str:
         ) from error
     if len(text) > MAX_CHARACTERS:
         raise _too_large(param, f"has more than {MAX_CHARACTERS:,} characters")
-    if costly := _costly_part(schema):
+    try:
+        costly = _costly_part(schema)
+    except RecursionError:
+        costly = "has references that lead through too many levels"
+    if costly:
         raise _too_large(param, costly)
     return text
 

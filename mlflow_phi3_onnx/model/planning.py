@@ -31,7 +31,8 @@ from mlflow_phi3_onnx.errors import (
 )
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
-from mlflow_phi3_onnx.openai.tools.formats import Markings, choose_format
+from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.model.settings import Settings
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
-    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
     Respond: TypeAlias = Callable[[Sequence[Completion]], Any]

@@ -13,7 +13,7 @@ from mlflow_phi3_onnx.core.tasks import Task
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
-from mlflow_phi3_onnx.openai.tools.formats import SETTINGS as TOOL_FORMATS
+from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS as TOOL_FORMATS
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 from mlflow_phi3_onnx.runtime.session_options import (

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.logprobs import TextLogprobs, chat_logprobs, text_logprobs
 from mlflow_phi3_onnx.openai.tools.deltas import whole_message
-from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.core.request import Completion, Delta, EncodedPrompt
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
     from mlflow_phi3_onnx.openai.tools.deltas import Part
-    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 
@@ -133,7 +132,7 @@ class ChatWriter(_ObjectWriter):
         (prompt,) = request.prompts
         tools = prompt.tools if isinstance(prompt, ChatPrompt) else None
         self._parsers = [
-            ToolCallParser(tool_format, tools) if tool_format and tools else None
+            tool_format.parser(tools) if tool_format and tools else None
             for _ in range(request.options.n)
         ]
 

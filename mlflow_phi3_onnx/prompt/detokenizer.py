@@ -5,12 +5,10 @@ from __future__ import annotations
 import codecs
 from typing import TYPE_CHECKING
 
-from tokenizers.decoders import DecodeStream
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenizers import Tokenizer
+    from mlflow_phi3_onnx.prompt.native import NativeTokenizer
 
 __all__ = ["Detokenizer", "byte_tokens", "token_bytes"]
 
@@ -22,7 +20,7 @@ class Detokenizer:
     U+FFFD. Control tokens are left out. After an anchor, the first token keeps the space that
     SentencePiece vocabularies write before a word, as with onnxruntime-genai's own stream.
 
-    Byte tokens are decoded here: ``DecodeStream`` decodes a run of them as a whole, and fails where
+    Byte tokens are decoded here: the library decodes a run of them as a whole, and fails where
     a whole character is followed by a broken one.
 
     Args:
@@ -35,7 +33,7 @@ class Detokenizer:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: NativeTokenizer,
         anchor: list[int],
         bytes_of: Mapping[int, bytes],
         *,
@@ -44,8 +42,8 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._anchor = anchor
         self._bytes_of = bytes_of
-        self._skip = not keep_control
-        self._stream = DecodeStream(ids=anchor, skip_special_tokens=self._skip)
+        self._keep_control = keep_control
+        self._stream = tokenizer.stream(anchor, keep_control=keep_control)
         self._pending: list[int] = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -55,7 +53,7 @@ class Detokenizer:
         if byte is not None:
             return self._utf8.decode(byte)
         broken = self._utf8.decode(b"", final=True)
-        text = self._stream.step(self._tokenizer, token_id)
+        text = self._stream.step(token_id)
         if text is None:
             self._pending.append(token_id)
             return broken
@@ -65,15 +63,15 @@ class Detokenizer:
     def flush(self) -> str:
         """Return what was held back: the start of a character that never came whole, as U+FFFD."""
         held = self._tokenizer.decode(
-            [*self._anchor, *self._pending], skip_special_tokens=self._skip
+            [*self._anchor, *self._pending], keep_control=self._keep_control
         )[len(self._anchor) :]
         self._pending.clear()
         return held + self._utf8.decode(b"", final=True)
 
 
-def byte_tokens(tokenizer: Tokenizer) -> dict[int, bytes]:
+def byte_tokens(tokenizer: NativeTokenizer) -> dict[int, bytes]:
     """Return the byte of each token that stands for one (``<0x00>`` to ``<0xFF>``), by id."""
-    pieces = ((i, tokenizer.token_to_id(f"<0x{i:02X}>")) for i in range(256))
+    pieces = ((i, tokenizer.vocabulary.get(f"<0x{i:02X}>")) for i in range(256))
     return {token: bytes([i]) for i, token in pieces if token is not None}
 
 

@@ -1,4 +1,4 @@
-"""Encoding texts of any length: without the interpreter's lock, or refused beforehand."""
+"""How long a text may be that fits into a context, judged before it is encoded."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from mlflow_phi3_onnx.prompt.native import NativeTokenizer
 
-__all__ = ["encode", "longest_token"]
-
-_LONG = 20_000
-"""From so many characters on, a text is encoded without the interpreter's lock.
-
-Shorter ones take some milliseconds. Once a batch has been encoded, the library warns in forks.
-"""
+__all__ = ["longest_token"]
 
 _COMPOSITION = 4
 """The most characters that canonical composition (NFC, NFKC) makes one of."""
@@ -24,30 +18,20 @@ _KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "Unicode
 _DROPPING_SPACE_ONLY = {"Whitespace", "WhitespaceSplit"}
 
 
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return a text's token ids, with none added.
-
-    ``Tokenizer.encode`` holds the interpreter's lock, for seconds with megabytes of text.
-    """
-    if len(text) < _LONG:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-    return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-
-
-def longest_token(tokenizer: Tokenizer) -> int | None:
+def longest_token(tokenizer: NativeTokenizer) -> int | None:
     """Count the most characters other than spaces that one token can stand for.
 
     Returns:
         None where there is no such bound: where the tokenizer drops characters, or makes one token
         of any number of unknown ones.
     """
-    spec: dict[str, Any] = json.loads(tokenizer.to_str())
+    spec: dict[str, Any] = json.loads(tokenizer.spec)
     model = spec["model"]
     fused = model["type"] != "BPE" or (model.get("fuse_unk") and not model.get("byte_fallback"))
     shrinking = _shrinking(spec.get("normalizer"))
     if shrinking == math.inf or not _keeps(spec.get("pre_tokenizer")) or fused:
         return None
-    return int(shrinking) * max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+    return int(shrinking) * max(map(len, tokenizer.vocabulary), default=1)
 
 
 def _shrinking(normalizer: dict[str, Any] | None) -> float:

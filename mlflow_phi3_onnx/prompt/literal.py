@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import Tokenizer
+from mlflow_phi3_onnx.prompt.native import NativeTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -43,7 +43,9 @@ def control_tokens(
     return {i: token for i, token in added.items() if not is_text(token)}
 
 
-def literal_tokenizers(spec: str, control: Collection[str]) -> tuple[Tokenizer, Tokenizer]:
+def literal_tokenizers(
+    spec: str, control: Collection[str]
+) -> tuple[NativeTokenizer, NativeTokenizer]:
     """Make copies of a tokenizer that have no control tokens.
 
     Args:
@@ -70,9 +72,9 @@ def literal_tokenizers(spec: str, control: Collection[str]) -> tuple[Tokenizer, 
         for token in changed["added_tokens"]
         if token["content"] not in control or token["content"] not in pieces
     ]
-    first = Tokenizer.from_str(json.dumps(changed))
+    first = NativeTokenizer(json.dumps(changed))
     _go_on(changed["pre_tokenizer"])
-    return first, Tokenizer.from_str(json.dumps(changed))
+    return first, NativeTokenizer(json.dumps(changed))
 
 
 def _nothing(number: int) -> str:

@@ -8,13 +8,13 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from mlflow_phi3_onnx.errors import ContextLengthError, InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.errors import ContextLengthError, InvalidRequestError
 from mlflow_phi3_onnx.prompt.control_text import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
-from mlflow_phi3_onnx.prompt.encoding import encode, longest_token
+from mlflow_phi3_onnx.prompt.encoding import longest_token
 from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizers
+from mlflow_phi3_onnx.prompt.native import TOKENIZER_FILE, NativeTokenizer
 from mlflow_phi3_onnx.prompt.template.conversation import Conversation, check_text
 from mlflow_phi3_onnx.prompt.template.files import load_template
 
@@ -59,21 +59,12 @@ class PromptTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises a bare Exception for a damaged file
-            raise InvalidModelError(
-                "tokenizer.json is missing, damaged or of a kind that the tokenizers library does"
-                " not read."
-            ) from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = NativeTokenizer.read(path)
         self._template = load_template(path)
         self.template_shows: Callable[[str], bool] = lambda _: False
         if self._template is not None:
             self.template_shows = self._template.shows
-        added = self._tokenizer.get_added_tokens_decoder()
-        control = control_tokens(added, self.template_shows)
+        control = control_tokens(self._tokenizer.added, self.template_shows)
         self._control = {token.content: i for i, token in control.items()}
         self.control_ids = frozenset(control)
         self._strips_right = {token.content for token in control.values() if token.rstrip}
@@ -81,7 +72,7 @@ class PromptTokenizer:
         self._control_pattern = _any_of(self._control)
         self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
         self._byte_tokens = byte_tokens(self._tokenizer)
-        self._anchor = encode(self._tokenizer, "a")[-1:]
+        self._anchor = self._tokenizer.encode("a", TOKENIZER_FILE)[-1:]
         self.token_text = lru_cache(maxsize=MAX_TOKEN_TEXTS)(self._token_text)
         self._grammars: dict[tuple[int, frozenset[int]], GrammarCompiler] = {}
         self._grammars_lock = threading.Lock()
@@ -103,12 +94,11 @@ class PromptTokenizer:
         """
         check_text(text, param)
         self._check_length(text, context, "The prompt" if param == "prompt" else param)
-        return _ids(encode(self._tokenizer, text))
+        return _ids(self._tokenizer.encode(text, param))
 
     def offsets(self, text: str) -> tuple[int, ...]:
         """Tell where each token of a whole prompt begins in it, in characters."""
-        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
-        return tuple(start for start, _ in encoding.offsets)
+        return self._tokenizer.offsets(text, "prompt")
 
     def encode_chat(
         self, chat: ChatPrompt, *, add_generation_prompt: bool = True, context: int | None = None
@@ -127,7 +117,7 @@ class PromptTokenizer:
         rendered, hidden = self._render(chat, add_generation_prompt)
         self._check_length(rendered, context, "The prompt")
         if not hidden.found:
-            ids = encode(self._tokenizer, rendered)
+            ids = self._tokenizer.encode(rendered, "messages")
             # Other control ids than the text shows: a normalizer made them out of other characters.
             shown = self._control_pattern.findall(rendered)
             if self._control_of(ids) == [self._control[text] for text in shown]:
@@ -166,10 +156,10 @@ class PromptTokenizer:
         )
 
     def _token_text(self, token_id: int) -> tuple[str, bytes]:
-        piece = self._tokenizer.id_to_token(token_id) or ""
+        piece = self._tokenizer.token(token_id)
         if piece in self._control:
             return piece, piece.encode()
-        text = self._tokenizer.decode([*self._anchor, token_id], skip_special_tokens=False)[1:]
+        text = self._tokenizer.decode([*self._anchor, token_id], keep_control=True)[1:]
         return text, self._byte_tokens.get(token_id) or token_bytes(piece, text)
 
     def control_id(self, text: str) -> int | None:
@@ -192,9 +182,8 @@ class PromptTokenizer:
         with self._grammars_lock:
             compiler = self._grammars.get((vocab_size, eos))
             if compiler is None:
-                ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
-                size = max(vocab_size, 1 + max(ids))
-                compiler = GrammarCompiler(self._tokenizer.to_str(), size, eos)
+                size = max(vocab_size, 1 + max(self._tokenizer.vocabulary.values()))
+                compiler = GrammarCompiler(self._tokenizer.spec, size, eos)
                 self._grammars[vocab_size, eos] = compiler
             return compiler
 
@@ -240,8 +229,8 @@ class PromptTokenizer:
         return Fragments(self._control)
 
     @cached_property
-    def _literal(self) -> tuple[Tokenizer, Tokenizer]:
-        return literal_tokenizers(self._tokenizer.to_str(), self._control)
+    def _literal(self) -> tuple[NativeTokenizer, NativeTokenizer]:
+        return literal_tokenizers(self._tokenizer.spec, self._control)
 
     def _control_of(self, ids: Iterable[int]) -> list[int]:
         return [i for i in ids if i in self.control_ids]
@@ -259,7 +248,7 @@ class PromptTokenizer:
                 piece = piece.rstrip(_SPACE)
             if piece:
                 literal = self._literal[0 if previous is None else 1]
-                text = encode(literal, hidden.restore(piece))
+                text = literal.encode(hidden.restore(piece), "messages")
                 if self._control_of(text):
                     raise InvalidRequestError(
                         "messages hold the text of one of the model's control tokens, which its"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_phi3_onnx.openai.tools.formats import SETTINGS, Markings, choose_format
+from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS, choose_format
 from tests.support.tool_cases import parse
 
 

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
-from mlflow_phi3_onnx.openai.tools.formats import Markings, choose_format
+from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
 from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule, tool_call_grammar
 from tests.support.tool_cases import CITY, closed, parse, tool
 

@@ -10,7 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mlflow_phi3_onnx import ContextLengthError, GenAIError, GenAIModel
-from mlflow_phi3_onnx.prompt.encoding import encode, longest_token
+from mlflow_phi3_onnx.prompt.encoding import longest_token
+from mlflow_phi3_onnx.prompt.native import NativeTokenizer
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -21,6 +22,10 @@ VOCAB = {"a": 0, "b": 1, "ab": 2, "abab": 3, "<unk>": 4}
 def small(**model: Any) -> Tokenizer:
     merges = [("a", "b"), ("ab", "ab")]
     return Tokenizer(models.BPE(VOCAB, merges, **model))
+
+
+def longest(made: Any) -> int | None:
+    return longest_token(NativeTokenizer(made.to_str()))
 
 
 @pytest.mark.parametrize(
@@ -47,13 +52,13 @@ def test_the_bound_is_known_where_no_character_gets_lost(
         made.normalizer = normalizer
     if pre_tokenizer is not None:
         made.pre_tokenizer = pre_tokenizer
-    assert longest_token(made) == length
+    assert longest(made) == length
 
 
 def test_there_is_no_bound_where_unknown_characters_are_fused() -> None:
-    assert longest_token(small(unk_token="<unk>", fuse_unk=True)) is None
-    assert longest_token(small(unk_token="<unk>", fuse_unk=True, byte_fallback=True)) == 5
-    assert longest_token(Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>"))) is None
+    assert longest(small(unk_token="<unk>", fuse_unk=True)) is None
+    assert longest(small(unk_token="<unk>", fuse_unk=True, byte_fallback=True)) == 5
+    assert longest(Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, "<unk>"))) is None
 
 
 def test_long_texts_are_encoded_as_short_ones_are() -> None:
@@ -61,23 +66,26 @@ def test_long_texts_are_encoded_as_short_ones_are() -> None:
     made.decoder = decoders.Fuse()
     for count in (1, 9_999, 10_000, 10_001):
         text = "ab" * count + "b"
-        assert encode(made, text) == made.encode(text, add_special_tokens=False).ids
+        assert (
+            NativeTokenizer(made.to_str()).encode(text, "x")
+            == made.encode(text, add_special_tokens=False).ids
+        )
 
 
 @pytest.fixture(scope="module")
-def longest(demo: Any) -> int:
-    length = longest_token(Tokenizer.from_file(str(demo / "tokenizer.json")))
+def longest_of_demo(demo: Any) -> int:
+    length = longest_token(NativeTokenizer.read(demo))
     assert length is not None
     return length
 
 
-def test_the_bound_is_exact(tokenizer: PromptTokenizer, longest: int) -> None:
-    fits = "x" * (10 * longest)
+def test_the_bound_is_exact(tokenizer: PromptTokenizer, longest_of_demo: int) -> None:
+    fits = "x" * (10 * longest_of_demo)
     assert len(tokenizer.encode(fits, context=10)) > 10
-    with pytest.raises(ContextLengthError, match=rf"{10 * longest + 1:,} characters"):
+    with pytest.raises(ContextLengthError, match=rf"{10 * longest_of_demo + 1:,} characters"):
         tokenizer.encode(fits + "x", context=10)
     # Spaces may all be part of one token, beside one that strips.
-    assert len(tokenizer.encode(" " * (10 * longest + 1), context=10)) > 0
+    assert len(tokenizer.encode(" " * (10 * longest_of_demo + 1), context=10)) > 0
 
 
 CALLS = {

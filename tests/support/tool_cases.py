@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 
 from mlflow_phi3_onnx.openai.tools.deltas import whole_message
-from mlflow_phi3_onnx.openai.tools.formats import FORMATS
-from mlflow_phi3_onnx.openai.tools.parser import ToolCallParser
+from mlflow_phi3_onnx.openai.tools.formats.registry import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +84,7 @@ def parts_of(texts: Iterable[str], tool_format: str = "") -> list[list[Part]]:
     """Return what a parser passes on after each text, and at the end."""
     texts = list(texts)
     tool_format = tool_format or format_in("".join(texts))
-    parser = ToolCallParser(FORMATS[tool_format], [tool("f"), tool("g")])
+    parser = FORMATS[tool_format].parser([tool("f"), tool("g")])
     return [*map(parser.add, texts), parser.finish()]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,12 @@ from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mlflow_phi3_onnx.openai.tools.formats import Markings, ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolFormat
 
 __all__ = ["ToolCallRule", "tool_call_grammar"]
 
 MAX_CHARACTERS = 1 << 17
 """The most characters of the grammar for all tools together."""
-
-_ANY_TEXT = "/(?s:.*)/"
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,12 @@ def tool_call_grammar(
             param="tool_choice",
         )
     functions = [tool["function"] for tool in tools]
-    calls = [
-        _call(function, tool_format.key, required=rule.required)
+    schemas = {
+        function["name"]: _schema(function, required=rule.required)
         for function in functions
         if rule.name in (None, function["name"])
-    ]
-    form = tool_format.several if rule.parallel else tool_format.one
-    begin, end = model.terminal(tool_format.begin), model.terminal(tool_format.end)
-    held = form.format(begin=begin, end=end)
-    start = [f"start: {held}"] if rule.required else _free(held, tool_format, model)
-    text = "\n".join([*start, f"call: {' | '.join(calls)}"])
+    }
+    text = tool_format.grammar(schemas, model, required=rule.required, parallel=rule.parallel)
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequestError(
             f"tools: the parameters have more than {MAX_CHARACTERS:,} characters.", param="tools"
@@ -91,28 +84,10 @@ def tool_call_grammar(
     return Grammar("lark", text, "tools")
 
 
-def _free(held: str, tool_format: ToolFormat, model: Markings) -> list[str]:
-    """Write the rules of a completion that is text, calls, or both if the format has it so."""
-    if tool_format.bare:
-        return [f"start: TEXT | {held}", r"TEXT: /\s*([^\s{](?s:.*))?/"]
-    if model.control_id(tool_format.begin) is not None:
-        return [f"start: TEXT ({held})?", f"TEXT: {_ANY_TEXT}"]
-    mark = tool_format.begin.replace("|", r"\|").replace("/", r"\/")
-    inside = held.removeprefix(model.terminal(tool_format.begin))
-    return [
-        f"start: TEXT | head{inside}",
-        f"TEXT: {_ANY_TEXT} & ~/(?s:.*){mark}(?s:.*)/",
-        f"head[lazy]: /(?s:.*){mark}/",
-    ]
-
-
-def _call(function: Mapping[str, Any], key: str, *, required: bool) -> str:
-    """Write a call of a function; arguments that nothing holds are any JSON object."""
-    head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{key}": '
-    schema: Any = {"type": "object"}
-    if required or function.get("strict"):
-        schema = _parameters(function)
-    return f'{json.dumps(head)} %json {schema_text(schema, "tools")} "}}"'
+def _schema(function: Mapping[str, Any], *, required: bool) -> str:
+    """Write the schema of a function's arguments; what nothing holds is any JSON object."""
+    held = required or function.get("strict")
+    return schema_text(_parameters(function) if held else {"type": "object"}, "tools")
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:

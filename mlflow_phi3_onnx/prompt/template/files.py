@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.files import read_json_object
+from mlflow_phi3_onnx.core.bounds import MAX_TEMPLATE_BYTES
+from mlflow_phi3_onnx.core.files import read_json_object, read_text
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 
@@ -68,7 +69,7 @@ def _named_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     files = {"default": path / TEMPLATE_FILE} if (path / TEMPLATE_FILE).is_file() else {}
     files |= {file.stem: file for file in (path / TEMPLATE_FOLDER).glob("*.jinja")}
     if files:
-        return {name: _read_text(file) for name, file in files.items()}
+        return {name: read_text(file, MAX_TEMPLATE_BYTES) for name, file in files.items()}
     value = config.get("chat_template")
     if value is None:
         return {}
@@ -106,12 +107,3 @@ def _tokens_of(values: Mapping[str, Any], file: str) -> dict[str, str]:
         elif value is not None:
             raise InvalidModelError(f"{file}: {name} must be a text, or an object with a content.")
     return tokens
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidModelError(f"{file.name} is not text in UTF-8.") from error
-    except OSError as error:
-        raise InvalidModelError(f"{file.name} cannot be read.") from error

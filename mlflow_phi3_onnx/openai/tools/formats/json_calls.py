@@ -1,4 +1,4 @@
-"""Tool calls in a model's text, found while it is written.
+"""Tool calls as JSON objects with a name and arguments, after a mark or alone.
 
 A stream cannot take back what it has sent, so there is a moment from which a call is one: after a
 mark, when the name of a known tool is whole; without a mark, when its arguments have begun as an
@@ -8,22 +8,94 @@ all the same, with the arguments that were written. Everything else is text.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.openai.tools.deltas import Part, ToolCallOutput
+from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
 from mlflow_phi3_onnx.openai.tools.json_reader import JsonReader, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mlflow_phi3_onnx.openai.tools.formats import ToolFormat
+    from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolCallParser
 
-__all__ = ["ToolCallParser"]
+__all__ = ["JsonCalls"]
 
+_ANY_TEXT = "/(?s:.*)/"
 _ARGUMENTS = ("arguments", "parameters")
 _BESIDE = ("type", "id")
 """What a call without a mark may have beside its name and arguments; other objects are text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonCalls(ToolFormat):
+    """A form whose calls are JSON objects.
+
+    A model has it if the mark is one of its control tokens or in its chat template.
+
+    Attributes:
+        name: What ``tool_format`` in ``model_config`` calls it.
+        begin: The mark before calls. Its first character stands in it only there, and in ``end``
+            too, so a mark that breaks off holds no beginning of another.
+        end: The mark after them.
+        one: A completion of nothing but one call, in Lark: ``call`` stands for the object, and
+            ``{begin}`` and ``{end}`` for the marks.
+        several: The same of one call or more.
+        key: What a call's arguments are called.
+        bare: Whether a call may also be the whole completion, without a mark.
+        shown: What the template may show instead of the mark.
+        others: What the template of a model with the same mark and another format shows.
+    """
+
+    name: str
+    begin: str
+    end: str
+    one: str
+    several: str
+    key: str = "arguments"
+    bare: bool = False
+    shown: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def matches(self, model: Markings) -> bool:
+        """Whether a model writes calls so, by its chat template and its control tokens."""
+        shown = any(map(model.template_shows, (self.begin, *self.shown)))
+        known = shown or model.control_id(self.begin) is not None
+        return known and not any(map(model.template_shows, self.others))
+
+    def parser(self, tools: Sequence[Mapping[str, Any]]) -> ToolCallParser:
+        """Make a reader of one completion's calls."""
+        return _Parser(self, tools)
+
+    def grammar(
+        self, schemas: Mapping[str, str], model: Markings, *, required: bool, parallel: bool
+    ) -> str:
+        """Write the grammar of a completion that calls tools."""
+        begin, end = model.terminal(self.begin), model.terminal(self.end)
+        held = (self.several if parallel else self.one).format(begin=begin, end=end)
+        start = [f"start: {held}"] if required else self._free(held, model)
+        calls = [self._call(name, schema) for name, schema in schemas.items()]
+        return "\n".join([*start, f"call: {' | '.join(calls)}"])
+
+    def _free(self, held: str, model: Markings) -> list[str]:
+        """Write the rules of a completion that is text, calls, or both if the form has it so."""
+        if self.bare:
+            return [f"start: TEXT | {held}", r"TEXT: /\s*([^\s{](?s:.*))?/"]
+        if model.control_id(self.begin) is not None:
+            return [f"start: TEXT ({held})?", f"TEXT: {_ANY_TEXT}"]
+        mark = self.begin.replace("|", r"\|").replace("/", r"\/")
+        inside = held.removeprefix(model.terminal(self.begin))
+        return [
+            f"start: TEXT | head{inside}",
+            f"TEXT: {_ANY_TEXT} & ~/(?s:.*){mark}(?s:.*)/",
+            f"head[lazy]: /(?s:.*){mark}/",
+        ]
+
+    def _call(self, name: str, schema: str) -> str:
+        head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{self.key}": '
+        return f'{json.dumps(head)} %json {schema} "}}"'
 
 
 @dataclass
@@ -45,7 +117,7 @@ class _Call:
     whole: bool = False
 
 
-class ToolCallParser:
+class _Parser:
     """Separates a completion's text from the tool calls in it, as they are written.
 
     Nothing is held back but what may yet become, or close, a call. What comes of a completion does
@@ -59,7 +131,7 @@ class ToolCallParser:
         tools: The tools that may be called, in OpenAI's form.
     """
 
-    def __init__(self, tool_format: ToolFormat, tools: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, tool_format: JsonCalls, tools: Sequence[Mapping[str, Any]]) -> None:
         self._format = tool_format
         self._names = {tool["function"]["name"] for tool in tools}
         self._reader = JsonReader()

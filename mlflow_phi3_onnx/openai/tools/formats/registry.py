@@ -1,0 +1,35 @@
+"""The forms of tool calls that are known, and which one a model has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlflow_phi3_onnx.openai.tools.formats import hermes, llama3, phi4_mini
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolFormat
+
+__all__ = ["FORMATS", "SETTINGS", "choose_format"]
+
+FORMATS: dict[str, ToolFormat] = {
+    module.FORMAT.name: module.FORMAT for module in (phi4_mini, hermes, llama3)
+}
+"""The forms by name, in the order in which a model is asked for them."""
+
+SETTINGS = ("auto", "none", *FORMATS)
+"""What ``tool_format`` in ``model_config`` may be."""
+
+
+def choose_format(setting: str, model: Markings) -> ToolFormat | None:
+    """Choose how a model's tool calls are read and enforced.
+
+    Args:
+        setting: One of :data:`SETTINGS`.
+        model: The model's marks.
+
+    Returns:
+        The form; None where none is wanted, or with ``auto`` where the model's is not known.
+    """
+    if setting != "auto":
+        return FORMATS.get(setting)
+    return next((known for known in FORMATS.values() if known.matches(model)), None)

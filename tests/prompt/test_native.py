@@ -1,0 +1,164 @@
+"""What a tokenizer's file may hold, and what comes of one that the library fails at."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_phi3_onnx import GenAIError, GenAIModel, InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.core.bounds import MAX_ADDED_TOKENS, MAX_TEXT_GROWTH, MAX_UNUSED_IDS
+from mlflow_phi3_onnx.core.native import NativeErrors
+from mlflow_phi3_onnx.prompt.native import NativeTokenizer
+from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Spec = dict[str, Any]
+
+
+@pytest.fixture
+def folder(demo: Path, tmp_path: Path) -> Path:
+    """A copy of the demo model."""
+    return Path(shutil.copytree(demo, tmp_path / "model"))
+
+
+def edit(folder: Path, change: Callable[[Spec], Any]) -> None:
+    file = folder / "tokenizer.json"
+    spec = json.loads(file.read_text("utf-8"))
+    change(spec)
+    file.write_text(json.dumps(spec), "utf-8")
+
+
+def replace(pattern: str, content: str) -> Spec:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+def normalize(*parts: Spec) -> Callable[[Spec], Any]:
+    return lambda spec: spec.update(normalizer={"type": "Sequence", "normalizers": list(parts)})
+
+
+def put_token(number: int) -> Callable[[Spec], Any]:
+    return lambda spec: spec["model"]["vocab"].update({"\u2581x\u2581": number})
+
+
+def charsmap(text: bytes) -> str:
+    return base64.b64encode((4).to_bytes(4, "little") + b"trie" + text + b"\0").decode()
+
+
+def token(number: int) -> Spec:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": 2560 + number, "content": f"<|extra_{number}|>", **flags}
+
+
+GROWING = "makes more than 64 characters of one"
+REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
+    "an id of 32 bits": (
+        lambda spec: spec["model"]["vocab"].update({"\u2581Madagascar": 2**31}),
+        "has the token id 2,147,483,648",
+    ),
+    "an id far beyond the vocabulary": (
+        lambda spec: spec["model"]["vocab"].update({"\u2581Madagascar": 10**8}),
+        "has the token id 100,000,000",
+    ),
+    "added tokens": (
+        lambda spec: spec.update(added_tokens=[token(i) for i in range(MAX_ADDED_TOKENS + 1)]),
+        "has 65,537 added tokens",
+    ),
+    "growth": (normalize(*[replace("a", "a" * 1000)] * 3), GROWING),
+    "growth in steps": (normalize(replace("a", "a" * 8), replace("a", "a" * 9)), GROWING),
+    "growth of nothing": (
+        normalize({"type": "Replace", "pattern": {"Regex": "x*"}, "content": "y" * 64}),
+        GROWING,
+    ),
+    "a long beginning": (normalize({"type": "Prepend", "prepend": "x" * 65}), GROWING),
+    "a table of long texts": (
+        normalize({"type": "Precompiled", "precompiled_charsmap": charsmap(b"x" * 65)}),
+        GROWING,
+    ),
+    "growth of what is decoded": (
+        lambda spec: spec.update(decoder=replace("a", "a" * 65)),
+        GROWING,
+    ),
+    "a table that is none": (
+        normalize({"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        "is damaged or of a kind",
+    ),
+    "a table that is cut": (
+        normalize({"type": "Precompiled", "precompiled_charsmap": "BAAAAP////8AAAAA"}),
+        "is damaged or of a kind|tokenizer.json has text that",
+    ),
+    "no word for what is unknown": (
+        lambda spec: spec.update(
+            model={"type": "WordLevel", "vocab": {"b": 0}, "unk_token": "<none>"}, added_tokens=[]
+        ),
+        "is damaged or of a kind",
+    ),
+    "a list": (lambda spec: spec.clear(), "is damaged or of a kind"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), REFUSED.values(), ids=REFUSED)
+def test_a_tokenizer_that_is_refused(
+    folder: Path, change: Callable[[Spec], Any], says: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(GenAIError, match=says) as caught:
+        PromptTokenizer(folder)
+    assert caught.value.message.startswith("tokenizer.json")
+
+
+def test_what_is_at_the_bounds_is_taken(folder: Path) -> None:
+    count = len(NativeTokenizer.read(folder).vocabulary) + 1
+    edit(folder, normalize(replace("q", "q" * 8), replace("r", "r" * (MAX_TEXT_GROWTH // 8))))
+    edit(folder, put_token(count + MAX_UNUSED_IDS - 1))
+    tokenizer = NativeTokenizer.read(folder)
+    assert len(tokenizer.vocabulary) == count
+    assert max(tokenizer.vocabulary.values()) == count + MAX_UNUSED_IDS - 1
+    assert len(tokenizer.encode("qq", "x")) > 2
+    edit(folder, put_token(count + MAX_UNUSED_IDS))
+    with pytest.raises(InvalidModelError, match="has the token id"):
+        NativeTokenizer.read(folder)
+
+
+def test_a_request_that_the_tokenizer_fails_at(folder: Path) -> None:
+    """An expression whose search the library gives up, with a panic."""
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    edit(folder, lambda spec: spec.update(pre_tokenizer=split))
+    text = "a" * 35 + "!"
+    with GenAIModel(folder) as model:
+        with pytest.raises(InvalidRequestError, match="messages has text that") as caught:
+            model.chat([{"role": "user", "content": text}], max_tokens=2)
+        assert (caught.value.param, text in caught.value.message) == ("messages", False)
+        with pytest.raises(InvalidRequestError, match="prompt has text that"):
+            model.complete(text, max_tokens=2)
+        assert model.complete("b", max_tokens=2)["usage"]["completion_tokens"] <= 2
+
+
+def test_a_byte_order_mark_is_taken_off(folder: Path, demo: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        text = (folder / name).read_text("utf-8")
+        (folder / name).write_text("\ufeff" + text, "utf-8")
+    chat = [{"role": "user", "content": "Capital of Spain?"}]
+    with GenAIModel(folder) as model, GenAIModel(demo) as other:
+        assert model.apply_chat_template(chat) == other.apply_chat_template(chat)
+
+
+def test_what_is_no_failure_of_the_library_passes() -> None:
+    errors = NativeErrors(lambda _: ValueError("ours"))
+    with pytest.raises(ValueError, match="ours"), errors:
+        raise RuntimeError
+    with pytest.raises(KeyboardInterrupt), errors:
+        raise KeyboardInterrupt
+    with errors:
+        pass
