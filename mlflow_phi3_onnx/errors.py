@@ -2,7 +2,7 @@
 
 ::
 
-    MlflowException
+    MlflowException, click.ClickException
     └── GenAIError                      500  server_error
         ├── InvalidRequestError         400  invalid_request_error
         │   ├── UnsupportedParameterError
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from click import ClickException
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
@@ -53,8 +54,10 @@ __all__ = [
 ]
 
 
-class GenAIError(MlflowException):
+class GenAIError(MlflowException, ClickException):
     """The root of this package's errors.
+
+    MLflow's commands show it as one line, and end with the exit code 1.
 
     Args:
         message: What went wrong and what to do about it, without any text of a user's.
@@ -73,7 +76,7 @@ class GenAIError(MlflowException):
         super().__init__(message, error_code=self.mlflow_code if error_code is None else error_code)
 
     @property
-    def message(self) -> str:
+    def message(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - see below
         """The message as it was raised.
 
         MLflow's scoring server assigns a new message that quotes the whole request. That would

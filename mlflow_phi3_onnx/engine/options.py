@@ -46,8 +46,10 @@ class ServingPolicy:
             batch take. A server has other requests to take in the meantime.
         request_deadline: Seconds after which a completion is given up, whatever the request asks
             for; None leaves that to the requests.
+        processes: How many processes share this machine's processors and memory, each with a model.
     """
 
     default_loop: LoopName = "genai"
     may_hold_gil: bool = True
     request_deadline: float | None = None
+    processes: int = 1

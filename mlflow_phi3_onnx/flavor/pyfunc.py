@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
-from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import open_artifact
+from mlflow_phi3_onnx.flavor.serving import enter_server
 from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
 
 if TYPE_CHECKING:
@@ -20,22 +19,6 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.model.native import GenAIModel
 
 __all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc"]
-
-# MLflow's scoring server passes its model and its timeout to its processes in these variables.
-_SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
-_SERVER_TIMEOUT_VARIABLE = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
-
-
-def _serving_policy() -> ServingPolicy:
-    """Say what MLflow's scoring server needs, where this is one of its processes."""
-    if _SERVED_MODEL_VARIABLE not in os.environ:
-        return ServingPolicy()
-    timeout = os.environ.get(_SERVER_TIMEOUT_VARIABLE)
-    return ServingPolicy(
-        default_loop="auto",
-        may_hold_gil=False,
-        request_deadline=None if timeout is None else float(timeout),
-    )
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFuncWrapper:
@@ -98,5 +81,5 @@ class _PyFuncWrapper:
 
     def _open(self) -> tuple[GenAIModel, Task]:
         if self._opened is None:
-            self._opened = open_artifact(self._path, self._model_config, _serving_policy())
+            self._opened = open_artifact(self._path, self._model_config, enter_server())
         return self._opened

@@ -23,6 +23,7 @@ __all__ = [
 DISTRIBUTION = "mlflow-phi3-onnx"
 
 DEPENDENCIES = (
+    "click",
     "cloudpickle",
     "huggingface-hub",
     "jinja2",

@@ -31,6 +31,11 @@ class TextAssembler:
         self._last = TokenDelta(())
 
     @property
+    def token_count(self) -> int:
+        """How many tokens there were so far."""
+        return len(self._ids)
+
+    @property
     def finished(self) -> bool:
         """Whether no text follows."""
         return self._reason is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
@@ -205,7 +206,7 @@ class GenAIModel(TokenModel):
             InvalidRequestError: If a field is not what it may be, or a prompt is too long.
             UnsupportedParameterError: If a parameter is unknown or not supported.
         """
-        if isinstance(prompt, str):
+        if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
             return self.run(TEXT, [{"prompt": prompt, **params}])[0]
         return self.run(TEXT, [{"prompt": text, **params} for text in prompt])
 
@@ -243,7 +244,7 @@ class GenAIModel(TokenModel):
 
     async def agenerate(self, prompt: str | list[str], **params: Any) -> str | list[str]:
         """Continue one prompt or many, text in and text out, as ``generate``."""
-        if isinstance(prompt, str):
+        if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
             return (await self.arun(TEXT, [{"prompt": prompt, **params}]))[0]
         return await self.arun(TEXT, [{"prompt": text, **params} for text in prompt])
 

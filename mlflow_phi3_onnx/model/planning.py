@@ -29,7 +29,9 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
 )
-from mlflow_phi3_onnx.openai.parse import parse_request
+from mlflow_phi3_onnx.model.watch import log_refusal
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS, parse_request
 from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
@@ -131,6 +133,20 @@ class Planner:
             UnsupportedParameterError: If a parameter is unknown or not supported.
             ContextLengthError: If a prompt, or what is asked for, is too long.
         """
+        try:
+            return self._plan(task, fields, params, stream=stream)
+        except GenAIError as error:
+            log_refusal(error, frozenset({INPUT_FIELDS[task], *PARAMETERS[task]}))
+            raise
+
+    def _plan(
+        self,
+        task: Task,
+        fields: Mapping[str, Any],
+        params: Mapping[str, Any] | None,
+        *,
+        stream: bool,
+    ) -> PlannedRequest:
         name = self._folder.model_type
         request = parse_request(
             fields,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.model.assembly import TextAssembler
+from mlflow_phi3_onnx.model.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
@@ -100,17 +101,15 @@ class ChunkStream:
 
     def __iter__(self) -> Generator[Any]:
         """Yield the chunks, as deltas arrive. Stops the jobs where the loop is left."""
-        try:
+        with self._watched():
             yield from self._writer.begin()
             while self._running:
                 yield from self._write(*self._arrived.get())
             yield from self._writer.end()
-        finally:
-            self.cancel()
 
     async def __aiter__(self) -> AsyncGenerator[Any]:
         """Yield as :meth:`__iter__`, without blocking the event loop."""
-        try:
+        with self._watched():
             for chunk in self._writer.begin():
                 yield chunk
             while self._running:
@@ -118,13 +117,20 @@ class ChunkStream:
                     yield chunk
             for chunk in self._writer.end():
                 yield chunk
-        finally:
-            self.cancel()
 
     def cancel(self) -> None:
         """Stop the jobs: at most one more step is computed."""
-        for handle in self.handles:
-            handle.cancel()
+        _cancel(self.handles)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Generator[None]:
+        watch = Watch()
+        try:
+            with watch:
+                yield
+        finally:
+            self.cancel()
+            watch.left([assembler.token_count for assembler in self._assemblers])
 
     async def _next(self) -> tuple[int, TokenDelta | GenAIError]:
         """Wait for the next delta."""
@@ -164,18 +170,20 @@ class TextEngine:
 
     def run(self, planned: Sequence[PlannedRequest]) -> list[Any]:
         """Run requests together, and return their responses."""
-        with contextlib.closing(_requests_done(*self._begin(planned))) as requests:
+        watch = Watch()
+        with watch, contextlib.closing(_requests_done(*self._begin(planned))) as requests:
             return [
-                request.respond([handle.result() for handle in handles])
+                _respond(request, [handle.result() for handle in handles], watch)
                 for request, handles in requests
             ]
 
     async def arun(self, plan: Callable[[], Sequence[PlannedRequest]]) -> list[Any]:
         """Plan requests in a thread and run them, without blocking the event loop."""
+        watch = Watch()
         begun = await _in_thread(lambda: self._begin(plan()), lambda begun: _cancel(begun[1]))
-        with contextlib.closing(_requests_done(*begun)) as requests:
+        with watch, contextlib.closing(_requests_done(*begun)) as requests:
             return [
-                request.respond([await handle.aresult() for handle in handles])
+                _respond(request, [await handle.aresult() for handle in handles], watch)
                 for request, handles in requests
             ]
 
@@ -225,6 +233,10 @@ class TextEngine:
         return planned, deque(self.submit([job for request in planned for job in request.jobs]))
 
 
+def _respond(request: PlannedRequest, completions: Sequence[Completion], watch: Watch) -> Any:
+    return watch.done(request.jobs, completions, request.respond(completions))
+
+
 def _requests_done(
     planned: Sequence[PlannedRequest], handles: deque[CompletionHandle]
 ) -> Generator[tuple[PlannedRequest, list[CompletionHandle]]]:
@@ -243,7 +255,7 @@ def _requests_done(
         _cancel([*taken, *handles])
 
 
-def _cancel(handles: Iterable[CompletionHandle]) -> None:
+def _cancel(handles: Iterable[CompletionHandle | JobHandle]) -> None:
     for handle in handles:
         handle.cancel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -73,9 +74,12 @@ def start_engine(
         )
     memory = options.kv_cache_memory
     if memory is None:
-        memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY)
+        memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY / policy.processes)
     kv_tokens = max(1, memory // folder.kv_bytes_per_token)
     eos = frozenset(folder.eos_token_ids)
+    threads = max(1, available_threads() // policy.processes)
+    threads = options.intra_op_num_threads or folder.threads or threads
+    options = replace(options, intra_op_num_threads=threads)
     begun = time.monotonic()
     loop = _start_loop(folder, options, policy, kv_tokens, adapters)
     _logger.info(
@@ -84,7 +88,7 @@ def start_engine(
         time.monotonic() - begun,
         loop.name,
         options.provider(folder),
-        _threads(folder, options),
+        threads,
         kv_tokens,
         kv_tokens * folder.kv_bytes_per_token,
     )
@@ -166,7 +170,7 @@ def _start_genai(
     adapters: Mapping[str, Path],
 ) -> GenAILoop:
     provider = options.provider(folder)
-    threads = {"intra_op_num_threads": _threads(folder, options)}
+    threads = {"intra_op_num_threads": options.intra_op_num_threads}
     decoder = repairs(folder).get("model", {}).get("decoder", {})
     decoder = {**decoder, "session_options": {**options.session_options, **threads}}
     native = NativeModel(
@@ -222,14 +226,10 @@ def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) ->
         element=folder.graph.inputs["past_key_values.0.key"],
         slots=max(2, options.max_batch_size),
         capacity=min(folder.context_length, kv_tokens),
-        threads=_threads(folder, options),
+        threads=options.intra_op_num_threads or 1,
     )
     _smoke_slots(session, folder)
     return SlotsLoop(session, kv_tokens=kv_tokens, reuse_prefixes=options.prefix_cache)
-
-
-def _threads(folder: ModelFolder, options: EngineOptions) -> int:
-    return options.intra_op_num_threads or folder.threads or available_threads()
 
 
 def _try_out(native: NativeModel, misfit: str, adapter: str | None = None) -> NDArray[np.float32]:

@@ -106,7 +106,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 # These need the runtime or the tokenizer to be found: a save does not load them.
 DAMAGE_AT_LOAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "half a tokenizer": (lambda f: cut(f, "tokenizer.json", 0.5), "damaged"),
+    "half a tokenizer": (lambda f: cut(f, "tokenizer.json", 0.5), "tokenizer.json is not valid"),
     "wrong vocabulary": (
         lambda f: change(f, lambda c: c["model"].update(vocab_size=1000)),
         "vocab_size|does not fit",

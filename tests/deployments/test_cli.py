@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,23 @@ def test_a_fresh_interpreter_finds_the_target_through_mlflow_alone(
     assert all(f"  {name} " in text for name in OPTIONS)
     assert "onnx-genai:/" in text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("get", "--name", "none"), "Error: There is no deployment 'none'"),
+        (("create", "--name", "a/b", "-m", "models:/x/1"), "Error: "),
+        (("create", "--name", "x", "-m", "models:/x/1", "-C", "port=x"), "Error: .*port must be"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(
+    command: Callable[..., subprocess.Popen[str]], arguments: tuple[str, ...], says: str
+) -> None:
+    text = output(command(*arguments), code=1)
+    (line,) = [line for line in text.splitlines() if line.startswith("Error: ")]
+    assert re.match(says, line), text
+    assert "Traceback" not in text
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import sys
@@ -318,3 +319,12 @@ def test_what_is_soon_done_shows_no_progress(
 def test_prediction_belongs_to_chats(model: GenAIModel) -> None:
     with pytest.raises(UnsupportedParameterError, match="prediction is not a parameter"):
         model.complete("a", prediction={"type": "content", "content": "x"})
+
+
+@pytest.mark.parametrize("prompt", [3.0, True, None, b"x"])
+def test_a_prompt_that_is_no_text_is_refused(model: GenAIModel, prompt: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt must be a string") as caught:
+        model.generate(prompt)
+    assert caught.value.param == "prompt"
+    with pytest.raises(InvalidRequestError, match="prompt must be a string"):
+        asyncio.run(model.agenerate(prompt))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import psutil
 import pytest
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.engine.options import ServingPolicy
+from mlflow_phi3_onnx.flavor.serving import THREADS, enter_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +55,71 @@ def test_a_served_pyfunc_takes_the_fitting_loop_and_the_server_s_deadline(saved:
 def test_a_native_load_in_a_served_process_is_as_everywhere(saved: Path) -> None:
     with mlflow_phi3_onnx.load_model(saved) as model:
         assert engine_of(model) == ("GenAILoop", None)
+
+
+@pytest.mark.usefixtures("served")
+def test_a_server_s_event_loop_gets_threads_for_a_whole_batch(saved: Path) -> None:
+    """MLflow loads the model while the loop runs, and has each request wait in a thread of it."""
+    together = threading.Barrier(THREADS)
+
+    async def serve() -> None:
+        mlflow.pyfunc.load_model(str(saved)).get_raw_model().close()
+        await asyncio.gather(*(asyncio.to_thread(together.wait, 60) for _ in range(THREADS)))
+
+    asyncio.run(serve())
+
+
+@pytest.mark.usefixtures("served")
+def test_a_server_shows_the_log_unless_somebody_has_said_how(
+    saved: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, root = logging.getLogger("mlflow_phi3_onnx"), logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    with mlflow.pyfunc.load_model(str(saved)).get_raw_model():
+        assert len(logger.handlers) == 1
+    shown = capfd.readouterr().err
+    assert re.search(r" INFO mlflow_phi3_onnx\.model\.start: Loaded phi3 in \d", shown)
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(root, "handlers", [logging.NullHandler()])
+    mlflow.pyfunc.load_model(str(saved)).get_raw_model().close()
+    assert logger.handlers == []
+
+
+WORKERS = [
+    (["uvicorn", "--host", "x", "--workers", "3", "app"], 3),
+    (["python", "/bin/uvicorn", "--workers", "2", "app"], 2),
+    (["uvicorn", "app"], 1),
+    (["gunicorn", "--workers", "3"], 1),
+    (["uvicorn", "--workers"], 1),
+    (["uvicorn", "--workers", "x"], 1),
+]
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(("line", "processes"), WORKERS)
+def test_worker_processes_share_the_machine(
+    monkeypatch: pytest.MonkeyPatch, line: list[str], processes: int
+) -> None:
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: line)
+    assert enter_server().processes == processes
+
+
+def test_threads_and_memory_are_divided_among_processes(
+    demo: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_phi3_onnx.model.start.available_threads", lambda: 6)
+    monkeypatch.setattr("mlflow_phi3_onnx.model.start.available_memory", lambda: 6 << 30)
+    caplog.set_level(logging.INFO, "mlflow_phi3_onnx")
+    for processes, threads, size in ((1, 6, 3 << 30), (3, 2, 1 << 30), (7, 1, (6 << 30) / 14)):
+        caplog.clear()
+        GenAIModel(demo, policy=ServingPolicy(processes=processes)).close()
+        told = re.search(r"(\d+) threads, KV cache of .* \((\d+) bytes\)", caplog.text)
+        assert told is not None
+        per_token = read_folder(demo).kv_bytes_per_token
+        assert int(told[1]) == threads
+        assert int(told[2]) == int(size // per_token) * per_token
 
 
 def test_a_pyfunc_outside_a_server_is_as_a_native_load(saved: Path) -> None:

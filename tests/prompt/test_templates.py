@@ -233,7 +233,7 @@ def test_a_field_of_the_wrong_type_is_named(name: str, tmp_path: Path) -> None:
 
 
 FILES = {
-    "tokenizer.json": (b"{}", r"tokenizer\.json is missing, damaged"),
+    "tokenizer.json": (b"{}", r"tokenizer\.json is damaged"),
     "tokenizer_config.json": (b"[1]", r"tokenizer_config\.json must hold a JSON object"),
     "tokenizer_config.json ": (b"{", r"tokenizer_config\.json is not valid JSON"),
     "chat_template.jinja": (b"\xff", r"chat_template\.jinja is not text in UTF-8"),
