@@ -76,7 +76,7 @@ class GenAIError(MlflowException, ClickException):
         super().__init__(message, error_code=self.mlflow_code if error_code is None else error_code)
 
     @property
-    def message(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - see below
+    def message(self) -> str:
         """The message as it was raised.
 
         MLflow's scoring server assigns a new message that quotes the whole request. That would
@@ -85,7 +85,7 @@ class GenAIError(MlflowException, ClickException):
         return self._message
 
     @message.setter
-    def message(self, value: str) -> None:
+    def message(self, value: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] - above
         if "_message" not in self.__dict__:
             self._message = value
 
