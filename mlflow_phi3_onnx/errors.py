@@ -120,7 +120,7 @@ class UnsupportedParameterError(InvalidRequestError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """A prompt, or a prompt and its answer, that is longer than the model's context length."""
+    """A prompt, or a prompt and its completion, that is longer than the model's context length."""
 
     openai_code = "context_length_exceeded"
 

@@ -168,7 +168,7 @@ def _check_alike(models: Mapping[str, ModelFolder]) -> None:
         if facts[name] != facts[first]:
             raise InvalidModelError(
                 f"The variants {first} and {name} are not forms of one model: they differ in their"
-                " architecture, their vocabulary or the ids that end an answer."
+                " architecture, their vocabulary or the ids that end a completion."
             )
 
 

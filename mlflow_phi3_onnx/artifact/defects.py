@@ -77,7 +77,7 @@ def _two_ranges(folder: ModelFolder) -> Defect | None:
         "two ranges of positions",
         "The graph has other position factors beyond its original context (LongRoPE), and"
         " onnxruntime-genai computes them rightly only for one row at a time.",
-        "Rows are computed one at a time, and no prompt in pieces.",
+        "Sequences are computed one at a time, and no prompt in chunks.",
     )
 
 
@@ -87,7 +87,7 @@ def _hidden_stop(folder: ModelFolder) -> Defect | None:
         return None
     return Defect(
         "end beyond the vocabulary",
-        f"genai_config.json ends answers at the id {largest:,}, but the vocabulary has"
+        f"genai_config.json ends completions at the id {largest:,}, but the vocabulary has"
         f" {folder.vocab_size:,}.",
         "Nothing: such an id never comes.",
     )

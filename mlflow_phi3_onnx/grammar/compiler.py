@@ -235,7 +235,9 @@ class Matcher:
         if self._trial:
             return _unusable(self._grammar, reason)
         param = self._grammar.param
-        return InvalidRequestError(f"The answer cannot go on within {param}: {reason}", param=param)
+        return InvalidRequestError(
+            f"The completion cannot go on within {param}: {reason}", param=param
+        )
 
 
 def _no_tokenizer(_: BaseException) -> UnsupportedParameterError:

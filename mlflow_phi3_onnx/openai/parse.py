@@ -101,8 +101,8 @@ def parse_request(
     prompts = _prompts(request.get(field), settled, task)
     if len(prompts) * options.n > MAX_COMPLETIONS:
         raise InvalidRequestError(
-            f"{len(prompts):,} prompts with {options.n} answers each are more than"
-            f" {MAX_COMPLETIONS:,} answers. Lower n or send several requests.",
+            f"{len(prompts):,} prompts with {options.n} completions each are more than"
+            f" {MAX_COMPLETIONS:,} completions. Lower n or send several requests.",
             param="n",
         )
     return ParsedRequest(
@@ -136,7 +136,7 @@ def _check_together(settled: Mapping[str, Any], asked: Mapping[str, Any]) -> Non
         )
     if settled.get("max_tokens") == 0 and not settled["echo"]:
         raise InvalidRequestError(
-            "max_tokens is 0, which needs echo to be true: there would be nothing to answer.",
+            "max_tokens is 0, which needs echo to be true: there would be nothing to write.",
             param="max_tokens",
         )
     if settled["top_logprobs"] and not settled.get("logprobs"):
@@ -161,7 +161,7 @@ def _check_together(settled: Mapping[str, Any], asked: Mapping[str, Any]) -> Non
     if settled["min_tokens"] and (forms or _calls(settled)):
         held = forms[0] if forms else "A grammar for tool calls"
         raise InvalidRequestError(
-            f"{held} says where the answer ends, so min_tokens cannot. Leave out min_tokens.",
+            f"{held} says where the completion ends, so min_tokens cannot. Leave out min_tokens.",
             param="min_tokens",
         )
 

@@ -70,7 +70,7 @@ def lark(value: Any) -> Grammar:
     text = _text(value, MAX_LARK_CHARACTERS)
     if _TEMPERATURE.search(text):
         raise InvalidRequestError(
-            "grammar: a rule's temperature is not supported; give the whole answer's.",
+            "grammar: a rule's temperature is not supported; give the whole completion's.",
             param="grammar",
         )
     parts: list[str] = []

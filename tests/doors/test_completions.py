@@ -255,7 +255,7 @@ BAD = [
     bad([[5], [6, 2**31 - 1]], "prompt[1][1]", "a token id below 2,560"),
     bad(["\ud800", "a"], "prompt[0]", "prompt[0] holds a lone surrogate"),
     bad(["a"] * 2049, "prompt", "at most 2,048 prompts; got 2,049"),
-    bad(["a"] * 1025, "n", "1,025 prompts with 2 answers each are more than 2,048", n=2),
+    bad(["a"] * 1025, "n", "1,025 prompts with 2 completions each are more than 2,048", n=2),
     bad(["a", CANARY * 2000], "", "prompt[1] has"),
     bad([5] * 4096, "", "The prompt has 4,096 tokens; the model's maximum context length is 4,096"),
     bad("a", "max_tokens", "max_tokens is 0, which needs echo", max_tokens=0),

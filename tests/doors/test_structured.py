@@ -297,7 +297,7 @@ def test_bad_expressions_and_grammars_are_refused(
     ("fields", "param", "says"),
     [
         ({"regex": "a", "choice": ["a"]}, "choice", "regex and choice cannot both hold"),
-        ({"regex": "a", "min_tokens": 3}, "min_tokens", "regex says where the answer ends"),
+        ({"regex": "a", "min_tokens": 3}, "min_tokens", "regex says where the completion ends"),
         (
             {"regex": "a", "tools": [{"type": "function", "function": {"name": "f"}}]},
             "regex",

@@ -93,7 +93,7 @@ def test_a_strict_function_s_arguments_match_however_the_model_babbles(model: Ge
         (
             {"tool_choice": "required", "tools": TOOLS, "min_tokens": 2},
             "min_tokens",
-            "A grammar for tool calls says where the answer ends",
+            "A grammar for tool calls says where the completion ends",
         ),
         (
             {"tool_choice": "required", "tools": TOOLS, "response_format": {"type": "json_object"}},

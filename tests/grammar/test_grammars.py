@@ -122,7 +122,7 @@ def test_a_grammar_that_gets_too_complex_fails_its_row_alone(model: GenAIModel) 
     assert text == " The capital of Spain is Madrid."
     assert isinstance(results[1], InvalidRequestError)
     assert results[1].param == "regex"
-    assert results[1].message.startswith("The answer cannot go on within regex: ")
+    assert results[1].message.startswith("The completion cannot go on within regex: ")
 
 
 def test_threads_share_a_compiler(compiler: GrammarCompiler) -> None:

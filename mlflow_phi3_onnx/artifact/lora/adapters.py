@@ -101,7 +101,7 @@ def fitted(adapters: Mapping[str, Path], folder: ModelFolder) -> Generator[dict[
 
     Raises:
         InvalidModelError: If one is damaged, or not made for the model's graph.
-        InvalidRequestError: If one has the name that the model's own answers carry.
+        InvalidRequestError: If one has the name that the model's own responses carry.
     """
     with tempfile.TemporaryDirectory(
         prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True
@@ -110,7 +110,7 @@ def fitted(adapters: Mapping[str, Path], folder: ModelFolder) -> Generator[dict[
         for name, path in adapters.items():
             if name == folder.model_type:
                 raise InvalidRequestError(
-                    f"adapters: {name!r} is the name that answers of the model itself carry.",
+                    f"adapters: {name!r} is the name that responses of the model itself carry.",
                     param="adapters",
                 )
             if not folder.graph.optional:
