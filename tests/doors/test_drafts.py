@@ -97,6 +97,20 @@ def test_a_guess_is_what_followed_the_last_tokens_before(
         assert guess in followed
 
 
+def test_guesses_get_shorter_when_they_are_wrong_and_longer_when_they_are_right() -> None:
+    drafter = Drafter([[1, 2, 3, 4, 5, 6, 7, 8, 1, 2]], 4)
+
+    def lengths(accepted: int, times: int) -> list[int]:
+        seen: list[int] = []
+        for _ in range(times):
+            seen.append(len(drafter.draft(9)))
+            drafter.adapt(seen[-1], min(accepted, seen[-1]))
+        return seen
+
+    assert lengths(accepted=0, times=6) == [4, 3, 2, 1, 1, 1]
+    assert lengths(accepted=9, times=4) == [1, 3, 4, 4]
+
+
 def test_a_guess_of_nothing() -> None:
     assert Drafter([[1, 2, 3, 1, 2]], 4).draft(0) == []
     assert Drafter([[1, 2, 3, 1, 2]], 4).draft(2) == [3, 1]

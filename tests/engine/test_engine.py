@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +82,39 @@ def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
     stream.close()
     # The engine is idle again long before the story would have ended: a short answer comes next.
     assert model.chat(STORY, max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows has no such signals")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_interrupted_wait_stops_the_work(
+    demo: Path, loop: str, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """As Ctrl-C does; of three rows, one waits for its turn."""
+    with GenAIModel(demo, model_config={"loop": loop, "max_batch_size": 2}) as model:
+        taken: list[Any] = []
+        submit_jobs = model._engine.submit
+
+        def watched(*arguments: Any) -> Any:
+            taken.extend(submit_jobs(*arguments))
+            return taken
+
+        caller = threading.get_ident()
+
+        def waits() -> bool:
+            return sys._current_frames()[caller].f_code is threading.Condition.wait.__code__
+
+        def interrupt() -> None:
+            until(lambda: any(state.tokens for state in taken) and waits())
+            signal.pthread_kill(caller, signal.SIGINT)
+
+        monkeypatch.setattr(model._engine, "submit", watched)
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(["Once"] * rows, min_tokens=3000)
+        interrupting.join()
+        assert len(taken) == rows
+        assert all(state.finished and len(state.tokens) < 3000 for state in taken)
 
 
 def test_a_closed_stream_computes_at_most_one_more_step(
@@ -172,6 +207,27 @@ def test_kv_memory_is_a_budget(scripted: ScriptedLoop, tokenizer: PromptTokenize
     running.close()
 
 
+def test_a_small_job_does_not_overtake_one_that_waits_for_memory(demo: Path, loop: str) -> None:
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    config = {"kv_cache_memory": per_token * 100, "loop": loop}
+    with GenAIModel(demo, model_config=config) as model:
+        running = model._engine._loop
+        admit, begun = running.admit, list[list[int]]()
+
+        def watched(waiting: Any) -> Any:
+            taken = admit(waiting)
+            if taken:
+                begun.append([state.max_tokens for state in waiting if state in taken])
+            return taken
+
+        running.admit = watched  # type: ignore[method-assign] - it does what it did
+        prompt = np.full(10, 400, dtype=np.int32)
+        tickets = submit(model, *((prompt, most, Options()) for most in (50, 40, 5)))
+        assert all(0 < ticket.result().tokens <= 50 for ticket in tickets)
+    assert begun == [[50], [40, 5]]
+
+
 def test_without_max_tokens_the_budget_bounds_the_answer(demo: Path, loop: str) -> None:
     with GenAIModel(demo) as model:
         per_token = model.limits.kv_bytes_per_token
@@ -204,6 +260,29 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path, loop: str)
         list(stream)
     with pytest.raises(CancelledError, match="closed"):
         model.chat(STORY)
+
+
+def test_closing_cancels_what_waits_too(
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    scripted.room = 20
+    running: Any = engine(scripted, tokenizer)
+    scripted.gate.clear()
+    first, waits = running.submit([job(length=10, max_tokens=10) for _ in range(2)])
+    stream = running.deltas(job(length=10, max_tokens=10))
+    until(lambda: len(scripted.states) == 1)
+    closing = threading.Thread(target=running.close)
+    closing.start()
+    until(lambda: running.engine._closed)
+    scripted.gate.set()
+    closing.join(20)
+    assert scripted.begun == [first.handle]
+    for ticket in (first, waits):
+        until(ticket._future.done)
+        with pytest.raises(CancelledError, match="was closed"):
+            ticket.result()
+    with pytest.raises(CancelledError, match="was closed"):
+        list(stream)
 
 
 def test_a_closed_model_is_freed_though_it_is_held(demo: Path, loop: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.loops import prefill as chunks
-from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
+from mlflow_phi3_onnx.engine.loops.genai_pool import MAX_KEPT, GeneratorPool
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from tests.support.engines import submit, until
 
@@ -89,6 +89,31 @@ def test_a_second_turn_finds_the_first_in_a_kept_generator(
         assert (
             model.chat(turns, **sampled)["choices"] == reference.chat(turns, **sampled)["choices"]
         )
+
+
+def test_a_longer_answer_tells_what_was_found_of_its_prompt(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it outgrows its generator, and moves to a larger one."""
+    monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.GROWTH", 16)
+    monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.ENOUGH", 8)
+    with GenAIModel(demo) as model:
+        asked = question("What is the capital of Spain, and what is the capital of Italy?")
+        model.chat(**asked, max_tokens=2)
+        short = model.chat(**asked, max_tokens=2)["usage"]
+        long = model.chat(**asked, min_tokens=40, max_tokens=40)["usage"]
+    found = {"cached_tokens": short["prompt_tokens"] - chunks.MIN_COMPUTED}
+    assert short["prompt_tokens_details"] == long["prompt_tokens_details"] == found
+
+
+def test_a_few_generators_are_kept_those_that_were_used_last(demo: Path) -> None:
+    with GenAIModel(demo) as model:
+        pool = model._engine._loop._pool  # type: ignore[attr-defined] - below every interface
+        for number in range(1, MAX_KEPT + 3):
+            model.run("llm/v1/chat", [question("Hello", max_tokens=2) for _ in range(number)])
+            # The generator is given back in the step that answers, but after the answer.
+            until(lambda n=number: pool._kept and pool._kept[-1].generator.rows == n)
+        assert [kept.generator.rows for kept in pool._kept] == list(range(3, MAX_KEPT + 3))
 
 
 def test_what_is_kept_gives_way_to_what_is_asked_for(demo: Path) -> None:
