@@ -44,6 +44,20 @@ GOOD = [
         "a stop that never comes", {"stop": ["Rome"]}, " The capital of Spain is Madrid.", "stop", 8
     ),
     Good(
+        "a stop that has begun when the answer ends",
+        {"stop": ["Madrid.zz", "of Spain is Rome"]},
+        " The capital of Spain is Madrid.",
+        "stop",
+        8,
+    ),
+    Good(
+        "a stop that has begun where max_tokens cuts",
+        {"stop": ["Spain is Rome"], "max_tokens": 4},
+        " The capital of Spain",
+        "length",
+        4,
+    ),
+    Good(
         "temperature 0",
         {"temperature": 0, "top_p": 0.5},
         " The capital of Spain is Madrid.",
