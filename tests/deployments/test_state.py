@@ -27,7 +27,9 @@ SLEEP = "import time; time.sleep(600)"
 LISTEN = """
 import socket, time
 server = socket.create_server(("127.0.0.1", 0))
-print(server.getsockname()[1], flush=True)
+port = server.getsockname()[1]
+client = socket.create_connection(("127.0.0.1", port))
+print(port, client.getsockname()[1], flush=True)
 time.sleep(600)
 """
 # A parent that refuses to end when it is asked, and its child.
@@ -102,11 +104,12 @@ def test_who_listens_on_a_port_is_known(
 ) -> None:
     record = start(store, "listener", LISTEN)
     until(lambda: Path(record.log).read_text().strip())
-    port = int(Path(record.log).read_text())
+    port, outgoing = map(int, Path(record.log).read_text().split())
     other = process.ProcessId(stranger.pid, stranger.create_time())
 
     assert process.is_listening(record.process, record.marker, port)
     assert not process.is_listening(record.process, record.marker, port - 1)
+    assert not process.is_listening(record.process, record.marker, outgoing)
     assert not process.is_listening(other, "no-marker", port)
     assert process.stop(record.process, record.marker) == []
 

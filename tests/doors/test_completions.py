@@ -92,7 +92,9 @@ def test_choices_are_each_prompt_s_answers_in_turn(
     assert choices == alone
     assert len(set(texts(second))) > 1
     begins = [SPAIN] * 3 + ["zzz qqq"] * 3
-    assert [text.startswith(b) for text, b in zip(texts(choices), begins, strict=True)] == [echo] * 6
+    assert [text.startswith(b) for text, b in zip(texts(choices), begins, strict=True)] == [
+        echo
+    ] * 6
     assert usage == {name: count + second_usage[name] for name, count in first_usage.items()}
 
 

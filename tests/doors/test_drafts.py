@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
+from mlflow_phi3_onnx.engine import inprocess
 from mlflow_phi3_onnx.engine.sequence.prompt_lookup import Drafter
 from tests.support.engines import submit
 
@@ -68,6 +69,27 @@ def test_a_right_prediction_is_accepted(model: GenAIModel) -> None:
     (again,) = (ticket.result() for ticket in submit(model, (prompt, 60, options)))
     assert again.text == told.text
     assert again.accepted_tokens > told.tokens / 2
+
+
+@pytest.mark.parametrize("max_tokens", range(4, 12))
+def test_no_more_is_guessed_than_may_follow(
+    model: GenAIModel, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    """Each step chooses one token by itself, and that may be the last one."""
+    guessed: list[tuple[int, int]] = []
+    advance = inprocess.SequenceState.advance
+
+    def watched(state: inprocess.SequenceState, logits: Any, draft: Any = ()) -> None:
+        guessed.append((len(draft), state.remaining - 1))
+        advance(state, logits, draft)
+
+    prompt = model._tokenizer.encode(COUNT)
+    told = submit(model, (prompt, 60, Options()))[0].result()
+    options = Options(draft_tokens=16, prediction=told.text)
+    monkeypatch.setattr(inprocess.SequenceState, "advance", watched)
+    assert submit(model, (prompt, max_tokens, options))[0].result().tokens == max_tokens
+    assert all(count <= most for count, most in guessed)
+    assert any(count == most > 0 for count, most in guessed)
 
 
 def test_rows_beside_others_are_the_same_too(model: GenAIModel) -> None:

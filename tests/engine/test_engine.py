@@ -262,9 +262,7 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path, loop: str)
         model.chat(STORY)
 
 
-def test_closing_cancels_what_waits_too(
-    scripted: ScriptedLoop, tokenizer: PromptTokenizer
-) -> None:
+def test_closing_cancels_what_waits_too(scripted: ScriptedLoop, tokenizer: PromptTokenizer) -> None:
     scripted.room = 20
     running: Any = engine(scripted, tokenizer)
     scripted.gate.clear()

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.loops import prefill as chunks
 from mlflow_phi3_onnx.engine.loops.genai_pool import MAX_KEPT, GeneratorPool
@@ -18,7 +22,6 @@ from tests.support.engines import submit, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 STORY = [{"role": "user", "content": "Tell me a long story."}]
 COUNTRIES = ["Spain", "France", "Italy", "Japan", "Peru", "Chile", "Kenya", "Egypt", "Norway"]
@@ -154,6 +157,33 @@ def test_a_servers_loop_computes_long_prompts_one_by_one(demo: Path, reference: 
     with GenAIModel(demo, policy=ServingPolicy(may_hold_gil=False)) as model:
         together = model.run("llm/v1/chat", rows)
     assert texts(together) == texts([reference.run("llm/v1/chat", [row])[0] for row in rows])
+
+
+def test_a_cache_of_two_ranges_of_positions_is_never_taken_back(
+    demo: Path, tmp_path: Path, reference: GenAIModel
+) -> None:
+    """A graph with an ``If``, as LongRoPE's have: beyond a length, all keys are other ones."""
+    folder = Path(shutil.copytree(demo, tmp_path / "model"))
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    out = helper.make_tensor_value_info("factor", TensorProto.FLOAT, [])
+    one = helper.make_node("Constant", [], ["factor"], value_float=1.0)
+    branch = helper.make_graph([one], "branch", [], [out])
+    graph.graph.initializer.append(yes)
+    graph.graph.node.append(
+        helper.make_node("If", ["yes"], ["factor"], then_branch=branch, else_branch=branch)
+    )
+    onnx.save(graph, folder / "model.onnx")
+    rows = [question(f"What is the capital of {country}?") for country in COUNTRIES]
+    expected = texts(reference.run("llm/v1/chat", rows))
+    with GenAIModel(folder) as model:
+        assert texts(model.run("llm/v1/chat", rows)) == expected
+        again = model.chat(**rows[0])
+        assert "prompt_tokens_details" not in again["usage"]
+        with pytest.raises(UnsupportedParameterError, match="cache cannot be taken back"):
+            model.chat(**rows[0], prompt_lookup_num_tokens=4)
+    with pytest.raises(InvalidRequestError, match=r"two ranges of positions \(LongRoPE\)"):
+        GenAIModel(folder, model_config={"loop": "slots"})
 
 
 def test_the_logprobs_of_a_prompt_are_the_same_in_pieces(

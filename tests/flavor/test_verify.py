@@ -17,6 +17,7 @@ from mlflow_phi3_onnx import (
     load_model,
     save_model,
 )
+from mlflow_phi3_onnx.artifact import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +60,18 @@ def test_a_byte_of_the_weights_is_found_by_their_hash(copy: Path) -> None:
     refused(copy, f"{WEIGHTS} is not the file that was saved", verify="hash")
     with load_model(copy) as model:  # the size is the same
         assert model.name == "phi3"
+
+
+def test_files_up_to_a_size_are_hashed_by_default(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(copy / "model" / WEIGHTS, 1_000_000)
+    size = (copy / "model" / WEIGHTS).stat().st_size
+    monkeypatch.setattr(manifest, "SMALL_FILE", size - 1)
+    with load_model(copy) as model:
+        assert model.name == "phi3"
+    monkeypatch.setattr(manifest, "SMALL_FILE", size)
+    refused(copy, f"{WEIGHTS} is not the file that was saved")
 
 
 def test_an_extra_file_is_named(copy: Path) -> None:

@@ -207,8 +207,10 @@ EDGES: dict[str, tuple[Callable[[int], dict[str, Any]], int, str]] = {
     ),
     "$ref": (referring, MAX_EXPRESSIONS, "match more than 10 expressions"),
     "one string's own": (
-        lambda n: {"pattern": "a", "format": "uri", "minLength": 1, "maxLength": 2}
-        | {"allOf": [{"pattern": "b"}] * (n - 3)},
+        lambda n: (
+            {"pattern": "a", "format": "uri", "minLength": 1, "maxLength": 2}
+            | {"allOf": [{"pattern": "b"}] * (n - 3)}
+        ),
         MAX_EXPRESSIONS,
         "match more than 10 expressions",
     ),

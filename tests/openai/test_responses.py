@@ -60,7 +60,9 @@ def test_each_token_s_logprob_is_streamed_once_whatever_a_delta_comes_to() -> No
         (CALL[:20], "stop", "stop", False),
     ],
 )
-def test_why_an_answer_with_tools_ended(text: str, ended: Any, reason: str, *, called: bool) -> None:
+def test_why_an_answer_with_tools_ended(
+    text: str, ended: Any, reason: str, *, called: bool
+) -> None:
     (choice,) = chat_writer().respond([Delta(text, 9, ended)])["choices"]
     assert choice["finish_reason"] == reason
     assert ("tool_calls" in choice["message"]) == called
