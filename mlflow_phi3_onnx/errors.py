@@ -13,6 +13,7 @@
         │   ├── SourceAccessError       403  invalid_request_error
         │   └── SourceUnreachableError  503  server_error
         ├── ConversionError             500  server_error
+        ├── SaveError                   500  server_error
         ├── DependencyError             500  server_error
         ├── GenerationError             500  server_error
         │   ├── MemoryBudgetError       429  rate_limit_error
@@ -43,6 +44,7 @@ __all__ = [
     "InvalidModelError",
     "InvalidRequestError",
     "MemoryBudgetError",
+    "SaveError",
     "SourceAccessError",
     "SourceError",
     "SourceNotFoundError",
@@ -155,6 +157,10 @@ class SourceUnreachableError(SourceError):
 
 class ConversionError(GenAIError):
     """A checkpoint that could not be converted."""
+
+
+class SaveError(GenAIError):
+    """A model cannot be written: the disk is full, or the place cannot be written to."""
 
 
 class DependencyError(GenAIError):

@@ -13,7 +13,7 @@ from mlflow_phi3_onnx.model.planning import tool_format_of
 from mlflow_phi3_onnx.model.start import why_not_slots
 from mlflow_phi3_onnx.prompt.template.files import read_templates
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
-from mlflow_phi3_onnx.runtime.genai import can_run_on
+from mlflow_phi3_onnx.runtime.genai import can_run_on, check_config
 from mlflow_phi3_onnx.sources.local import checked_files, local_copy
 
 if TYPE_CHECKING:
@@ -94,6 +94,20 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
         return _report(saved.bundle(folder), _of_saved(saved), tool_format)
 
 
+def check_loadable(bundle: Bundle) -> PromptTokenizer:
+    """Read what loading a model reads, but for its graph and weights, as loading does.
+
+    Returns:
+        Its tokenizer, with its chat template.
+
+    Raises:
+        InvalidModelError: If the tokenizer, the template or a configuration cannot be used.
+    """
+    for variant in bundle.variants:
+        check_config(variant.model.path)
+    return PromptTokenizer(bundle.model.tokenizer_path)
+
+
 def _template_hash(bundle: Bundle) -> str | None:
     texts = sorted(read_templates(bundle.model.tokenizer_path).items())
     joined = "".join(f"{name}\0{text}\0" for name, text in texts)
@@ -115,7 +129,7 @@ def _of_saved(saved: SavedModel) -> dict[str, Any]:
 def _report(bundle: Bundle, head: Mapping[str, Any], tool_format: str) -> dict[str, Any]:
     facts = facts_of(bundle)
     model = bundle.model
-    tokenizer = PromptTokenizer(model.tokenizer_path)  # reads it, and its template, as loading does
+    tokenizer = check_loadable(bundle)
     calls = tool_format_of(tokenizer, tool_format)
     per_token = model.kv_bytes_per_token
     sizes = {name: path.stat().st_size for name, path in bundle.files.items()}

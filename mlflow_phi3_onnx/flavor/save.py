@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import shutil
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,9 +25,9 @@ from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
-from mlflow_phi3_onnx.flavor.inspect import facts_of
+from mlflow_phi3_onnx.flavor.inspect import check_loadable, facts_of
 from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
@@ -38,6 +41,8 @@ __all__ = ["PreparedModel", "check_target", "prepare"]
 _logger = logging.getLogger(__name__)
 
 CODE = "code"
+
+_SAID = re.compile(r"\[Errno \d+\] ([^:']+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +96,15 @@ class PreparedModel:
         files = source.bundle.files
         data = None if source.reference else DATA
         where = {"reference": dict(source.reference)} if source.reference else {"data": DATA}
-        with _fresh_folder(path), ThreadPoolExecutor(1) as worker:
+        with _beside(path) as work, ThreadPoolExecutor(1) as worker:
             # Hashing gigabytes lets go of the interpreter's lock: the rest is done meanwhile.
             if data:
-                staging = worker.submit(stage, files, path / data, link=link, outside=path)
+                staging = worker.submit(stage, files, work / data, link=link, outside=work)
             else:
                 staging = worker.submit(write_manifest, files)
-            adapters = stage_adapters(self.adapters, path, link=link)
-            code = _copy_code(given["code_paths"], path)
-            mlflow_compat.save_example(mlflow_model, given["input_example"], str(path))
+            adapters = stage_adapters(self.adapters, work, link=link)
+            code = _copy_code(given["code_paths"], work)
+            mlflow_compat.save_example(mlflow_model, given["input_example"], str(work))
             if self.signature is not None:
                 mlflow_model.signature = self.signature
             mlflow_model.metadata = {**(mlflow_model.metadata or {}), **self.metadata}
@@ -127,11 +132,11 @@ class PreparedModel:
                 code=code,
                 files=manifest,
                 **({"adapters": adapters} if adapters else {}),
-                **mlflow_compat.copy_extra_files(given["extra_files"], str(path)),
+                **mlflow_compat.copy_extra_files(given["extra_files"], str(work)),
             )
-            mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(path))
-            mlflow_model.save(str(path / mlflow_compat.MLMODEL_FILE_NAME))
-            _write_environment(path, *self.environment)
+            mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(work))
+            mlflow_model.save(str(work / mlflow_compat.MLMODEL_FILE_NAME))
+            _write_environment(work, *self.environment)
 
 
 @contextmanager
@@ -157,11 +162,17 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
         )
     metadata = _metadata(given["metadata"], task)
     config = _read_config(given["model_config"])
-    Settings.check(config, task)
+    if Settings.check(config, task).verify is not None:
+        raise InvalidRequestError(
+            "model_config: verify is for whoever loads the model to say, not for the model itself."
+            " Leave it out.",
+            param="verify",
+        )
     signature = _signature(given["signature"], task)
     wanted = check_adapters(given["adapters"])
     source = _source(given, adapted=bool(wanted))
     with source.resolve() as resolved, fitted(wanted, resolved.bundle.model) as adapters:
+        check_loadable(resolved.bundle)
         yield PreparedModel(
             source=resolved,
             adapters=adapters,
@@ -262,22 +273,60 @@ def _signature(given: Any, task: Task) -> ModelSignature | None:
 
 
 @contextmanager
-def _fresh_folder(path: Path) -> Generator[None]:
-    """Make an empty folder; where the work inside fails, leave what was there before."""
+def _beside(path: Path) -> Generator[Path]:
+    """Give a folder to write a model to, and put it in a path's place once it is whole.
+
+    It lies beside the path, so that this is one step. Where that cannot be, because the path is a
+    volume or only itself can be written to, it lies in the path, and the MLmodel file comes last.
+    What a killed process leaves is hidden, and no model.
+
+    Raises:
+        InvalidRequestError: If there is something at the path.
+        SaveError: If it cannot be written to.
+    """
     check_target(path)
-    existed = path.exists()
-    path.mkdir(parents=True, exist_ok=True)
+    goal = path.resolve()
+    hidden = f".{goal.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        yield
-    except BaseException:
-        for item in path.iterdir():
-            if item.is_dir() and not item.is_symlink():
-                shutil.rmtree(item)
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        apart = not goal.exists() or not (
+            os.path.ismount(goal) or not os.access(goal.parent, os.W_OK)
+        )
+        work = goal.parent / hidden if apart else goal / hidden
+        work.mkdir()
+        try:
+            yield work
+            if apart:
+                _take_place(work, goal)
             else:
-                item.unlink()
-        if not existed:
-            path.rmdir()
-        raise
+                _move_up(work, goal)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise SaveError(
+            f"The model cannot be saved to {path}: {_reason(error)}. Nothing was left there."
+        ) from error
+
+
+def _take_place(work: Path, goal: Path) -> None:
+    if goal.exists():
+        shutil.copymode(goal, work)
+        goal.rmdir()
+    work.rename(goal)
+
+
+def _move_up(work: Path, goal: Path) -> None:
+    items = sorted(work.iterdir(), key=lambda item: item.name == mlflow_compat.MLMODEL_FILE_NAME)
+    for item in items:
+        item.rename(goal / item.name)
+    work.rmdir()
+
+
+def _reason(error: OSError) -> str:
+    """Say what was wrong. Copying a folder collects the errors of its files, as texts."""
+    said = _SAID.search(str(error))
+    return error.strerror or (said[1] if said else type(error).__name__)
 
 
 def _copy_code(code_paths: list[str] | None, target: Path) -> str | None:

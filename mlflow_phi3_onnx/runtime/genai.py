@@ -36,6 +36,7 @@ __all__ = [
     "NativeGenerator",
     "NativeModel",
     "can_run_on",
+    "check_config",
 ]
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -107,6 +108,21 @@ def _import_genai() -> Any:
             f"onnxruntime-genai {version} is installed; {MINIMUM_VERSION} or later is needed."
         )
     return genai
+
+
+def check_config(folder: Path) -> None:
+    """Have onnxruntime-genai parse a folder's configuration, and nothing else of it.
+
+    Raises:
+        InvalidModelError: If it refuses.
+        DependencyError: If onnxruntime-genai is missing or too old.
+    """
+    try:
+        _import_genai().Config(str(folder))
+    except DependencyError:
+        raise
+    except Exception as error:
+        raise _load_error(error, folder) from error
 
 
 def _load_error(error: Exception, folder: Path) -> InvalidModelError:
