@@ -274,6 +274,7 @@ BAD = [
     bad([True], "prompt[0]", "got True"),
     bad([None], "prompt[0]", "got null"),
     bad([5, 32064], "prompt[1]", "a token id below 2,560; got 32,064"),
+    bad([2559, 2560], "prompt[1]", "a token id below 2,560; got 2,560"),
     bad([[5], [6, 2**31 - 1]], "prompt[1][1]", "a token id below 2,560"),
     bad(["\ud800", "a"], "prompt[0]", "prompt[0] holds a lone surrogate"),
     bad(["a"] * 2049, "prompt", "at most 2,048 prompts; got 2,049"),

@@ -27,6 +27,7 @@ from mlflow_phi3_onnx.core.request import Options, Sampling
 from tests.support.engines import ScriptedLoop, engine, job, submit, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -84,6 +85,15 @@ def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
     assert model.chat(STORY, max_tokens=2)["usage"]["completion_tokens"] == 2
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell runs the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows has no such signals")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_an_interrupted_wait_stops_the_work(
@@ -226,6 +236,34 @@ def test_a_small_job_does_not_overtake_one_that_waits_for_memory(demo: Path, loo
         tickets = submit(model, *((prompt, most, Options()) for most in (50, 40, 5)))
         assert all(0 < ticket.result().tokens <= 50 for ticket in tickets)
     assert begun == [[50], [40, 5]]
+
+
+def test_the_budget_holds_what_fits_exactly(demo: Path, loop: str) -> None:
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    config = {"kv_cache_memory": per_token * 31 - 1, "loop": loop}
+    prompt = [400] * 10
+    with GenAIModel(demo, model_config=config) as model:
+        usage = model.complete(prompt, max_tokens=20, min_tokens=20)["usage"]
+        assert usage["total_tokens"] == 30
+        with pytest.raises(MemoryBudgetError, match="10 prompt tokens and 21 completion tokens"):
+            model.complete(prompt, max_tokens=21)
+        # Without a limit of its own, it has what there is room for, but always one.
+        with pytest.raises(MemoryBudgetError, match="30 prompt tokens and 1 completion tokens"):
+            model.complete([400] * 30)
+        assert model.complete([400] * 29)["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize(("common", "found"), [(7, 0), (8, 8), (17, 17), (18, 18), (20, 18)])
+def test_a_beginning_is_found_again_if_it_is_worth_it(
+    demo: Path, loop: str, common: int, found: int
+) -> None:
+    """The fewest that are worth it are 8; the last two of a prompt are always computed."""
+    with GenAIModel(demo, model_config={"loop": loop}) as model:
+        first, second = ([400] * common + [other] * (20 - common) for other in (401, 402))
+        model.complete(first, max_tokens=1)
+        usage = model.complete(second, max_tokens=1)["usage"]
+    assert usage.get("prompt_tokens_details", {"cached_tokens": 0}) == {"cached_tokens": found}
 
 
 def test_without_max_tokens_the_budget_bounds_the_answer(demo: Path, loop: str) -> None:

@@ -130,6 +130,41 @@ def test_what_is_kept_gives_way_to_what_is_asked_for(demo: Path) -> None:
             until(lambda: 0 < sum(kept.kv_tokens for kept in pool._kept) <= 100)
 
 
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [(170, [10, 20, 30]), (169, [20, 30]), (150, [20, 30]), (149, [30]), (110, [30]), (109, [])],
+)
+def test_what_was_used_longest_ago_gives_way_first(
+    demo: Path, budget: int, kept: list[int]
+) -> None:
+    with GenAIModel(demo) as model:
+        pool = model._engine._loop._pool  # type: ignore[attr-defined] - below every interface
+        made = [pool.take(2, length, 1000)[0] for length in (20, 10, 30)]
+        for at in (1, 0, 2):
+            pool.give(made[at])
+        assert pool.take(1, 50, budget)[0].max_length == 50
+        assert [each.generator.max_length for each in pool._kept] == kept
+
+
+def test_those_that_wait_begin_together_once_half_of_the_batch_is_free(demo: Path) -> None:
+    with GenAIModel(demo, model_config={"max_batch_size": 4}) as model:
+        loop = model._engine._loop
+        admit, begun = loop.admit, list[list[int]]()
+
+        def watched(waiting: Any) -> Any:
+            taken = admit(waiting)
+            if taken:
+                begun.append(sorted(state.max_tokens for state in taken))
+            return taken
+
+        loop.admit = watched  # type: ignore[method-assign] - it does what it did
+        prompt = np.full(10, 400, dtype=np.int32)
+        lengths = [4, 6, 10, 12, 30, 31, 32]
+        tickets = submit(model, *((prompt, n, Options(min_tokens=n)) for n in lengths))
+        assert [ticket.result().tokens for ticket in tickets] == lengths
+    assert begun == [[4, 6, 10, 12], [30, 31], [32]]
+
+
 def test_prompts_in_pieces(
     demo: Path, reference: GenAIModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
