@@ -24,6 +24,7 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
 )
 from mlflow_phi3_onnx.core.request import Options, Sampling
+from mlflow_phi3_onnx.runtime.genai import NativeModel
 from tests.support.engines import ScriptedLoop, engine, job, submit, until
 
 if TYPE_CHECKING:
@@ -190,6 +191,29 @@ def test_a_row_that_cannot_choose_fails_alone(demo: Path, loop: str) -> None:
         assert good.result() == submit(model, plain)[0].result()
 
 
+def test_what_is_cancelled_while_it_waits_never_begins(
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    scripted.room = 20
+    running: Any = engine(scripted, tokenizer)
+    scripted.gate.clear()
+    first, waits, last = running.submit([job(length=10, max_tokens=10) for _ in range(3)])
+    stream = running.deltas(job(length=10, max_tokens=10))
+    until(lambda: len(scripted.states) == 1)
+    waits.cancel()
+    with pytest.raises(CancelledError):  # at once: the gate is closed
+        waits.result()
+    stream.cancel()
+    scripted.gate.set()
+    assert [ticket.result().tokens for ticket in (first, last)] == [10, 10]
+    with pytest.raises(CancelledError):
+        list(stream)
+    assert scripted.begun == [first.handle, last.handle]
+    assert running.submit([job(length=10, max_tokens=10)])[0].result().tokens == 10
+    assert scripted.steps == 30
+    running.close()
+
+
 def test_a_late_request_does_not_wait_for_a_long_answer(
     scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
@@ -252,6 +276,60 @@ def test_the_budget_holds_what_fits_exactly(demo: Path, loop: str) -> None:
         with pytest.raises(MemoryBudgetError, match="30 prompt tokens and 1 completion tokens"):
             model.complete([400] * 30)
         assert model.complete([400] * 29)["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize("growth", [8, 512])
+def test_no_more_memory_is_taken_than_there_is(
+    demo: Path, loop: str, monkeypatch: pytest.MonkeyPatch, growth: int
+) -> None:
+    """At any moment, by what runs and by what is remembered together."""
+    monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.GROWTH", growth)
+    made = weakref.WeakSet[Any]()
+    make = NativeModel.generator
+
+    def watched(*arguments: Any) -> Any:
+        generator = make(*arguments)
+        made.add(generator)
+        note()
+        return generator
+
+    def taken() -> int:
+        if loop == "slots":
+            table = running._table
+            reserved = sum(s.state.most_tokens for s in table.slots if s.state is not None)
+            return reserved + sum(len(s) for s in table.slots if s.state is None)
+        return sum(generator.rows * generator.max_length for generator in made)
+
+    def note() -> None:
+        seen.append(taken())
+
+    def stepped() -> None:
+        step()
+        note()
+
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    config = {"kv_cache_memory": per_token * 100, "loop": loop, "max_batch_size": 4}
+    with GenAIModel(demo, model_config=config) as model:
+        running: Any = model._engine._loop
+        step, seen = running.step, list[int]()
+        running.step = stepped
+        monkeypatch.setattr(NativeModel, "generator", watched)
+        jobs = [
+            (np.full(5 + 7 * i % 23, 400 + i % 3, dtype=np.int32), 3 + 11 * i % 41, Options())
+            for i in range(30)
+        ]
+        tickets = [*submit(model, *jobs), *submit(model, *jobs[::-1])]
+        assert all(ticket.result().tokens > 0 for ticket in tickets)
+        # Two that run in what two larger ones have left, and one that comes when they do.
+        prompt = np.full(10, 400, dtype=np.int32)
+        large, small, late = ((prompt, n, Options(min_tokens=n)) for n in (30, 20, 25))
+        assert [t.result().tokens for t in submit(model, large, large)] == [30, 30]
+        pair: list[Any] = submit(model, small, small)
+        until(lambda: all(ticket.handle.tokens for ticket in pair))
+        (last,) = submit(model, late)
+        assert [t.result().tokens for t in (*pair, last)] == [20, 20, 25]
+    assert 80 < max(seen) <= 100
 
 
 @pytest.mark.parametrize(("common", "found"), [(7, 0), (8, 8), (17, 17), (18, 18), (20, 18)])
