@@ -94,6 +94,13 @@ def test_a_link_out_of_the_model_is_named(copy: Path, demo: Path, name: str) -> 
     refused(copy, f"{name} is a symbolic link that leads out of the model")
 
 
+def test_a_data_folder_that_is_a_link_out_of_the_model_is_refused(copy: Path, demo: Path) -> None:
+    shutil.rmtree(copy / "model")
+    (copy / "model").symlink_to(demo)
+    for verify in ("size", "hash", "off"):
+        refused(copy, "model is a symbolic link that leads out of the model", verify=verify)
+
+
 def test_a_broken_link_is_a_lost_file(copy: Path) -> None:
     (copy / "model" / WEIGHTS).unlink()
     (copy / "model" / WEIGHTS).symlink_to("nowhere")

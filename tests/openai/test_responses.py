@@ -89,3 +89,22 @@ def test_of_a_prompt_s_cached_tokens_the_least_that_was_found_counts(
         list(writer.add(index, ends[index]))
     (last,) = writer.end()
     assert last["usage"] == usage
+
+
+def test_a_token_that_is_not_in_the_text_moves_no_offset() -> None:
+    request = parse_request({"prompt": "xyz", "logprobs": 0}, "llm/v1/completions")
+    writer = TextWriter(request, [EncodedPrompt(3, "xyz")], "m", {7})
+    tokens = [TokenLogprob(5, "a", b"a", -0.5), TokenLogprob(7, "<|x|>", b"<|x|>", -0.5)]
+    (choice,) = writer.respond([Delta("aa", 3, "stop", (*tokens, tokens[0]))])["choices"]
+    assert choice["logprobs"]["tokens"] == ["a", "<|x|>", "a"]
+    assert choice["logprobs"]["text_offset"] == [3, 4, 4]
+
+
+def test_of_likely_tokens_with_one_text_the_likelier_counts() -> None:
+    request = parse_request({"prompt": "x", "logprobs": 2}, "llm/v1/completions")
+    writer = TextWriter(request, [EncodedPrompt(1, "x")], "m", ())
+    top = (TokenLogprob(4, "a", b"a", -0.1), TokenLogprob(9, "b", b"b", -3.0))
+    chosen = TokenLogprob(5, "a", b"a", -5.0, top)
+    (choice,) = writer.respond([Delta("a", 1, "length", (chosen,))])["choices"]
+    assert choice["logprobs"]["token_logprobs"] == [-5.0]
+    assert choice["logprobs"]["top_logprobs"] == [{"a": -0.1, "b": -3.0}]
