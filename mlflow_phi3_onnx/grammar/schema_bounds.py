@@ -140,18 +140,21 @@ def _most_expressions(root: dict[str, Any]) -> int:
         own = ("pattern" in schema) + ("format" in schema) + lengths
         joined = 0
         inner = 0
+        apart = 0
         for name, value in schema.items():
             if name == "allOf":
                 joined += sum(count(item, references) for item in _items(value))
             elif name in ("anyOf", "oneOf"):
                 joined += count(value, references)
+            elif name in ("$defs", "definitions"):  # of no string, unless they are referred to
+                apart = max(apart, count(value, references))
             elif name != "$ref":
                 inner = max(inner, count(value, references))
             elif references < MAX_REFERENCES:
                 joined += count(_target(value, root), references + 1)
             else:
                 joined += MAX_EXPRESSIONS + 1
-        return max(own, inner) + joined
+        return max(max(own, inner) + joined, apart)
 
     return count(root, 0)
 

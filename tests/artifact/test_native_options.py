@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError, InvalidRequestError, save_model
+from mlflow_phi3_onnx.runtime.session_options import refused_session_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,26 @@ def test_values_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(InvalidModelError, match=next(iter(options)) + "|backend_path|option"):
         GenAIModel(changed(lambda text: with_options(text, options)))
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("intra_op_num_threads", [0, 1024], [-1, 1025, 1.0, True, "1"]),
+        ("inter_op_num_threads", [0, 1024], [-1, 1025]),
+        ("log_severity_level", [0, 4], [-1, 5]),
+        ("log_verbosity_level", [0, 10], [-1, 11]),
+        ("log_id", ["", "x" * 1024], ["x" * 1025, "a/b", None]),
+        ("enable_mem_pattern", [True, False], [1, "true", None]),
+    ],
+)
+def test_an_option_reaches_as_far_as_it_may(
+    name: str, taken: list[Any], refused: list[Any]
+) -> None:
+    for value in taken:
+        assert list(refused_session_options({name: value})) == []
+    for value in refused:
+        assert list(refused_session_options({name: value})) == [name]
 
 
 def test_known_options_are_taken(changed: Callable[[Callable[[str], str]], Path]) -> None:

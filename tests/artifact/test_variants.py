@@ -41,6 +41,12 @@ def asking_for(demo: Path, target: Path, provider: str) -> Path:
     return target
 
 
+def flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
 @pytest.fixture(scope="module")
 def cuda(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return asking_for(demo, tmp_path_factory.mktemp("cuda") / "model", "cuda")
@@ -131,6 +137,31 @@ def test_variants_are_logged_scored_and_logged_again(
     assert "variants" not in Model.load(str(tmp_path / "one")).flavors[FLAVOR_NAME]
     with load_model(tmp_path / "one") as model:
         assert model.generate(PROMPT, max_tokens=4) == expected
+
+
+@pytest.mark.parametrize("damaged", ["cpu", "cuda", None])
+def test_variants_of_saved_models_are_checked_each_by_its_own_hashes(
+    demo: Path, cuda: Path, tmp_path: Path, damaged: str | None
+) -> None:
+    other = Path(shutil.copytree(cuda, tmp_path / "other"))
+    flip(other / "model.onnx.data", 1_000_000)  # so the two have other hashes
+    sources = {"cpu": tmp_path / "cpu", "cuda": tmp_path / "cuda"}
+    save_model(demo, sources["cpu"])
+    save_model(other, sources["cuda"])
+    weights = {name: (path / "model/model.onnx.data") for name, path in sources.items()}
+    if damaged is not None:
+        flip(weights[damaged], 2_000_000)
+        says = rf"{damaged}/model\.onnx\.data is not the file that the source"
+        with pytest.raises(InvalidModelError, match=says):
+            save_model(sources, tmp_path / "saved")
+        assert not (tmp_path / "saved").exists()
+        return
+    save_model(sources, tmp_path / "saved")
+    for name, path in weights.items():
+        saved = tmp_path / "saved/model" / name / "model.onnx.data"
+        assert saved.read_bytes() == path.read_bytes()
+    with load_model(tmp_path / "saved", verify="hash") as model:
+        assert model.execution_provider == "cpu"
 
 
 def test_variants_that_are_none(demo: Path, cuda: Path, tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.manifest import check_files, stage
 from mlflow_phi3_onnx.artifact.package import read_package
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, Reference, SavedModel, read_saved
-from mlflow_phi3_onnx.core.files import inside, list_visible, read_json_object
+from mlflow_phi3_onnx.core.files import (
+    inside,
+    list_visible,
+    read_json_object,
+    read_text,
+    read_yaml_object,
+)
 from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import check_subfolder
 from mlflow_phi3_onnx.sources.local import MIRROR_VARIABLE, checked_files
@@ -69,6 +75,37 @@ def test_json_that_is_not_there_or_too_large(tmp_path: Path) -> None:
         file.truncate((1 << 26) + 1)
     with pytest.raises(InvalidModelError, match="x is larger than 64 MiB"):
         read_json_object(tmp_path / "x")
+
+
+def test_a_file_may_have_as_many_bytes_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abcde")
+    assert read_text(tmp_path / "x", 5) == "abcde"
+    with pytest.raises(InvalidModelError, match="x is larger than"):
+        read_text(tmp_path / "x", 4)
+    (tmp_path / "x").write_bytes(b"{}".ljust(1 << 26))
+    assert read_json_object(tmp_path / "x") == {}
+
+
+def test_yaml_is_nested_and_refers_as_much_as_it_may(tmp_path: Path) -> None:
+    def read(text: str) -> dict[str, Any]:
+        (tmp_path / "MLmodel").write_text(text)
+        return read_yaml_object(tmp_path / "MLmodel")
+
+    assert read("{a: " * 64 + "1" + "}" * 64)
+    aliases = "a: &x 1\nb: [" + "*x, " * 999
+    assert len(read(aliases + "*x]\n")["b"]) == 1000
+    for text in ("{a: " * 65 + "1" + "}" * 65, aliases + "*x, *x]\n"):
+        with pytest.raises(
+            InvalidModelError, match=r"MLmodel .*deeper than 64 levels, or by alias"
+        ):
+            read(text)
+
+
+@pytest.mark.parametrize("part", ["x" * 255, "é" * 127 + "x"], ids=["ASCII", "two bytes each"])
+def test_a_name_has_as_many_bytes_as_file_systems_take(tmp_path: Path, part: str) -> None:
+    assert inside(tmp_path, f"{part}/{part}", "no") == tmp_path / part / part
+    with pytest.raises(InvalidModelError, match=r"no: .* is no plain relative path"):
+        inside(tmp_path, f"a/{part}x", "no")
 
 
 @pytest.mark.parametrize("name", ["genai_config.json", "tokenizer_config.json"])

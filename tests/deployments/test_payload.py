@@ -98,6 +98,14 @@ def test_errors_never_quote_the_inputs(message: str) -> None:
     assert PROMPT[:9] not in str(error)
 
 
+def test_a_text_that_begins_like_another_is_not_quoted_either() -> None:
+    secret = f"{PROMPT} My password is hunter2."
+    payload = {"messages": [{"content": PROMPT}, {"content": secret}]}
+    body = json.dumps({"error_code": "BAD_REQUEST", "message": f"no role in '{secret}'"})
+    error = to_error(400, body.encode(), payload, 60)
+    assert "no role in '...'" in str(error)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "code", "message"),
     [

@@ -10,13 +10,14 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, process
+from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, lifecycle, process, server
 from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Address, Recipe, Record, Store
 from mlflow_phi3_onnx.errors import DeploymentError
 
@@ -27,7 +28,9 @@ SLEEP = "import time; time.sleep(600)"
 LISTEN = """
 import socket, time
 server = socket.create_server(("127.0.0.1", 0))
-print(server.getsockname()[1], flush=True)
+port = server.getsockname()[1]
+client = socket.create_connection(("127.0.0.1", port))
+print(port, client.getsockname()[1], flush=True)
 time.sleep(600)
 """
 # A parent that refuses to end when it is asked, and its child.
@@ -102,11 +105,12 @@ def test_who_listens_on_a_port_is_known(
 ) -> None:
     record = start(store, "listener", LISTEN)
     until(lambda: Path(record.log).read_text().strip())
-    port = int(Path(record.log).read_text())
+    port, outgoing = map(int, Path(record.log).read_text().split())
     other = process.ProcessId(stranger.pid, stranger.create_time())
 
     assert process.is_listening(record.process, record.marker, port)
     assert not process.is_listening(record.process, record.marker, port - 1)
+    assert not process.is_listening(record.process, record.marker, outgoing)
     assert not process.is_listening(other, "no-marker", port)
     assert process.stop(record.process, record.marker) == []
 
@@ -142,6 +146,39 @@ def test_children_of_a_killed_server_are_stopped(
     client.delete_deployment("orphans")
 
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_only_temporary_files_of_our_own_are_removed(
+    store: Store, client: OnnxGenAIDeploymentClient, tmp_path: Path
+) -> None:
+    for name, stays in (("mlflow-phi3-onnx-x", False), ("precious", True)):
+        (tmp_path / name).mkdir()
+        store.write(replace(start(store, name), scratch=str(tmp_path / name)))
+        client.delete_deployment(name)
+        assert (tmp_path / name).exists() == stays
+
+
+def test_another_server_s_answer_is_not_that_of_ours(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has taken the port between our look at it and our server's, which then ends."""
+
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Healthy) as other, ThreadPoolExecutor(1) as pool:
+        pool.submit(other.serve_forever, 0.02)
+        taken = Address("127.0.0.1", other.server_address[1])
+        monkeypatch.setattr(lifecycle, "_choose_address", lambda _: taken)
+        ends = "import time; time.sleep(0.5); raise SystemExit(3)"
+        monkeypatch.setattr(server, "command", lambda *_: [sys.executable, "-c", ends])
+        recipe = Recipe("models:/m-1", "python_function", {}, str(store.folder.parent), "", "")
+        with pytest.raises(DeploymentError, match="ended with exit code 3 before it answered"):
+            lifecycle.launch(store, "late", recipe)
+        other.shutdown()
+    assert store.names() == []
 
 
 @pytest.mark.parametrize("slot", [NEXT, OLD])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from tests.support.doors import SPAIN, counts
 
@@ -50,9 +52,18 @@ def test_logprobs(model: GenAIModel) -> None:
     assert "logprobs" not in model.chat(SPAIN)["choices"][0]
 
 
-def test_min_tokens_holds_back_the_end(model: GenAIModel) -> None:
-    response = model.chat(SPAIN, min_tokens=15, max_tokens=20)
-    assert response["usage"]["completion_tokens"] >= 15
+@pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"temperature": 2, "top_k": 1}], ids=str)
+def test_min_tokens_holds_the_end_back_and_no_longer(
+    model: GenAIModel, more: dict[str, Any]
+) -> None:
+    plain = model.chat(SPAIN, **more)
+    text, tokens = plain["choices"][0]["message"]["content"], plain["usage"]["completion_tokens"]
+    # The token that ends it is not one of those that there must be.
+    assert model.chat(SPAIN, min_tokens=tokens - 1, **more)["choices"] == plain["choices"]
+    longer = model.chat(SPAIN, min_tokens=tokens, max_tokens=tokens + 4, **more)
+    assert longer["usage"]["completion_tokens"] > tokens
+    assert longer["choices"][0]["message"]["content"].startswith(text)
+    assert longer["choices"][0]["message"]["content"] != text
 
 
 def test_logit_bias_bans_a_token(model: GenAIModel) -> None:

@@ -12,6 +12,7 @@ from mlflow.types.schema import ColSpec, DataType, Schema
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.flavor.signatures import signature
+from mlflow_phi3_onnx.openai.parse import parse_request
 from tests.support.doors import (
     CANARY,
     DOORS,
@@ -79,14 +80,21 @@ def test_a_prompt_may_have_four_forms(
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_choices_are_each_prompt_s_answers_in_turn(doors: dict[str, Door], door: str) -> None:
-    sampled = {"n": 3, "temperature": 2, "seed": 11, "max_tokens": 6}
+@pytest.mark.parametrize("echo", [False, True], ids=["answers", "echo"])
+def test_choices_are_each_prompt_s_answers_in_turn(
+    doors: dict[str, Door], door: str, *, echo: bool
+) -> None:
+    sampled = {"n": 3, "temperature": 2, "seed": 11, "max_tokens": 6, "echo": echo}
     choices, usage = doors[door]({"prompt": [SPAIN, "zzz qqq"], **sampled})
     first, first_usage = doors[door]({"prompt": SPAIN, **sampled})
     second, second_usage = doors[door]({"prompt": "zzz qqq", **sampled})
     alone = [*first, *({**choice, "index": choice["index"] + 3} for choice in second)]
     assert choices == alone
     assert len(set(texts(second))) > 1
+    begins = [SPAIN] * 3 + ["zzz qqq"] * 3
+    assert [text.startswith(b) for text, b in zip(texts(choices), begins, strict=True)] == [
+        echo
+    ] * 6
     assert usage == {name: count + second_usage[name] for name, count in first_usage.items()}
 
 
@@ -188,6 +196,20 @@ def test_echo_with_logprobs_reports_the_prompt(
 
 
 @pytest.mark.parametrize("door", DOORS)
+def test_each_choice_has_the_logprobs_of_its_own_prompt(
+    model: GenAIModel, doors: dict[str, Door], door: str
+) -> None:
+    prompts = [SPAIN, "zzz qqq"]
+    choices, _ = doors[door](
+        {"prompt": prompts, "n": 2, "echo": True, "logprobs": 0, "max_tokens": 1}
+    )
+    for choice, prompt in zip(choices, [prompts[0]] * 2 + [prompts[1]] * 2, strict=True):
+        length = len(model.tokenize(prompt))
+        assert "".join(choice["logprobs"]["tokens"][:length]) == prompt
+        assert choice["logprobs"]["text_offset"][length:] == [len(prompt)]
+
+
+@pytest.mark.parametrize("door", DOORS)
 def test_an_echo_without_an_answer(doors: dict[str, Door], door: str) -> None:
     prompts = [f"{SPAIN} Madrid.", f"{SPAIN} Rome."]
     fields = {"prompt": prompts, "echo": True, "max_tokens": 0}
@@ -252,6 +274,7 @@ BAD = [
     bad([True], "prompt[0]", "got True"),
     bad([None], "prompt[0]", "got null"),
     bad([5, 32064], "prompt[1]", "a token id below 2,560; got 32,064"),
+    bad([2559, 2560], "prompt[1]", "a token id below 2,560; got 2,560"),
     bad([[5], [6, 2**31 - 1]], "prompt[1][1]", "a token id below 2,560"),
     bad(["\ud800", "a"], "prompt[0]", "prompt[0] holds a lone surrogate"),
     bad(["a"] * 2049, "prompt", "at most 2,048 prompts; got 2,049"),
@@ -269,6 +292,12 @@ BAD = [
 @pytest.mark.parametrize("case", BAD, ids=bad_id)
 def test_bad_prompts(doors: dict[str, Door], case: Bad) -> None:
     refused_everywhere(doors.values(), case)
+
+
+@pytest.mark.parametrize(("prompts", "n"), [(2048, 1), (1024, 2), (16, 128)])
+def test_as_many_answers_as_are_allowed(prompts: int, n: int) -> None:
+    asked = parse_request({"prompt": ["a"] * prompts, "n": n}, "llm/v1/completions")
+    assert len(asked.prompts) * asked.options.n == 2048
 
 
 def test_a_missing_prompt_is_named(model: GenAIModel) -> None:

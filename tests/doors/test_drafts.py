@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
+from mlflow_phi3_onnx.engine import inprocess
 from mlflow_phi3_onnx.engine.sequence.prompt_lookup import Drafter
 from tests.support.engines import submit
 
@@ -70,6 +71,27 @@ def test_a_right_prediction_is_accepted(model: GenAIModel) -> None:
     assert again.accepted_tokens > told.tokens / 2
 
 
+@pytest.mark.parametrize("max_tokens", range(4, 12))
+def test_no_more_is_guessed_than_may_follow(
+    model: GenAIModel, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    """Each step chooses one token by itself, and that may be the last one."""
+    guessed: list[tuple[int, int]] = []
+    advance = inprocess.SequenceState.advance
+
+    def watched(state: inprocess.SequenceState, logits: Any, draft: Any = ()) -> None:
+        guessed.append((len(draft), state.remaining - 1))
+        advance(state, logits, draft)
+
+    prompt = model._tokenizer.encode(COUNT)
+    told = submit(model, (prompt, 60, Options()))[0].result()
+    options = Options(draft_tokens=16, prediction=told.text)
+    monkeypatch.setattr(inprocess.SequenceState, "advance", watched)
+    assert submit(model, (prompt, max_tokens, options))[0].result().tokens == max_tokens
+    assert all(count <= most for count, most in guessed)
+    assert any(count == most > 0 for count, most in guessed)
+
+
 def test_rows_beside_others_are_the_same_too(model: GenAIModel) -> None:
     prompt = model._tokenizer.encode(COUNT)
     jobs = [(prompt, 40, Options(draft_tokens=i % 5, n=1)) for i in range(8)]
@@ -95,6 +117,20 @@ def test_a_guess_is_what_followed_the_last_tokens_before(
             seen[i + 2 : i + 2 + len(guess)] for i in range(len(seen)) if seen[i : i + 2] == run
         ]
         assert guess in followed
+
+
+def test_guesses_get_shorter_when_they_are_wrong_and_longer_when_they_are_right() -> None:
+    drafter = Drafter([[1, 2, 3, 4, 5, 6, 7, 8, 1, 2]], 4)
+
+    def lengths(accepted: int, times: int) -> list[int]:
+        seen: list[int] = []
+        for _ in range(times):
+            seen.append(len(drafter.draft(9)))
+            drafter.adapt(seen[-1], min(accepted, seen[-1]))
+        return seen
+
+    assert lengths(accepted=0, times=6) == [4, 3, 2, 1, 1, 1]
+    assert lengths(accepted=9, times=4) == [1, 3, 4, 4]
 
 
 def test_a_guess_of_nothing() -> None:

@@ -186,6 +186,18 @@ def test_a_seed_that_has_lost_digits_is_refused(chat: PyFuncModel) -> None:
         chat.predict({"messages": [USER]}, params={"seed": 2**60 + 1})
 
 
+def test_a_float_is_an_integer_as_long_as_it_has_lost_no_digits(native: GenAIModel) -> None:
+    sampled = {"max_tokens": 4, "temperature": 2}
+    for sign in (1, -1):
+        exact = sign * (2**53 - 1)
+        same(
+            native.chat([USER], seed=float(exact), **sampled),
+            native.chat([USER], seed=exact, **sampled),
+        )
+        with pytest.raises(InvalidRequestError, match="seed must be an integer"):
+            native.chat([USER], seed=sign * 2.0**53)
+
+
 @pytest.mark.parametrize("stop", ["e", ["e"], ("e",), np.array(["e"]), ["zzz", "e"]], ids=str)
 def test_stop_may_be_a_string_or_a_list(chat: PyFuncModel, native: GenAIModel, stop: Any) -> None:
     frame = pd.DataFrame({"messages": [[USER]], "stop": pd.Series([stop], dtype=object)})

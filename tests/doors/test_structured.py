@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from typing import TYPE_CHECKING, Any
+import shutil
+from pathlib import Path
+from typing import Any
 
 import jsonschema
 import mlflow
@@ -15,9 +18,6 @@ import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
 from tests.support.doors import SPAIN
 from tests.support.forms import SCHEMAS, SUM, closed, schema_format
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def check(text: str, schema: dict[str, Any]) -> None:
@@ -180,6 +180,29 @@ def test_a_stop_sequence_still_cuts(model: GenAIModel) -> None:
 def test_no_bias_leads_out_of_a_form(model: GenAIModel) -> None:
     ids = {str(i): 100 for i in range(0, 2000, 2)} | {"5": -100}
     assert model.generate("x", choice=["yes"], logit_bias=dict(list(ids.items())[:900])) == "yes"
+
+
+def test_a_form_may_repeat_what_the_model_s_own_configuration_forbids(
+    demo: Path, tmp_path: Path, loop: str
+) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "model"))
+    config = json.loads((folder / "genai_config.json").read_text("utf-8"))
+    config["search"]["no_repeat_ngram_size"] = 2
+    (folder / "genai_config.json").write_text(json.dumps(config), "utf-8")
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "f", "parameters": closed(a={"const": "xyxyxyxyxy"})},
+        }
+    ]
+    with GenAIModel(folder, model_config={"loop": loop}) as model:
+        (held,) = model.chat(SPAIN, regex="(ab){8}")["choices"]
+        (called,) = model.chat(SPAIN, tools=tools, tool_choice="required")["choices"]
+        free = model.chat([{"role": "user", "content": "Count from 1 to 20"}])["choices"][0]
+    assert held["message"]["content"] == "ab" * 8
+    assert called["finish_reason"] == "tool_calls"
+    ids = model.tokenize(free["message"]["content"])
+    assert len(set(itertools.pairwise(ids))) == len(ids) - 1
 
 
 def test_logprobs_are_those_before_the_form(model: GenAIModel) -> None:

@@ -148,8 +148,9 @@ def test_a_token_limit_cuts_a_stream_where_it_cuts_an_answer(
         answer = whole(model, CITIES, max_tokens=limit, **fields)
         assert told(streamed(model, CITIES, max_tokens=limit, **fields)) == told(answer)
         ((text, calls, reason, _),) = told(answer)
+        assert reason == "length"
         seen.add("text" if text else "calls" if calls else "")
-        if reason == "length" and calls:
+        if calls:
             *before, (name, arguments) = calls
             assert before == full[1][: len(before)]
             assert name == full[1][len(before)][0]

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +24,11 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
 )
 from mlflow_phi3_onnx.core.request import Options, Sampling
+from mlflow_phi3_onnx.runtime.genai import NativeModel
 from tests.support.engines import ScriptedLoop, engine, job, submit, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -80,6 +84,48 @@ def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
     stream.close()
     # The engine is idle again long before the story would have ended: a short answer comes next.
     assert model.chat(STORY, max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where a shell runs the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows has no such signals")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_an_interrupted_wait_stops_the_work(
+    demo: Path, loop: str, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """As Ctrl-C does; of three rows, one waits for its turn."""
+    with GenAIModel(demo, model_config={"loop": loop, "max_batch_size": 2}) as model:
+        taken: list[Any] = []
+        submit_jobs = model._engine.submit
+
+        def watched(*arguments: Any) -> Any:
+            taken.extend(submit_jobs(*arguments))
+            return taken
+
+        caller = threading.get_ident()
+
+        def waits() -> bool:
+            return sys._current_frames()[caller].f_code is threading.Condition.wait.__code__
+
+        def interrupt() -> None:
+            until(lambda: any(state.tokens for state in taken) and waits())
+            signal.pthread_kill(caller, signal.SIGINT)
+
+        monkeypatch.setattr(model._engine, "submit", watched)
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            model.generate(["Once"] * rows, min_tokens=3000)
+        interrupting.join()
+        assert len(taken) == rows
+        assert all(state.finished and len(state.tokens) < 3000 for state in taken)
 
 
 def test_a_closed_stream_computes_at_most_one_more_step(
@@ -145,6 +191,29 @@ def test_a_row_that_cannot_choose_fails_alone(demo: Path, loop: str) -> None:
         assert good.result() == submit(model, plain)[0].result()
 
 
+def test_what_is_cancelled_while_it_waits_never_begins(
+    scripted: ScriptedLoop, tokenizer: PromptTokenizer
+) -> None:
+    scripted.room = 20
+    running: Any = engine(scripted, tokenizer)
+    scripted.gate.clear()
+    first, waits, last = running.submit([job(length=10, max_tokens=10) for _ in range(3)])
+    stream = running.deltas(job(length=10, max_tokens=10))
+    until(lambda: len(scripted.states) == 1)
+    waits.cancel()
+    with pytest.raises(CancelledError):  # at once: the gate is closed
+        waits.result()
+    stream.cancel()
+    scripted.gate.set()
+    assert [ticket.result().tokens for ticket in (first, last)] == [10, 10]
+    with pytest.raises(CancelledError):
+        list(stream)
+    assert scripted.begun == [first.handle, last.handle]
+    assert running.submit([job(length=10, max_tokens=10)])[0].result().tokens == 10
+    assert scripted.steps == 30
+    running.close()
+
+
 def test_a_late_request_does_not_wait_for_a_long_answer(
     scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:
@@ -170,6 +239,109 @@ def test_kv_memory_is_a_budget(scripted: ScriptedLoop, tokenizer: PromptTokenize
     with pytest.raises(MemoryBudgetError, match=r"takes 23 bytes; kv_cache_memory allows 20"):
         running.submit([job(length=3, max_tokens=20)])
     running.close()
+
+
+def test_a_small_job_does_not_overtake_one_that_waits_for_memory(demo: Path, loop: str) -> None:
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    config = {"kv_cache_memory": per_token * 100, "loop": loop}
+    with GenAIModel(demo, model_config=config) as model:
+        running = model._engine._loop
+        admit, begun = running.admit, list[list[int]]()
+
+        def watched(waiting: Any) -> Any:
+            taken = admit(waiting)
+            if taken:
+                begun.append([state.max_tokens for state in waiting if state in taken])
+            return taken
+
+        running.admit = watched  # type: ignore[method-assign] - it does what it did
+        prompt = np.full(10, 400, dtype=np.int32)
+        tickets = submit(model, *((prompt, most, Options()) for most in (50, 40, 5)))
+        assert all(0 < ticket.result().tokens <= 50 for ticket in tickets)
+    assert begun == [[50], [40, 5]]
+
+
+def test_the_budget_holds_what_fits_exactly(demo: Path, loop: str) -> None:
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    config = {"kv_cache_memory": per_token * 31 - 1, "loop": loop}
+    prompt = [400] * 10
+    with GenAIModel(demo, model_config=config) as model:
+        usage = model.complete(prompt, max_tokens=20, min_tokens=20)["usage"]
+        assert usage["total_tokens"] == 30
+        with pytest.raises(MemoryBudgetError, match="10 prompt tokens and 21 completion tokens"):
+            model.complete(prompt, max_tokens=21)
+        # Without a limit of its own, it has what there is room for, but always one.
+        with pytest.raises(MemoryBudgetError, match="30 prompt tokens and 1 completion tokens"):
+            model.complete([400] * 30)
+        assert model.complete([400] * 29)["usage"]["completion_tokens"] == 1
+
+
+@pytest.mark.parametrize("growth", [8, 512])
+def test_no_more_memory_is_taken_than_there_is(
+    demo: Path, loop: str, monkeypatch: pytest.MonkeyPatch, growth: int
+) -> None:
+    """At any moment, by what runs and by what is remembered together."""
+    monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.GROWTH", growth)
+    made = weakref.WeakSet[Any]()
+    make = NativeModel.generator
+
+    def watched(*arguments: Any) -> Any:
+        generator = make(*arguments)
+        made.add(generator)
+        note()
+        return generator
+
+    def taken() -> int:
+        if loop == "slots":
+            table = running._table
+            reserved = sum(s.state.most_tokens for s in table.slots if s.state is not None)
+            return reserved + sum(len(s) for s in table.slots if s.state is None)
+        return sum(generator.rows * generator.max_length for generator in made)
+
+    def note() -> None:
+        seen.append(taken())
+
+    def stepped() -> None:
+        step()
+        note()
+
+    with GenAIModel(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    config = {"kv_cache_memory": per_token * 100, "loop": loop, "max_batch_size": 4}
+    with GenAIModel(demo, model_config=config) as model:
+        running: Any = model._engine._loop
+        step, seen = running.step, list[int]()
+        running.step = stepped
+        monkeypatch.setattr(NativeModel, "generator", watched)
+        jobs = [
+            (np.full(5 + 7 * i % 23, 400 + i % 3, dtype=np.int32), 3 + 11 * i % 41, Options())
+            for i in range(30)
+        ]
+        tickets = [*submit(model, *jobs), *submit(model, *jobs[::-1])]
+        assert all(ticket.result().tokens > 0 for ticket in tickets)
+        # Two that run in what two larger ones have left, and one that comes when they do.
+        prompt = np.full(10, 400, dtype=np.int32)
+        large, small, late = ((prompt, n, Options(min_tokens=n)) for n in (30, 20, 25))
+        assert [t.result().tokens for t in submit(model, large, large)] == [30, 30]
+        pair: list[Any] = submit(model, small, small)
+        until(lambda: all(ticket.handle.tokens for ticket in pair))
+        (last,) = submit(model, late)
+        assert [t.result().tokens for t in (*pair, last)] == [20, 20, 25]
+    assert 80 < max(seen) <= 100
+
+
+@pytest.mark.parametrize(("common", "found"), [(7, 0), (8, 8), (17, 17), (18, 18), (20, 18)])
+def test_a_beginning_is_found_again_if_it_is_worth_it(
+    demo: Path, loop: str, common: int, found: int
+) -> None:
+    """The fewest that are worth it are 8; the last two of a prompt are always computed."""
+    with GenAIModel(demo, model_config={"loop": loop}) as model:
+        first, second = ([400] * common + [other] * (20 - common) for other in (401, 402))
+        model.complete(first, max_tokens=1)
+        usage = model.complete(second, max_tokens=1)["usage"]
+    assert usage.get("prompt_tokens_details", {"cached_tokens": 0}) == {"cached_tokens": found}
 
 
 def test_without_max_tokens_the_budget_bounds_the_answer(demo: Path, loop: str) -> None:
@@ -204,6 +376,27 @@ def test_closing_cancels_what_runs_and_refuses_what_comes(demo: Path, loop: str)
         list(stream)
     with pytest.raises(CancelledError, match="closed"):
         model.chat(STORY)
+
+
+def test_closing_cancels_what_waits_too(scripted: ScriptedLoop, tokenizer: PromptTokenizer) -> None:
+    scripted.room = 20
+    running: Any = engine(scripted, tokenizer)
+    scripted.gate.clear()
+    first, waits = running.submit([job(length=10, max_tokens=10) for _ in range(2)])
+    stream = running.deltas(job(length=10, max_tokens=10))
+    until(lambda: len(scripted.states) == 1)
+    closing = threading.Thread(target=running.close)
+    closing.start()
+    until(lambda: running.engine._closed)
+    scripted.gate.set()
+    closing.join(20)
+    assert scripted.begun == [first.handle]
+    for ticket in (first, waits):
+        until(ticket._future.done)
+        with pytest.raises(CancelledError, match="was closed"):
+            ticket.result()
+    with pytest.raises(CancelledError, match="was closed"):
+        list(stream)
 
 
 def test_a_closed_model_is_freed_though_it_is_held(demo: Path, loop: str) -> None:

@@ -4,21 +4,24 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.core.request import Options
 from mlflow_phi3_onnx.engine.loops import prefill as chunks
-from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
+from mlflow_phi3_onnx.engine.loops.genai_pool import MAX_KEPT, GeneratorPool
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from tests.support.engines import submit, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 STORY = [{"role": "user", "content": "Tell me a long story."}]
 COUNTRIES = ["Spain", "France", "Italy", "Japan", "Peru", "Chile", "Kenya", "Egypt", "Norway"]
@@ -91,6 +94,31 @@ def test_a_second_turn_finds_the_first_in_a_kept_generator(
         )
 
 
+def test_a_longer_answer_tells_what_was_found_of_its_prompt(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it outgrows its generator, and moves to a larger one."""
+    monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.GROWTH", 16)
+    monkeypatch.setattr("mlflow_phi3_onnx.engine.loops.genai_batch.ENOUGH", 8)
+    with GenAIModel(demo) as model:
+        asked = question("What is the capital of Spain, and what is the capital of Italy?")
+        model.chat(**asked, max_tokens=2)
+        short = model.chat(**asked, max_tokens=2)["usage"]
+        long = model.chat(**asked, min_tokens=40, max_tokens=40)["usage"]
+    found = {"cached_tokens": short["prompt_tokens"] - chunks.MIN_COMPUTED}
+    assert short["prompt_tokens_details"] == long["prompt_tokens_details"] == found
+
+
+def test_a_few_generators_are_kept_those_that_were_used_last(demo: Path) -> None:
+    with GenAIModel(demo) as model:
+        pool = model._engine._loop._pool  # type: ignore[attr-defined] - below every interface
+        for number in range(1, MAX_KEPT + 3):
+            model.run("llm/v1/chat", [question("Hello", max_tokens=2) for _ in range(number)])
+            # The generator is given back in the step that answers, but after the answer.
+            until(lambda n=number: pool._kept and pool._kept[-1].generator.rows == n)
+        assert [kept.generator.rows for kept in pool._kept] == list(range(3, MAX_KEPT + 3))
+
+
 def test_what_is_kept_gives_way_to_what_is_asked_for(demo: Path) -> None:
     with GenAIModel(demo) as model:
         per_token = model.limits.kv_bytes_per_token
@@ -100,6 +128,41 @@ def test_what_is_kept_gives_way_to_what_is_asked_for(demo: Path) -> None:
             model.run("llm/v1/chat", [question("Hello", max_tokens=8) for _ in range(number)])
             # The generator is given back in the step that answers, but after the answer.
             until(lambda: 0 < sum(kept.kv_tokens for kept in pool._kept) <= 100)
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [(170, [10, 20, 30]), (169, [20, 30]), (150, [20, 30]), (149, [30]), (110, [30]), (109, [])],
+)
+def test_what_was_used_longest_ago_gives_way_first(
+    demo: Path, budget: int, kept: list[int]
+) -> None:
+    with GenAIModel(demo) as model:
+        pool = model._engine._loop._pool  # type: ignore[attr-defined] - below every interface
+        made = [pool.take(2, length, 1000)[0] for length in (20, 10, 30)]
+        for at in (1, 0, 2):
+            pool.give(made[at])
+        assert pool.take(1, 50, budget)[0].max_length == 50
+        assert [each.generator.max_length for each in pool._kept] == kept
+
+
+def test_those_that_wait_begin_together_once_half_of_the_batch_is_free(demo: Path) -> None:
+    with GenAIModel(demo, model_config={"max_batch_size": 4}) as model:
+        loop = model._engine._loop
+        admit, begun = loop.admit, list[list[int]]()
+
+        def watched(waiting: Any) -> Any:
+            taken = admit(waiting)
+            if taken:
+                begun.append(sorted(state.max_tokens for state in taken))
+            return taken
+
+        loop.admit = watched  # type: ignore[method-assign] - it does what it did
+        prompt = np.full(10, 400, dtype=np.int32)
+        lengths = [4, 6, 10, 12, 30, 31, 32]
+        tickets = submit(model, *((prompt, n, Options(min_tokens=n)) for n in lengths))
+        assert [ticket.result().tokens for ticket in tickets] == lengths
+    assert begun == [[4, 6, 10, 12], [30, 31], [32]]
 
 
 def test_prompts_in_pieces(
@@ -129,6 +192,33 @@ def test_a_servers_loop_computes_long_prompts_one_by_one(demo: Path, reference: 
     with GenAIModel(demo, policy=ServingPolicy(may_hold_gil=False)) as model:
         together = model.run("llm/v1/chat", rows)
     assert texts(together) == texts([reference.run("llm/v1/chat", [row])[0] for row in rows])
+
+
+def test_a_cache_of_two_ranges_of_positions_is_never_taken_back(
+    demo: Path, tmp_path: Path, reference: GenAIModel
+) -> None:
+    """A graph with an ``If``, as LongRoPE's have: beyond a length, all keys are other ones."""
+    folder = Path(shutil.copytree(demo, tmp_path / "model"))
+    graph = onnx.load(folder / "model.onnx", load_external_data=False)
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    out = helper.make_tensor_value_info("factor", TensorProto.FLOAT, [])
+    one = helper.make_node("Constant", [], ["factor"], value_float=1.0)
+    branch = helper.make_graph([one], "branch", [], [out])
+    graph.graph.initializer.append(yes)
+    graph.graph.node.append(
+        helper.make_node("If", ["yes"], ["factor"], then_branch=branch, else_branch=branch)
+    )
+    onnx.save(graph, folder / "model.onnx")
+    rows = [question(f"What is the capital of {country}?") for country in COUNTRIES]
+    expected = texts(reference.run("llm/v1/chat", rows))
+    with GenAIModel(folder) as model:
+        assert texts(model.run("llm/v1/chat", rows)) == expected
+        again = model.chat(**rows[0])
+        assert "prompt_tokens_details" not in again["usage"]
+        with pytest.raises(UnsupportedParameterError, match="cache cannot be taken back"):
+            model.chat(**rows[0], prompt_lookup_num_tokens=4)
+    with pytest.raises(InvalidRequestError, match=r"two ranges of positions \(LongRoPE\)"):
+        GenAIModel(folder, model_config={"loop": "slots"})
 
 
 def test_the_logprobs_of_a_prompt_are_the_same_in_pieces(

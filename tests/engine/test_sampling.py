@@ -30,8 +30,8 @@ def logits(seed: int = 0, spread: float = 3.0) -> NDArray[np.float32]:
 class Choices:
     """Chooses token after token, as a sequence does."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        self.processors = build(sampling, PROMPT, VOCABULARY)
+    def __init__(self, sampling: Sampling, prompt: NDArray[np.int32] = PROMPT) -> None:
+        self.processors = build(sampling, prompt, VOCABULARY)
         self.sampler = Sampler(sampling)
         self.tokens: list[int] = []
 
@@ -89,6 +89,11 @@ def test_samples_follow_the_distribution(sampling: Sampling) -> None:
     assert np.abs(seen[top] - expected[top]).sum() / 2 < 0.05
 
 
+def test_equally_likely_tokens_are_drawn_as_far_as_top_p_reaches() -> None:
+    drawn = draw(Sampling(temperature=1.0, top_p=0.5, seed=1), np.zeros(600, np.float32), 9000)
+    assert set(drawn.tolist()) == set(range(300))
+
+
 def test_a_seed_repeats_and_another_differs() -> None:
     values = logits()
     first = draw(Sampling(temperature=1.0, seed=5), values, 50)
@@ -121,6 +126,19 @@ def test_no_repeated_ngrams() -> None:
     # The prompt ends with 2 and holds "2 3": 3 is banned, 2 is not. "2 2" is banned the next time.
     assert sampler.choose(wants_two.copy()) == 2
     assert sampler.choose(wants_two.copy()) == 9
+
+
+@pytest.mark.parametrize(
+    ("size", "prompt", "expected"),
+    [(2, [2], 2), (2, [2, 2], 9), (3, [2, 2], 2), (3, [2, 2, 2], 9), (1, [9], 2), (1, [2], 9)],
+)
+def test_an_ngram_is_banned_as_soon_as_it_is_there(
+    size: int, prompt: list[int], expected: int
+) -> None:
+    wants_two = np.zeros(VOCABULARY, dtype=np.float32)
+    wants_two[[2, 9]] = [3.0, 2.0]
+    sampling = Sampling(no_repeat_ngram_size=size)
+    assert Choices(sampling, np.array(prompt, dtype=np.int32)).choose(wants_two) == expected
 
 
 def test_logits_that_are_not_numbers_are_an_error() -> None:

@@ -132,6 +132,24 @@ def test_memory_is_reserved_and_what_is_remembered_makes_room(demo: Path) -> Non
         assert sum(len(slot.tokens) for slot in table.slots) <= 100
 
 
+@pytest.mark.parametrize(("reserved", "kept"), [(60, {400, 402}), (80, {400}), (81, set[int]())])
+def test_what_was_used_longest_ago_is_forgotten_before_a_row_begins(
+    demo: Path, reserved: int, kept: set[int]
+) -> None:
+    with slots(demo) as model:
+        per_token = model.limits.kv_bytes_per_token
+    with slots(demo, kv_cache_memory=per_token * 100, max_batch_size=4) as model:
+        table = model._engine._loop._table  # type: ignore[attr-defined] - below every interface
+        for token in (400, 401, 402, 400):
+            model.complete([token] * 20, max_tokens=1)
+        stream = model.stream_complete([500] * 10, max_tokens=reserved - 10)
+        next(stream)
+        remembered = [slot.tokens.tolist() for slot in table.slots if len(slot)]
+        assert sorted(tokens for tokens in remembered if tokens[0] != 500) == [
+            [token] * 20 for token in sorted(kept)
+        ]
+
+
 def test_cancelling_a_prompt_stops_it_within_a_chunk(demo: Path) -> None:
     with slots(demo) as model:
         prompt = np.full(3000, 400, dtype=np.int32)
@@ -156,6 +174,39 @@ def test_cancelling_a_prompt_stops_it_within_a_chunk(demo: Path) -> None:
             if not len(s.tokens) or s.tokens[0] == 400
         )
         assert len(slot.tokens) < 3000
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its own", "another's"])
+def test_a_cancel_stops_the_chunk_of_its_own_prompt_alone(
+    demo: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    with slots(demo) as model:
+        session = model._engine._loop._session._session  # type: ignore[attr-defined] - as above
+        compute = session.run_with_iobinding
+        begun, cancelled = threading.Event(), threading.Event()
+        chunks: list[str] = []
+
+        def held(binding: Any, options: Any) -> None:
+            of_prompt = options is not None
+            if of_prompt:
+                begun.set()
+                cancelled.wait(20)
+                chunks.append("stopped")
+            compute(binding, options)
+            if of_prompt:
+                chunks[-1] = "computed"
+
+        monkeypatch.setattr(session, "run_with_iobinding", held)
+        prompts = [np.full(30, token, dtype=np.int32) for token in (400, 401)]
+        computed, waits = submit(model, *((prompt, 2, Options()) for prompt in prompts))
+        assert begun.wait(20)
+        left, other = (computed, waits) if own else (waits, computed)
+        left.cancel()
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            left.result()
+        assert other.result().tokens == 2
+    assert chunks == (["stopped", "computed"] if own else ["computed"])
 
 
 def test_which_models_qualify(demo: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mlflow_phi3_onnx import GenerationTimeoutError
+from mlflow_phi3_onnx.engine import inprocess
 from mlflow_phi3_onnx.engine.waiting import LOOKED_AT, WaitingJobs
 from tests.support.engines import ScriptedLoop, engine, job, until
 
@@ -90,4 +92,27 @@ def test_who_waits_is_given_up_at_its_deadline_while_another_runs(tokenizer: Any
         waits.result()
     assert not first.handle.finished
     first.cancel()
+    running.close()
+
+
+def test_who_runs_is_given_up_at_its_own_deadline(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = ScriptedLoop(token=5)
+    loop.room = 4_000_002
+    running = engine(loop, tokenizer)
+    late: Any
+    patient: Any
+    late, patient = running.submit([job(1, 2_000_000, timeout=t) for t in (1000, 3000)])
+    until(lambda: loop.steps > 0)
+    now = time.monotonic() + 2000
+    monkeypatch.setattr(inprocess, "time", SimpleNamespace(monotonic=lambda: now))
+    with pytest.raises(GenerationTimeoutError):
+        late.result()
+    assert loop.begun == [late.handle, patient.handle]
+    assert 0 < len(late.handle.tokens) < 2_000_000
+    before = len(patient.handle.tokens)
+    until(lambda: len(patient.handle.tokens) > before + 2)
+    assert loop.states == [patient.handle]
+    patient.cancel()
     running.close()

@@ -16,6 +16,7 @@ from mlflow.models import Model
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError, load_model
+from mlflow_phi3_onnx.artifact.saved import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -197,7 +198,7 @@ def test_a_data_folder_outside_the_artifact_is_refused(copy: Path, data: str) ->
 
 def test_a_newer_layout_is_refused(copy: Path) -> None:
     mlmodel = yaml.safe_load((copy / "MLmodel").read_text())
-    mlmodel["flavors"]["mlflow_phi3_onnx"]["schema_version"] = 99
+    mlmodel["flavors"]["mlflow_phi3_onnx"]["schema_version"] = SCHEMA_VERSION + 1
     (copy / "MLmodel").write_text(yaml.safe_dump(mlmodel))
     with pytest.raises(InvalidModelError, match="newer"):
         load_model(copy)

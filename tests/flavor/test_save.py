@@ -111,6 +111,18 @@ def test_links_are_saved_as_the_files_they_lead_to(demo: Path, tmp_path: Path) -
     assert not any(path.is_symlink() for path in (tmp_path / "saved").rglob("*"))
 
 
+def test_only_a_snapshot_of_the_hub_s_cache_has_links_to_its_blobs(
+    demo: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(demo, tmp_path / "models" / "abc"))
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "key").write_text("TOPSECRET")
+    (source / "NOTICE").symlink_to(tmp_path / "blobs" / "key")
+    with pytest.raises(InvalidModelError, match=r"^NOTICE is a symbolic link that leads out"):
+        save_model(source, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 @pytest.mark.parametrize("where", ["NOTICE.txt", "notes/NOTICE.txt", "folder"])
 def test_a_link_that_leads_out_publishes_nothing(demo: Path, tmp_path: Path, where: str) -> None:
     source = Path(shutil.copytree(demo, tmp_path / "model"))

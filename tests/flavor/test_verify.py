@@ -17,6 +17,7 @@ from mlflow_phi3_onnx import (
     load_model,
     save_model,
 )
+from mlflow_phi3_onnx.artifact import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,18 @@ def test_a_byte_of_the_weights_is_found_by_their_hash(copy: Path) -> None:
         assert model.name == "phi3"
 
 
+def test_files_up_to_a_size_are_hashed_by_default(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(copy / "model" / WEIGHTS, 1_000_000)
+    size = (copy / "model" / WEIGHTS).stat().st_size
+    monkeypatch.setattr(manifest, "SMALL_FILE", size - 1)
+    with load_model(copy) as model:
+        assert model.name == "phi3"
+    monkeypatch.setattr(manifest, "SMALL_FILE", size)
+    refused(copy, f"{WEIGHTS} is not the file that was saved")
+
+
 def test_an_extra_file_is_named(copy: Path) -> None:
     (copy / "model" / "special_tokens_map.json").write_text("{}")
     refused(copy, "special_tokens_map.json was not saved with the model")
@@ -79,6 +92,13 @@ def test_a_link_out_of_the_model_is_named(copy: Path, demo: Path, name: str) -> 
     (copy / "model" / name).unlink()
     (copy / "model" / name).symlink_to(demo / name)
     refused(copy, f"{name} is a symbolic link that leads out of the model")
+
+
+def test_a_data_folder_that_is_a_link_out_of_the_model_is_refused(copy: Path, demo: Path) -> None:
+    shutil.rmtree(copy / "model")
+    (copy / "model").symlink_to(demo)
+    for verify in ("size", "hash", "off"):
+        refused(copy, "model is a symbolic link that leads out of the model", verify=verify)
 
 
 def test_a_broken_link_is_a_lost_file(copy: Path) -> None:

@@ -48,6 +48,10 @@ CALLS = [
     Written('<tool_call>{"arguments": [1], "name": "f"}', "", [("f", "[1]")]),
     Written('<tool_call>{"why": {"name": "x"}, "name": "f"}</tool_call>', "", [("f", "{}")]),
     Written('{"name": "f", "parameters": {}, "why": [], "arguments": 1}', "", [("f", "{}")]),
+    # Of a name or arguments that come twice, the first count.
+    Written('{"name": "f", "parameters": {}, "name": "x"} x', " x", [("f", "{}")]),
+    Written('<tool_call>{"name": "f", "name": ["g"]}</tool_call>', "", [("f", "{}")]),
+    Written('<tool_call>{"arguments": [], "arguments": [1], "name": "f"}', "", [("f", "[]")]),
     # Arguments are what the model wrote, in white space, escapes and numbers.
     Written('{"name": "f", "parameters":{ "a":1.50 }}', "", [("f", '{ "a":1.50 }')]),
     Written('{"name": "\\u0066", "parameters": {"é": "\\u00e9"}}', "", [("f", '{"é": "\\u00e9"}')]),
@@ -81,6 +85,7 @@ TEXTS = [
     '{"a": 1}',
     '{"name": "unknown", "parameters": {}}',
     '{"name": ["f"], "parameters": {}}',
+    '{"name": "f", "name": "g", "parameters": {}}',
     '{"name": "f", "parameters": [1]}',
     '{"name": "f", "parameters": "x"}',
     '{"name": "f", "parameters": "{}',

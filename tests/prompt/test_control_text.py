@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.parse import parse_request
+from mlflow_phi3_onnx.prompt.control_text import Fragments
 from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -258,6 +259,37 @@ def test_no_texts_change_the_control_tokens_of_a_prompt(
         return messages, [{"type": "function", "function": function}]
 
     assert subject.control_of(*build(text)) == subject.control_of(*build(st.just("a")))
+
+
+def test_a_text_that_looks_like_a_stand_in_stays_as_it_is(subject: Subject) -> None:
+    """Private-use characters and their escapes, beside a text that is hidden."""
+    for token in subject.control.values():
+        for mark in ("\ue000", r"\ue000", "\ue001", r"\ue001", r"\uE000"):
+            text = f"a{token}b{mark}0{mark}c"
+            assert text in subject.text(subject.ids([{"role": "user", "content": text}]))
+
+
+@pytest.mark.parametrize(
+    ("text", "edges"),
+    [
+        ("|end|>", (6, 0)),
+        ("  |end|>\n", (9, 0)),
+        ("\n |end|> x", (8, 0)),
+        ("x <|e\t ", (0, 5)),
+        (" > x <| ", (2, 3)),
+        ("<|end|>", (0, 0)),
+        ("<|end|> x", (0, 0)),
+        (" x ", (0, 0)),
+        (" \n", (0, 0)),
+        ("", (0, 0)),
+        ("end", (3, 0)),
+        ("name", (0, 0)),
+    ],
+)
+def test_the_parts_of_tokens_at_a_text_s_edges_are_measured_with_the_white_space_around(
+    text: str, edges: tuple[int, int]
+) -> None:
+    assert Fragments(["<|end|>", "<|name|>"]).edges(text) == edges
 
 
 @pytest.mark.parametrize("family", FAMILIES)

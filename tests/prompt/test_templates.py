@@ -16,6 +16,7 @@ from mlflow_phi3_onnx import (
 )
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
+from mlflow_phi3_onnx.prompt.template.conversation import MAX_DEPTH
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from tests.support.folders import CONTROL, byte_level, write
 from tests.support.template_cases import CONSTRUCTS, CONVERSATIONS, FAMILIES, TOOLS, USER, tool
@@ -187,11 +188,29 @@ def test_a_template_gets_only_json(prompt: Callable[..., str]) -> None:
     for value in (object(), {1: 2}, b"x", {"x"}):
         with pytest.raises(InvalidRequestError, match="messages must be JSON"):
             prompt(ECHO, [{**USER, "more": value}])
-    deep: Any = "x"
-    for _ in range(70):
-        deep = [deep]
-    with pytest.raises(InvalidRequestError, match="more than 64 levels"):
-        prompt(ECHO, [{**USER, "more": deep}])
+
+
+def test_a_conversation_may_be_nested_as_deep_and_no_deeper(prompt: Callable[..., str]) -> None:
+    def deep(levels: int) -> Any:
+        value: Any = "x"
+        for level in range(levels):
+            value = {"a": value} if level % 2 else [value]
+        return value
+
+    # The list of messages and the message are levels too.
+    inside = MAX_DEPTH - 2
+    assert prompt(ECHO, [{**USER, "more": deep(inside)}])
+    with pytest.raises(InvalidRequestError, match="messages must not be nested more than 64 level"):
+        prompt(ECHO, [{**USER, "more": deep(inside + 1)}])
+    shows = ECHO + "{{ tools[0].function.name }}"
+    reads = ECHO + "{{ extra is defined }}"
+    found = {**tool("f", {}), "more": deep(inside)}
+    assert prompt(shows, [USER], [found])
+    with pytest.raises(InvalidRequestError, match="tools must not be nested more than 64 levels"):
+        prompt(shows, [USER], [{**found, "more": deep(inside + 1)}])
+    assert prompt(reads, [USER], extra=deep(MAX_DEPTH - 1))
+    with pytest.raises(InvalidRequestError, match="chat_template_kwargs must not be nested more"):
+        prompt(reads, [USER], extra=deep(MAX_DEPTH))
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {

@@ -204,14 +204,34 @@ def test_a_branch_that_moved_is_taken_where_it_is_now(
 
 
 def test_a_branch_that_moves_while_it_is_read_is_read_again(
-    hub: FakeHub, repository: Repository, files: dict[str, Path], tmp_path: Path
+    hub: FakeHub, repository: Repository, demo: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
+    """Other weights and one more file come; what is saved is of one commit, and whole."""
+    weights = tmp_path / "weights"
+    weights.write_bytes((demo / "model.onnx.data").read_bytes() + b"more")
+    added = {f"{CPU}/model.onnx.data": weights, f"{CPU}/more.json": files["config.json"]}
     moved: list[str] = []
     hub.after_info = lambda: moved.append(
-        repository.commit({n: p for n, p in files.items() if not n.startswith("cuda")})
+        repository.commit({n: p for n, p in files.items() if not n.startswith("cuda")} | added)
     )
     save_model(REPO, tmp_path / "saved", subfolder=CPU)
     assert [source_of(tmp_path / "saved")["revision"]] == moved
+    assert (tmp_path / "saved/model/model.onnx.data").read_bytes() == weights.read_bytes()
+    assert (tmp_path / "saved/model/more.json").read_bytes() == files["config.json"].read_bytes()
+
+
+def test_a_branch_that_never_stands_still_is_an_error(
+    hub: FakeHub, repository: Repository, files: dict[str, Path], tmp_path: Path
+) -> None:
+    def move() -> None:
+        repository.commit({**files, f"{len(repository.commits)}.md": files["README.md"]})
+        hub.after_info = move
+
+    hub.after_info = move
+    with pytest.raises(SourceError, match="changes faster than it is downloaded") as caught:
+        save_model(REPO, tmp_path / "saved", subfolder=CPU)
+    assert caught.value.param == "revision"
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_revision_is_a_branch_or_a_commit(

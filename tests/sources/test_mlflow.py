@@ -102,6 +102,26 @@ def test_a_saved_folder_is_a_source(demo: Path, tmp_path: Path) -> None:
     assert flavor["task"] == "text-generation"
 
 
+def test_a_saved_folder_that_is_not_as_it_was_saved_is_no_source(
+    demo: Path, tmp_path: Path
+) -> None:
+    save_model(demo, tmp_path / "first")
+    added = tmp_path / "first/model/more.json"
+    added.write_text("{}")
+    with pytest.raises(InvalidModelError, match=r"more\.json was not saved with the model"):
+        save_model(tmp_path / "first", tmp_path / "second")
+    added.unlink()
+    added.symlink_to(demo / "genai_config.json")
+    with pytest.raises(InvalidModelError, match=r"more\.json is a symbolic link that leads out"):
+        save_model(tmp_path / "first", tmp_path / "second")
+    added.unlink()
+    with (tmp_path / "first/model/tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(InvalidModelError, match=r"tokenizer\.json has .* were saved"):
+        save_model(tmp_path / "first", tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
 def test_files_that_a_run_holds_are_a_source(demo: Path) -> None:
     with mlflow.start_run() as run:
         mlflow.log_artifacts(str(demo), "models/cpu")

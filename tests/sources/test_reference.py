@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import mlflow
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import (
@@ -184,7 +184,7 @@ def test_a_saved_folder_gets_its_weights_later(referring: Path, hub: FakeHub) ->
 
 
 def test_only_repositories_of_onnx_models_are_referred_to(
-    demo: Path, hub: FakeHub, tmp_path: Path
+    demo: Path, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InvalidRequestError, match="save_pretrained=False is for what is in"):
         save_model(demo, tmp_path / "saved", save_pretrained=False)
@@ -192,6 +192,10 @@ def test_only_repositories_of_onnx_models_are_referred_to(
     weights.write_bytes(b"")
     (tmp_path / "config.json").write_text("{}")
     hub.add("someone/torch", {"config.json": tmp_path / "config.json", weights.name: weights})
+    with pytest.raises(InvalidModelError, match="holds PyTorch weights"):
+        save_model("someone/torch", tmp_path / "saved", save_pretrained=False)
+    snapshot_download("someone/torch")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InvalidModelError, match="holds PyTorch weights"):
         save_model("someone/torch", tmp_path / "saved", save_pretrained=False)
     assert not (tmp_path / "saved").exists()

@@ -104,12 +104,14 @@ class GenAILoop(Loop):
         self._batches = []
         del self._pool
 
-    def _free(self) -> int:
-        return self._kv_tokens - sum(batch.kv_tokens for batch in self._batches)
+    def _free(self, batch: Batch | None = None) -> int:
+        """Count the tokens of KV memory that all batches leave, or all others."""
+        others = [other for other in self._batches if other is not batch]
+        return self._kv_tokens - sum(other.kv_tokens for other in others)
 
     def _begin(self, states: Sequence[SequenceState]) -> None:
         kind = Group if len(states) > 1 else Single
-        self._batches.append(kind(self._pool, states, self._free()))
+        self._batches.append(kind(self._pool, states, self._free))
 
     def _next_batch(self, waiting: Sequence[SequenceState], most: int) -> list[SequenceState]:
         """Choose sequences around the one that has waited longest, as long as they fit."""

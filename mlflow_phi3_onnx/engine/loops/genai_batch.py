@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
@@ -46,18 +46,24 @@ class Batch(ABC):
     Args:
         pool: Where generators come from.
         states: The sequences, of one adapter.
-        budget: How many tokens of KV memory there are for them and for what the pool keeps.
+        free: Counts the tokens of KV memory that other batches leave, for it and for what the
+            pool keeps.
 
     Attributes:
         states: The sequences.
         kv_tokens: How many tokens of KV cache they take at most.
     """
 
-    def __init__(self, pool: GeneratorPool, states: Sequence[SequenceState], budget: int) -> None:
+    def __init__(
+        self,
+        pool: GeneratorPool,
+        states: Sequence[SequenceState],
+        free: Callable[[Batch], int],
+    ) -> None:
         self.states = states
         self.kv_tokens = most_kv_tokens(states)
         self._pool = pool
-        self._budget = budget
+        self._free = free
         self._generator: NativeGenerator | None = None
 
     @property
@@ -81,6 +87,11 @@ class Batch(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give the generator back, with what is computed in it."""
+
+    def _put_generator(self, generator: NativeGenerator) -> None:
+        """Put one from the pool in, which may be larger than what was asked for."""
+        self._generator = generator
+        self.kv_tokens = max(self.kv_tokens, generator.rows * generator.max_length)
 
     def _take_generator(self) -> NativeGenerator:
         """Take the generator out, so that one that fails is not used again."""
@@ -145,12 +156,12 @@ class Group(Batch):
         width = max(map(len, sequences))
         adapter = self.states[0].options.adapter
         generator, _ = self._pool.take(
-            len(sequences), width + self._room, self._budget, adapter=adapter
+            len(sequences), width + self._room, self._free(self), adapter=adapter
         )
         start = time.perf_counter()
         generator.append(sequences)
         self._pool.chunks.measured(width * len(sequences), time.perf_counter() - start)
-        self._generator = generator
+        self._put_generator(generator)
 
 
 class Single(Batch):
@@ -160,8 +171,13 @@ class Single(Batch):
     that was computed before.
     """
 
-    def __init__(self, pool: GeneratorPool, states: Sequence[SequenceState], budget: int) -> None:
-        super().__init__(pool, states, budget)
+    def __init__(
+        self,
+        pool: GeneratorPool,
+        states: Sequence[SequenceState],
+        free: Callable[[Batch], int],
+    ) -> None:
+        super().__init__(pool, states, free)
         (self._state,) = states
         self._computed = 0
         self._greedy = False
@@ -169,7 +185,7 @@ class Single(Batch):
         if pool.reuses_prefixes:
             # A follow-up may begin like this sequence: its KV cache has room for one.
             length = len(self._state.prompt) + len(self._state.tokens)
-            self._roomy = min(length + GROWTH, pool.context_length, budget)
+            self._roomy = min(length + GROWTH, pool.context_length, free(self))
         self.kv_tokens = max(self.kv_tokens, self._roomy)
 
     def step(self, *, alone: bool) -> None:
@@ -202,15 +218,16 @@ class Single(Batch):
         self._greedy = False
         sequence = state.sequence
         scored = state.options.prompt_logprobs and not state.tokens  # all of its logits are wanted
-        self._generator, self._computed = self._pool.take(
+        generator, self._computed = self._pool.take(
             1,
             len(sequence) + _first_room(self.states),
-            self._budget,
+            self._free(self),
             roomy=self._roomy,
             least=len(sequence) + min(state.remaining, ENOUGH),
             adapter=state.options.adapter,
             prompt=sequence[:0] if scored else sequence,
         )
+        self._put_generator(generator)
         if not state.tokens:
             state.cached_tokens = self._computed
 

@@ -108,22 +108,14 @@ class GeneratorPool:
         Returns:
             The generator, and how many tokens of the prompt are computed in it.
         """
-        usable = [kept for kept in self._kept if kept.generator.adapter == adapter]
-        wanted = prompt[:-MIN_COMPUTED]  # the rest is always computed
-        large = [kept for kept in usable if kept.generator.max_length >= least]
-        found = [(common_prefix(kept.tokens, wanted), kept) for kept in large]
-        prefix, kept = max(found, key=lambda pair: pair[0], default=(0, None))
-        if prefix < MIN_PREFIX:
-            # Rather one that holds little, for that is lost.
-            fitting = [kept for kept in usable if kept.fits(sequences, needed)]
-            prefix, kept = 0, min(fitting, key=lambda kept: len(kept.tokens), default=None)
+        # Whatever else was looked at is forgotten by now, and free once it is no longer kept.
+        kept, prefix = self._find(sequences, needed, budget, least, adapter, prompt)
         if kept is not None:
             self._kept.remove(kept)
             kept.generator.rewind(prefix)
             return kept.generator, prefix
         size = max(needed, roomy)
-        room = budget - sequences * size
-        while self._kept and sum(kept.kv_tokens for kept in self._kept) > room:
+        while self._kept and sum(kept.kv_tokens for kept in self._kept) > budget - sequences * size:
             del self._kept[0]
         return self._model.generator(sequences, size, adapter), 0
 
@@ -137,3 +129,28 @@ class GeneratorPool:
         if self.goes_back:
             self._kept.append(_Kept(generator, tokens if self.reuses_prefixes else _NOTHING))
             del self._kept[:-MAX_KEPT]
+
+    def _find(
+        self,
+        sequences: int,
+        needed: int,
+        budget: int,
+        least: int,
+        adapter: str | None,
+        prompt: NDArray[np.int32],
+    ) -> tuple[_Kept | None, int]:
+        """Choose one that is kept, and how much of the prompt it holds; arguments as of take."""
+        usable = [
+            kept
+            for kept in self._kept
+            if kept.generator.adapter == adapter and kept.kv_tokens <= budget
+        ]
+        wanted = prompt[:-MIN_COMPUTED]  # the rest is always computed
+        large = [kept for kept in usable if kept.generator.max_length >= least]
+        found = [(common_prefix(kept.tokens, wanted), kept) for kept in large]
+        prefix, kept = max(found, key=lambda pair: pair[0], default=(0, None))
+        if prefix >= MIN_PREFIX:
+            return kept, prefix
+        # Rather one that holds little, for that is lost.
+        fitting = [kept for kept in usable if kept.fits(sequences, needed)]
+        return min(fitting, key=lambda kept: len(kept.tokens), default=None), 0
