@@ -16,7 +16,7 @@ from benchmarks.serving import server
 from tests.support.servers import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +59,7 @@ GROUPS["memory"] = {"memory.limit_in_bytes": 600_000_000}
 
 
 @contextmanager
-def groups() -> Iterator[list[Path]]:
+def groups() -> Generator[list[Path]]:
     """Make control groups of half a processor and 600 MB, where the machine lets us."""
     made: list[Path] = []
     try:
