@@ -61,7 +61,6 @@ TEXT = ["The capital of Spain is Madrid. And the capital of France is Paris."] *
 def byte_level_tokenizer() -> Any:
     """Make a tokenizer of the kind that Qwen and Llama 3 have."""
     import tokenizers
-    import transformers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -73,6 +72,7 @@ def byte_level_tokenizer() -> Any:
     trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|end|>"])
+    transformers: Any = importlib.import_module("transformers")
     return transformers.Qwen2TokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|endoftext|>"
     )
