@@ -223,19 +223,24 @@ def test_a_branch_that_moves_while_it_is_read_is_read_again(
 def test_a_branch_may_move_twice_and_not_for_ever(
     hub: FakeHub, repository: Repository, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    moves = 0
+    told = 0
 
-    def move() -> None:
-        nonlocal moves
-        moves += 1
-        repository.commit({**files, f"{moves}.md": files["README.md"]})
-        hub.after_info = move if moves != 2 else None
+    def move_after(*times: int) -> None:
+        def after_info() -> None:
+            nonlocal told
+            told += 1
+            if told in times or not times:
+                repository.commit({**files, f"{told}.md": files["README.md"]})
+            hub.after_info = after_info
 
-    hub.after_info = move
+        hub.after_info = after_info
+
+    # A revision is asked for twice: for the list of its files, and for the files.
+    move_after(1, 3)
     save_model(REPO, tmp_path / "third_time", subfolder=CPU)
     assert source_of(tmp_path / "third_time")["revision"] == repository.branches["main"]
-    assert moves == 2
-    hub.after_info = move
+    assert told == 6
+    move_after()
     with pytest.raises(SourceError, match="changes faster than it is downloaded") as caught:
         save_model(REPO, tmp_path / "saved", subfolder=CPU)
     assert caught.value.param == "revision"
