@@ -168,8 +168,13 @@ def test_another_server_s_answer_is_not_that_of_ours(
             self.send_response(200)
             self.end_headers()
 
-    with HTTPServer(("127.0.0.1", 0), Healthy) as other, ThreadPoolExecutor(1) as pool:
+    with (
+        HTTPServer(("127.0.0.1", 0), Healthy) as other,
+        ThreadPoolExecutor(1) as pool,
+        contextlib.ExitStack() as ending,
+    ):
         pool.submit(other.serve_forever, 0.02)
+        ending.callback(other.shutdown)
         taken = Address("127.0.0.1", other.server_address[1])
         monkeypatch.setattr(lifecycle, "_choose_address", lambda _: taken)
         ends = "import time; time.sleep(0.5); raise SystemExit(3)"
@@ -177,7 +182,6 @@ def test_another_server_s_answer_is_not_that_of_ours(
         recipe = Recipe("models:/m-1", "python_function", {}, str(store.folder.parent), "", "")
         with pytest.raises(DeploymentError, match="ended with exit code 3 before it answered"):
             lifecycle.launch(store, "late", recipe)
-        other.shutdown()
     assert store.names() == []
 
 

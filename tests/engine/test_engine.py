@@ -128,6 +128,24 @@ def test_an_interrupted_wait_stops_the_work(
         assert all(state.finished and len(state.tokens) < 3000 for state in taken)
 
 
+def test_a_stop_sequence_stops_the_work_for_one_of_several(
+    demo: Path, loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GenAIModel(demo, model_config={"loop": loop}) as model:
+        taken: list[Any] = []
+        submit_jobs = model._engine.submit
+        monkeypatch.setattr(
+            model._engine, "submit", lambda *given: taken.extend(submit_jobs(*given)) or taken
+        )
+        asked = {"stop": ["Madrid"], "min_tokens": 1000, "max_tokens": 1000}
+        prompts = ["The capital of Spain is", "The capital of Italy is"]
+        chunks = list(model.stream_complete(prompts, **asked))
+        assert [len(state.tokens) for state in taken][1] == 1000
+        assert len(taken[0].tokens) < 1000
+    text = "".join(c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == 0)
+    assert text == " "
+
+
 def test_a_closed_stream_computes_at_most_one_more_step(
     scripted: ScriptedLoop, tokenizer: PromptTokenizer
 ) -> None:

@@ -213,6 +213,8 @@ def test_a_cache_of_two_ranges_of_positions_is_never_taken_back(
     expected = texts(reference.run("llm/v1/chat", rows))
     with GenAIModel(folder) as model:
         assert texts(model.run("llm/v1/chat", rows)) == expected
+        assert texts(model.run("llm/v1/chat", rows)) == expected
+        assert model._engine._loop._pool._kept == []  # type: ignore[attr-defined] - as above
         again = model.chat(**rows[0])
         assert "prompt_tokens_details" not in again["usage"]
         with pytest.raises(UnsupportedParameterError, match="cache cannot be taken back"):

@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -210,7 +212,13 @@ def test_a_cancel_stops_the_chunk_of_its_own_prompt_alone(
 
 
 def test_which_models_qualify(demo: Path, tmp_path: Path) -> None:
-    assert why_not_slots(read_folder(demo)) is None
+    read = read_folder(demo)
+    assert why_not_slots(read) is None
+    for others in (-1, 1):
+        counts = Counter(read.graph.operators)
+        counts["GroupQueryAttention"] += others
+        other = replace(read, graph=replace(read.graph, operators=counts))
+        assert "another attention than GroupQueryAttention" in (why_not_slots(other) or "")
     folder = shutil.copytree(demo, tmp_path / "model")
     config = json.loads((folder / "genai_config.json").read_text())
     config["model"]["decoder"]["session_options"]["provider_options"] = [{"cuda": {}}]

@@ -220,14 +220,27 @@ def test_a_branch_that_moves_while_it_is_read_is_read_again(
     assert (tmp_path / "saved/model/more.json").read_bytes() == files["config.json"].read_bytes()
 
 
-def test_a_branch_that_never_stands_still_is_an_error(
+def test_a_branch_may_move_twice_and_not_for_ever(
     hub: FakeHub, repository: Repository, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    def move() -> None:
-        repository.commit({**files, f"{len(repository.commits)}.md": files["README.md"]})
-        hub.after_info = move
+    told = 0
 
-    hub.after_info = move
+    def move_after(*times: int) -> None:
+        def after_info() -> None:
+            nonlocal told
+            told += 1
+            if told in times or not times:
+                repository.commit({**files, f"{told}.md": files["README.md"]})
+            hub.after_info = after_info
+
+        hub.after_info = after_info
+
+    # A revision is asked for twice: for the list of its files, and for the files.
+    move_after(1, 3)
+    save_model(REPO, tmp_path / "third_time", subfolder=CPU)
+    assert source_of(tmp_path / "third_time")["revision"] == repository.branches["main"]
+    assert told == 6
+    move_after()
     with pytest.raises(SourceError, match="changes faster than it is downloaded") as caught:
         save_model(REPO, tmp_path / "saved", subfolder=CPU)
     assert caught.value.param == "revision"
