@@ -7,6 +7,7 @@ computed together.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import queue
@@ -78,6 +79,7 @@ class InProcessEngine:
         self._kv_bytes_per_token = kv_bytes_per_token
         self._longest = longest
         self._closed = False
+        self._forked = False
         self.begin()
         _engines.add(self)
 
@@ -123,7 +125,8 @@ class InProcessEngine:
             self._inbox.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        self._loop.close()
+        if not self._forked:
+            self._loop.close()
 
     def begin(self) -> None:
         """Be as an engine that has taken no jobs."""
@@ -225,9 +228,15 @@ class InProcessEngine:
         self._waiting.remove(begun)
 
     def disown(self) -> None:
-        """Begin anew in a forked process: what was taken is its parent's."""
+        """Begin anew in a forked process: what was taken is its parent's.
+
+        The model is never freed here. ONNX Runtime would wait for the end of its threads, which
+        have stayed with the parent, and sometimes for ever.
+        """
         for state in (*self._waiting, *self._running):
             state.finished = True
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._loop))
+        self._forked = True
         self.begin()
 
     def hold(self) -> None:

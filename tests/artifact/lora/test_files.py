@@ -201,7 +201,7 @@ ARGUMENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a long name": (lambda file: {"x" * 65: file}, "1 to 64 letters"),
     "a number for a name": (lambda file: {5: file}, "a name must be .*; got 5"),
     "names alike": (lambda file: {"x": file, "X": file}, "only in upper and lower case"),
-    "the model's own name": (lambda file: {"phi3": file}, "'phi3' is the name that answers"),
+    "the model's own name": (lambda file: {"phi3": file}, "'phi3' is the name that responses"),
     "no path": (lambda _: {"x": None}, "'x' must be a path; got null"),
     "nothing there": (lambda file: {"x": file / "x"}, "nothing at the path of 'x'"),
     "an empty folder": (
