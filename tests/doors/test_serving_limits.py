@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,9 +47,8 @@ def test_what_the_server_has_given_up_is_not_computed(model: Path, tmp_path: Pat
             given_up = list(callers.map(lambda _: ask(served, **long)[0], range(40)))
         assert {*given_up} == {504}
         # Within the same four seconds: were the forty still computed, this would be given up too.
-        status, (answer,) = ask(served, max_tokens=20)
-        assert status == 200
-        assert "Madrid" in answer["choices"][0]["message"]["content"]
+        status, answer = ask(served, max_tokens=20)
+        assert (status, "Madrid" in str(answer)) == (200, True)
         text = log.read_text()
         assert "INFO mlflow_phi3_onnx.model.start: Loaded phi3" in text
         assert SPAIN[0]["content"] not in text
@@ -75,7 +75,15 @@ def groups() -> Generator[list[Path]]:
         yield made
     finally:
         for group in made:
-            group.rmdir()
+            _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a group once the last of its processes has ended."""
+    deadline = time.monotonic() + 30
+    while (group / "cgroup.procs").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    group.rmdir()
 
 
 # Python runs a module of this name at every start: so the server enters the groups by itself.
