@@ -187,6 +187,8 @@ def _check_native(part: Document) -> None:
                 f"{CONFIG_FILE} names a custom_ops_library. It is native code, and a model is data:"
                 " remove the entry, or build a graph that does without it."
             )
+        if key == "run_options" and value:
+            raise part.refusal(key, "is set; some of its options write files, so none is taken")
         if key == "session_options":
             _check_session_options(part.section(key))
         elif key.endswith("_names"):

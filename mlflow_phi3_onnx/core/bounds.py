@@ -23,6 +23,12 @@ MAX_END_IDS = 1024
 MAX_ADDED_TOKENS = 1 << 16
 """Added tokens of a tokenizer, which are searched for in every text."""
 
+MAX_TOKEN_CHARACTERS = 1024
+"""Characters of one added token."""
+
+MAX_WORD_CHARACTERS = 1000
+"""Characters that a WordPiece model may take for one word; it tries all parts of it."""
+
 MAX_UNUSED_IDS = 1 << 16
 """Token ids below a tokenizer's highest that no token has. A grammar's masks count them."""
 

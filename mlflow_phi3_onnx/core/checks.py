@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MAX_SHOWN_BITS = 256
+
 MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
 
@@ -43,6 +45,8 @@ def describe_kind(value: Any) -> str:
     """Name a value's kind for an error message, without showing text that a user wrote."""
     if value is None:
         return "null"
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
+        return f"an integer of {value.bit_length():,} bits"
     if isinstance(value, bool | int | float | np.number | np.bool_):
         return str(value)
     names = {str: "a string", bytes: "bytes", dict: "an object", list: "a list", tuple: "a list"}

@@ -11,6 +11,8 @@ import json
 import math
 import os
 import re
+import stat
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,9 +232,12 @@ class _Loader(_SafeLoader):
     """Loads plain data, and no mapping that has a key twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [str(key.value) for key, _ in node.value]
+        if "<<" in keys:
+            problem = "it merges mappings with '<<'"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         if len({*keys}) != len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+            (twice, _), *_ = Counter(keys).most_common(1)
             problem = f"it has the key {str(twice)[:_SHOWN]!r} twice in one mapping"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep=deep)
@@ -262,6 +267,8 @@ def _check_events(events: Iterable[Any]) -> None:
 
 def _read(path: Path, most: int, name: str, error: Callable[[str], Exception]) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device has no end
+            raise error(f"{name} cannot be read: it is no file.")
         with path.open("rb") as file:
             data = file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError) as cause:
@@ -276,8 +283,7 @@ def _read(path: Path, most: int, name: str, error: Callable[[str], Exception]) -
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"it has the key {twice[:_SHOWN]!r} twice in one object")
     return value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import uuid
@@ -276,9 +275,8 @@ def _signature(given: Any, task: Task) -> ModelSignature | None:
 def _beside(path: Path) -> Generator[Path]:
     """Give a folder to write a model to, and put it in a path's place once it is whole.
 
-    It lies beside the path, so that this is one step. Where that cannot be, because the path is a
-    volume or only itself can be written to, it lies in the path, and the MLmodel file comes last.
-    What a killed process leaves is hidden, and no model.
+    It lies beside the path, so that this is one step. Where the path is an empty folder, it lies in
+    there, and the MLmodel file comes last. What a killed process leaves is hidden, and no model.
 
     Raises:
         InvalidRequestError: If there is something at the path.
@@ -289,15 +287,13 @@ def _beside(path: Path) -> Generator[Path]:
     hidden = f".{goal.name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
-        apart = not goal.exists() or not (
-            os.path.ismount(goal) or not os.access(goal.parent, os.W_OK)
-        )
+        apart = not goal.exists()  # a folder that is there may be a volume, or in use
         work = goal.parent / hidden if apart else goal / hidden
         work.mkdir()
         try:
             yield work
             if apart:
-                _take_place(work, goal)
+                work.rename(goal)
             else:
                 _move_up(work, goal)
         except BaseException:
@@ -307,13 +303,6 @@ def _beside(path: Path) -> Generator[Path]:
         raise SaveError(
             f"The model cannot be saved to {path}: {_reason(error)}. Nothing was left there."
         ) from error
-
-
-def _take_place(work: Path, goal: Path) -> None:
-    if goal.exists():
-        shutil.copymode(goal, work)
-        goal.rmdir()
-    work.rename(goal)
 
 
 def _move_up(work: Path, goal: Path) -> None:

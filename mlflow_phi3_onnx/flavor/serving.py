@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -20,16 +18,11 @@ __all__ = ["enter_server"]
 _SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"
 _TIMEOUT_VARIABLE = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"
 
-THREADS = 128
-"""How many requests MLflow's server works on at once. A thread that waits costs next to nothing."""
-
 
 def enter_server() -> ServingPolicy:
     """Prepare this process for serving, where MLflow's scoring server runs in it.
 
-    MLflow runs each request in a thread of its event loop's pool, which by default has four more
-    than there are processors: what waits for one of them is neither batched nor timed. And it
-    shows no log but its own.
+    MLflow shows no log but its own, and does not tell its processes how many they are.
 
     Returns:
         What the engine needs here; outside a server, what it needs anywhere.
@@ -37,9 +30,6 @@ def enter_server() -> ServingPolicy:
     if _SERVED_MODEL_VARIABLE not in os.environ:
         return ServingPolicy()
     _show_logs()
-    with contextlib.suppress(RuntimeError):  # no event loop yet: another server than MLflow's
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(THREADS, "onnx-genai-request"))
     timeout = os.environ.get(_TIMEOUT_VARIABLE)
     return ServingPolicy(
         default_loop="auto",

@@ -14,8 +14,11 @@ from mlflow_phi3_onnx.core.bounds import (
     MAX_ADDED_TOKENS,
     MAX_JSON_BYTES,
     MAX_TEXT_GROWTH,
+    MAX_TOKEN_CHARACTERS,
     MAX_UNUSED_IDS,
+    MAX_WORD_CHARACTERS,
 )
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import parse_json_object, read_text
 from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
@@ -176,6 +179,18 @@ def _check_spec(spec: Mapping[str, Any]) -> None:
             f"{TOKENIZER_FILE} has {len(added):,} added tokens; up to {MAX_ADDED_TOKENS:,} are"
             " read, because every text is searched for them."
         )
+    contents = [t.get("content") for t in added or () if isinstance(t, dict)]
+    if any(isinstance(c, str) and len(c) > MAX_TOKEN_CHARACTERS for c in contents):
+        raise InvalidModelError(
+            f"{TOKENIZER_FILE} has an added token of more than {MAX_TOKEN_CHARACTERS:,} characters."
+        )
+    model = spec.get("model")
+    longest = model.get("max_input_chars_per_word", 0) if isinstance(model, dict) else 0
+    if isinstance(longest, int) and longest > MAX_WORD_CHARACTERS:
+        raise InvalidModelError(
+            f"{TOKENIZER_FILE}: model.max_input_chars_per_word is {describe_kind(longest)}; up to"
+            f" {MAX_WORD_CHARACTERS:,} is taken."
+        )
     for part in ("normalizer", "decoder"):
         if _growth(spec.get(part)) > MAX_TEXT_GROWTH:
             raise InvalidModelError(
@@ -195,7 +210,7 @@ def _growth(part: Any) -> float:
         case {"type": "Sequence", "decoders": list(parts)}:
             return math.prod(map(_growth, parts))
         case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
-            return max(1, len(content) / max(1, len(pattern)))
+            return max(1, len(content) / len(pattern)) if pattern else 1 + len(content)
         case {"type": "Replace", "content": str(content)}:
             return 1 + len(content)  # an expression can match nothing, before every character
         case {"type": "Prepend", "prepend": str(content)}:

@@ -81,6 +81,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "no type": ("model.type", ""),
     "filename": ("model.decoder.filename", ["model.onnx"]),
     "inputs": ("model.decoder.inputs", "x"),
+    "run_options": ("model.decoder.run_options", {"enable_profiling": "x"}),
+    "more digits than Python writes": ("model.vocab_size", 10**4000),
 }
 
 

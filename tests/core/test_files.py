@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -271,3 +272,17 @@ def test_what_is_listed(tmp_path: Path) -> None:
     (tmp_path / "folder").symlink_to(tmp_path / "a")
     assert list_visible(tmp_path) == ["a/b/d", "a/c", "a-b", "b", "lost"]
     assert list_visible(tmp_path, 1) == ["a/c", "a-b", "b", "lost"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(InvalidModelError, match=r"x\.json cannot be read: it is no file"):
+        read_json_object(tmp_path / "x.json")
+
+
+def test_a_key_twice_after_many_is_found_at_once(tmp_path: Path) -> None:
+    keys = ",".join(f'"k{i}":0' for i in range(150_000))
+    (tmp_path / "x.json").write_text(f'{{{keys},"k149999":1}}')
+    with pytest.raises(InvalidModelError, match="'k149999' twice"):
+        read_json_object(tmp_path / "x.json")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-import threading
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -16,7 +14,7 @@ import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.engine.options import ServingPolicy
-from mlflow_phi3_onnx.flavor.serving import THREADS, enter_server
+from mlflow_phi3_onnx.flavor.serving import enter_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,18 +53,6 @@ def test_a_served_pyfunc_takes_the_fitting_loop_and_the_server_s_deadline(saved:
 def test_a_native_load_in_a_served_process_is_as_everywhere(saved: Path) -> None:
     with mlflow_phi3_onnx.load_model(saved) as model:
         assert engine_of(model) == ("GenAILoop", None)
-
-
-@pytest.mark.usefixtures("served")
-def test_a_server_s_event_loop_gets_threads_for_a_whole_batch(saved: Path) -> None:
-    """MLflow loads the model while the loop runs, and has each request wait in a thread of it."""
-    together = threading.Barrier(THREADS)
-
-    async def serve() -> None:
-        mlflow.pyfunc.load_model(str(saved)).get_raw_model().close()
-        await asyncio.gather(*(asyncio.to_thread(together.wait, 60) for _ in range(THREADS)))
-
-    asyncio.run(serve())
 
 
 @pytest.mark.usefixtures("served")

@@ -185,3 +185,13 @@ def test_the_users_files_are_not_linked_to(demo: Path, tmp_path: Path, tracking:
         patch.setattr(Model, "save", save)
         mlflow_phi3_onnx.log_model(source, name="x")
     assert {*seen} == {1}
+
+
+def test_the_folder_that_one_is_in_stays_what_it_was(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(demo, ".")
+    assert Path.cwd() == tmp_path
+    with load_model(".") as model:
+        assert model.name == "phi3"

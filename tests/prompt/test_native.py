@@ -76,6 +76,18 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
         normalize({"type": "Replace", "pattern": {"Regex": "x*"}, "content": "y" * 64}),
         GROWING,
     ),
+    "growth before every character": (
+        normalize(*[{"type": "Replace", "pattern": {"String": ""}, "content": "x"}] * 7),
+        GROWING,
+    ),
+    "a long token": (
+        lambda spec: spec["added_tokens"].append({**token(0), "content": "x" * 1025}),
+        "an added token of more than 1,024",
+    ),
+    "a long word": (
+        lambda spec: spec["model"].update(max_input_chars_per_word=1001),
+        "max_input_chars_per_word is 1001",
+    ),
     "a long beginning": (normalize({"type": "Prepend", "prepend": "x" * 65}), GROWING),
     "a table of long texts": (
         normalize({"type": "Precompiled", "precompiled_charsmap": charsmap(b"x" * 65)}),
