@@ -182,10 +182,11 @@ class TextEngine:
         watch = Watch()
         begun = await _in_thread(lambda: self._begin(plan()), lambda begun: _cancel(begun[1]))
         with watch, contextlib.closing(_requests_done(*begun)) as requests:
-            return [
-                _respond(request, [await handle.aresult() for handle in handles], watch)
-                for request, handles in requests
-            ]
+            responses: list[Any] = []
+            for request, handles in requests:
+                completions = [await handle.aresult() for handle in handles]
+                responses.append(_respond(request, completions, watch))
+            return responses
 
     def write(self, planned: PlannedRequest) -> Generator[Any]:
         """Run a request as a stream, from when its first chunk is asked for."""

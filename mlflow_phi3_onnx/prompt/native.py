@@ -174,12 +174,13 @@ def _not_encoded(param: str) -> InvalidRequestError:
 def _check_spec(spec: Mapping[str, Any]) -> None:
     """Refuse what would take time or memory beyond the file's own size."""
     added = spec.get("added_tokens")
-    if isinstance(added, list) and len(added) > MAX_ADDED_TOKENS:
+    added = added if isinstance(added, list) else []
+    if len(added) > MAX_ADDED_TOKENS:
         raise InvalidModelError(
             f"{TOKENIZER_FILE} has {len(added):,} added tokens; up to {MAX_ADDED_TOKENS:,} are"
             " read, because every text is searched for them."
         )
-    contents = [t.get("content") for t in added or () if isinstance(t, dict)]
+    contents = [t.get("content") for t in added if isinstance(t, dict)]
     if any(isinstance(c, str) and len(c) > MAX_TOKEN_CHARACTERS for c in contents):
         raise InvalidModelError(
             f"{TOKENIZER_FILE} has an added token of more than {MAX_TOKEN_CHARACTERS:,} characters."
