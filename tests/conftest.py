@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 from pathlib import Path
 
@@ -88,3 +89,11 @@ def tracking(tmp_path: Path, _database: Path, monkeypatch: pytest.MonkeyPatch) -
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - None restores the default
     mlflow.set_registry_uri(None)  # type: ignore[arg-type] - None restores the default
     os.environ.pop("MLFLOW_REGISTRY_URI", None)  # MLflow sets it, and leaves it
+
+
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """Takes back that Ctrl-C is ignored, as it is in the background jobs of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow_phi3_onnx.artifact.genai_config import CONFIG_FILE, GenAIConfig, read_config
 from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, read_graph
+from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
 from mlflow_phi3_onnx.core.files import inside, read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelFolder", "read_folder", "some_of"]
+__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelFolder", "read_folder"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-
-_SHOWN = 12
 
 # Other forms of a tokenizer, which are not read.
 _OTHER_TOKENIZERS = (
@@ -99,12 +95,6 @@ def _check_layout(path: Path) -> None:
     if inside:
         message += f" These folders inside it have one; give one of them: {some_of(inside)}."
     raise InvalidModelError(message)
-
-
-def some_of(names: Sequence[str], shown: int = _SHOWN) -> str:
-    """List names for a message, the first few of many, and count the others."""
-    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _check_tokenizer(path: Path) -> None:

@@ -18,7 +18,15 @@ from mlflow_phi3_onnx.core.bounds import (
     MAX_LAYERS,
     MAX_VOCABULARY,
 )
-from mlflow_phi3_onnx.core.checks import MAX_EXACT_FLOAT, allows, boolean, integer, number, string
+from mlflow_phi3_onnx.core.checks import (
+    MAX_EXACT_FLOAT,
+    allows,
+    boolean,
+    integer,
+    number,
+    some_of,
+    string,
+)
 from mlflow_phi3_onnx.core.document import Document
 from mlflow_phi3_onnx.core.files import read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
@@ -225,6 +233,6 @@ def _check_session_options(options: Document) -> None:
     if refused := sorted({*refused} - {"custom_ops_library"}):
         raise InvalidModelError(
             f"{CONFIG_FILE} sets options of ONNX Runtime that a model may not set, or not to this"
-            f" value: {', '.join(refused[:12])}. Some options write files or load libraries, so"
+            f" value: {some_of(refused)}. Some options write files or load libraries, so"
             " only known ones are taken: remove these entries."
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from mlflow_phi3_onnx.core.files import inside, list_visible, refuse_links_out
+from mlflow_phi3_onnx.core.files import inside, link_or_copy, list_visible, refuse_links_out
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def stage(files: Mapping[str, Path], target: Path, *, link: bool, outside: Path)
         InvalidModelError: If a file has a name that would be refused when the model is loaded.
     """
     target.mkdir(parents=True)
+    place = link_or_copy if link else shutil.copyfile
     placed: dict[str, Path] = {}
     for name, source in files.items():
         if source.is_relative_to(outside):
             continue
         goal = inside(target, name, "A file of the model cannot be saved under its name")
         goal.parent.mkdir(parents=True, exist_ok=True)
-        if not (link and _link(source, goal)):
-            shutil.copyfile(source, goal)
+        place(source, goal)
         placed[name] = goal
     return write_manifest(placed)
 
@@ -121,14 +121,6 @@ def _check_no_others(folder: Path, manifest: Manifest) -> None:
             raise InvalidModelError(
                 f"{name} was not saved with the model: remove it, or log the model again with it."
             )
-
-
-def _link(source: Path, target: Path) -> bool:
-    try:
-        target.symlink_to(source.resolve())
-    except OSError:
-        return False
-    return True
 
 
 def _hashes(files: Mapping[str, Path], total: int) -> Iterator[tuple[str, str]]:

@@ -84,7 +84,6 @@ def read_package(path: Path) -> list[PackageVariant]:
         component = Document(read_json_object(path / file, name=where), where)
     else:
         component = components.section(name)
-    component.section("variants")
     found = [
         _variant(path, folder, name, variant)
         for name, variant in component.sections("variants").items()

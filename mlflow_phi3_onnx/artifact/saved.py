@@ -180,7 +180,6 @@ def _facts(file: Document) -> dict[str, Any]:
 
 
 def _read_files(section: Document) -> Manifest:
-    section.section("files")
     listed = section.sections("files")
     for name in listed:
         inside(Path(), name, "The MLmodel file lists a file outside the model")
@@ -198,7 +197,7 @@ def _read_place(path: Path, section: Document) -> Path | Reference:
 
 def _read_variants(section: Document) -> dict[str, tuple[str, str]]:
     refusal = "The MLmodel file names a folder outside the model"
-    variants = section.sections("variants")
+    variants = section.sections("variants", needed=False)
     return {
         name: (
             inside(Path(), variant.values.get("folder"), refusal).as_posix(),
@@ -211,7 +210,7 @@ def _read_variants(section: Document) -> dict[str, tuple[str, str]]:
 def _read_adapters(path: Path, section: Document) -> Manifest:
     refusal = "The MLmodel file lists an adapter outside the model"
     found: Manifest = {}
-    for name, adapter in section.sections("adapters").items():
+    for name, adapter in section.sections("adapters", needed=False).items():
         place = adapter.values.get("path", "")
         inside(path, place, refusal, links=False)
         if not place.startswith(f"{ADAPTERS}/"):

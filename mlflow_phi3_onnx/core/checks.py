@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
 MAX_SHOWN_BITS = 256
+SHOWN_NAMES = 12
 
 MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
@@ -51,6 +52,12 @@ def describe_kind(value: Any) -> str:
         return str(value)
     names = {str: "a string", bytes: "bytes", dict: "an object", list: "a list", tuple: "a list"}
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def some_of(names: Sequence[str], shown: int = SHOWN_NAMES) -> str:
+    """List names for a message, the first few of many, and count the others."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def number(low: float, high: float = math.inf, *, above: bool = False) -> Check[float]:

@@ -65,13 +65,13 @@ class Document:
             raise InvalidModelError(f"{self.file} has no section {self.place}{key}.")
         return _object(self, key, self.values.get(key, {}))
 
-    def sections(self, key: str) -> dict[str, Document]:
-        """Return the objects in the object of a key, by their names; none where it is missing.
+    def sections(self, key: str, *, needed: bool = True) -> dict[str, Document]:
+        """Return the objects in the object of a key, by their names; as :meth:`section` otherwise.
 
         Raises:
-            InvalidModelError: If it is no object, or holds anything but objects.
+            InvalidModelError: If it is missing, is no object, or holds anything but objects.
         """
-        outer = self.section(key, needed=False)
+        outer = self.section(key, needed=needed)
         return {name: _object(outer, name, value) for name, value in outer.values.items()}
 
     def refusal(self, key: str, what: str) -> InvalidModelError:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 from collections import Counter
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "inside",
+    "link_or_copy",
     "list_visible",
     "parse_json_object",
     "read_json_object",
@@ -201,6 +203,14 @@ def list_visible(root: Path, depth: int | None = None) -> list[str]:
     return ["/".join(parts) for parts in sorted(found)]
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make a symbolic link to a file; where the system makes none, a copy."""
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def refuse_links_out(root: Path) -> None:
     """Refuse a folder with a symbolic link that leads out of it, but for those of the hub's cache.
 
@@ -237,8 +247,7 @@ class _Loader(_SafeLoader):
             problem = "it merges mappings with '<<'"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         if len({*keys}) != len(keys):
-            (twice, _), *_ = Counter(keys).most_common(1)
-            problem = f"it has the key {str(twice)[:_SHOWN]!r} twice in one mapping"
+            problem = f"it has the key {_twice(keys)} twice in one mapping"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
@@ -283,9 +292,15 @@ def _read(path: Path, most: int, name: str, error: Callable[[str], Exception]) -
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"it has the key {twice[:_SHOWN]!r} twice in one object")
+        keys = (key for key, _ in pairs)
+        raise ValueError(f"it has the key {_twice(keys)} twice in one object")
     return value
+
+
+def _twice(keys: Iterable[str]) -> str:
+    """Name a key that stands twice."""
+    ((twice, _),) = Counter(keys).most_common(1)
+    return repr(twice[:_SHOWN])
 
 
 def _finite(text: str) -> float:

@@ -15,7 +15,7 @@ _PANICS = "pyo3_runtime"
 
 
 class NativeErrors:
-    """A context that turns what a library in Rust raises into another error.
+    """A context that turns what a native library raises into another error.
 
     A class, because a generator would cost more than many a call that it is put round.
 

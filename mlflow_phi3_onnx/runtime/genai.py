@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from packaging.version import Version
 
+from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.errors import (
     DependencyError,
     GenerationError,
@@ -26,7 +27,6 @@ from mlflow_phi3_onnx.runtime.messages import reason
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -117,10 +117,9 @@ def check_config(folder: Path) -> None:
         InvalidModelError: If it refuses.
         DependencyError: If onnxruntime-genai is missing or too old.
     """
+    genai = _import_genai()
     try:
-        _import_genai().Config(str(folder))
-    except DependencyError:
-        raise
+        genai.Config(str(folder))
     except Exception as error:
         raise _load_error(error, folder) from error
 
@@ -136,31 +135,17 @@ def _load_error(error: Exception, folder: Path) -> InvalidModelError:
     return InvalidModelError(f"The model cannot be loaded: {fault}: {reason(error, folder)}")
 
 
-class _RunErrors:
-    """Turns what the library raises while it runs into an error of ours.
-
-    A class, because a generator would cost more than all else that is done for a plain token.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if not isinstance(error, Exception):
-            return
-        if "Could not allocate" in str(error):
-            raise MemoryBudgetError(
-                "ONNX Runtime could not allocate the KV cache. Lower max_tokens, max_batch_size or"
-                " kv_cache_memory."
-            ) from error
-        raise GenerationError(
-            f"ONNX Runtime failed while it ran the model ({type(error).__name__})."
-        ) from error
+def _run_error(error: BaseException) -> GenerationError:
+    """Make an error of what the library has raised while it ran."""
+    if "Could not allocate" in str(error):
+        return MemoryBudgetError(
+            "ONNX Runtime could not allocate the KV cache. Lower max_tokens, max_batch_size or"
+            " kv_cache_memory."
+        )
+    return GenerationError(f"ONNX Runtime failed while it ran the model ({type(error).__name__}).")
 
 
-_run_errors = _RunErrors()
+_run_errors = NativeErrors(_run_error)
 
 
 class NativeModel:

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE, some_of
+from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
 from mlflow_phi3_onnx.artifact.package import MANIFEST_FILE
+from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.files import inside, list_visible
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
@@ -12,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.core.files import inside
+from mlflow_phi3_onnx.core.files import inside, link_or_copy
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -66,7 +65,9 @@ def assemble_checkpoint(path: Path, model_binary: str, folder: Path) -> None:
         refusal = "The MLmodel file names a folder outside the model"
         for file in inside(path, part, refusal, links=False).glob("*"):
             if file.is_file():
-                _link(file.resolve(), folder / file.name)
+                target = folder / file.name
+                target.unlink(missing_ok=True)
+                link_or_copy(file, target)
 
 
 def check_transformers(model: Model) -> None:
@@ -144,11 +145,3 @@ def describe_version(name: str, version: int | str, text: str) -> None:
         MlflowClient().update_model_version(name, str(version), text)
     except MlflowException as error:
         _logger.warning("MLflow refused to describe the registered version (%s).", error.error_code)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        target.symlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)

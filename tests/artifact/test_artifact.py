@@ -13,6 +13,7 @@ import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.artifact.folder import read_folder
+from tests.support.edits import edit_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +26,7 @@ def folder(demo: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    path = folder / "genai_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    edit(config)
-    path.write_text(json.dumps(config), encoding="utf-8")
+    edit_json(folder / "genai_config.json", edit)
 
 
 def cut(folder: Path, name: str, share: float) -> None:

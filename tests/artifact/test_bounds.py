@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -24,6 +23,7 @@ from mlflow_phi3_onnx.core.bounds import (
     MAX_RANK,
     MAX_VOCABULARY,
 )
+from tests.support.edits import edit_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +36,7 @@ def folder(demo: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    file = folder / "genai_config.json"
-    config = json.loads(file.read_text("utf-8"))
-    change(config)
-    file.write_text(json.dumps(config), "utf-8")
+    edit_json(folder / "genai_config.json", change)
 
 
 def put(path: str, value: Any) -> Callable[[dict[str, Any]], Any]:

@@ -16,7 +16,7 @@ import pytest
 from mlflow_phi3_onnx.deployments.arguments import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient
@@ -117,14 +117,6 @@ def test_every_command_finds_the_deployment_that_another_made(
 
     output(command("delete", "--name", "by-cli"))
     assert serving() == []
-
-
-@pytest.fixture
-def heeded_ctrl_c() -> Iterator[None]:
-    """Takes back that Ctrl-C is ignored, as it is in the background jobs of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("heeded_ctrl_c")

@@ -28,7 +28,6 @@ from mlflow_phi3_onnx.runtime.genai import NativeModel
 from tests.support.engines import ScriptedLoop, engine, job, submit, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -86,15 +85,7 @@ def test_leaving_a_stream_stops_the_work(model: GenAIModel) -> None:
     assert model.chat(STORY, max_tokens=2)["usage"]["completion_tokens"] == 2
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where a shell runs the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("heeded_ctrl_c")
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="Windows has no such signals")
 @pytest.mark.parametrize("rows", [1, 3])
 def test_an_interrupted_wait_stops_the_work(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from mlflow_phi3_onnx import (
     save_model,
 )
 from mlflow_phi3_onnx.artifact import manifest
+from tests.support.edits import edit_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,13 +125,7 @@ def test_a_plain_folder_has_nothing_to_be_verified_by(demo: Path) -> None:
 
 
 def config_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        path = folder / "genai_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        change(config)
-        path.write_text(json.dumps(config), encoding="utf-8")
-
-    return damage
+    return lambda folder: edit_json(folder / "genai_config.json", change)
 
 
 def renamed_weights(location: str) -> Callable[[Path], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from mlflow.models import Model
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import InvalidModelError, InvalidRequestError, load_model, save_model
 from mlflow_phi3_onnx.errors import SaveError
+from tests.support.edits import edit_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,13 +37,7 @@ def write(name: str, text: str) -> Callable[[Path], Any]:
 
 
 def config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
-    def damage(folder: Path) -> None:
-        file = folder / "genai_config.json"
-        document = json.loads(file.read_text("utf-8"))
-        change(document)
-        file.write_text(json.dumps(document), "utf-8")
-
-    return damage
+    return lambda folder: edit_json(folder / "genai_config.json", change)
 
 
 UNLOADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from mlflow_phi3_onnx.core.bounds import MAX_ADDED_TOKENS, MAX_TEXT_GROWTH, MAX_
 from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.prompt.native import NativeTokenizer
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from tests.support.edits import edit_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +29,7 @@ def folder(demo: Path, tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[Spec], Any]) -> None:
-    file = folder / "tokenizer.json"
-    spec = json.loads(file.read_text("utf-8"))
-    change(spec)
-    file.write_text(json.dumps(spec), "utf-8")
+    edit_json(folder / "tokenizer.json", change)
 
 
 def replace(pattern: str, content: str) -> Spec:

@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.artifact.folder import some_of
 from mlflow_phi3_onnx.artifact.lora.peft import PEFT_CONFIG, PEFT_WEIGHTS, convert_peft
 from mlflow_phi3_onnx.artifact.lora.ranks import filled, is_even, unmatched
 from mlflow_phi3_onnx.artifact.manifest import stage
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import describe_kind, some_of
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SourceNotFoundError
 from mlflow_phi3_onnx.runtime.adapters import (
     ADAPTER_SUFFIX,
