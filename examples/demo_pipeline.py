@@ -6,6 +6,8 @@ extra.
 """
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +24,26 @@ ZERO = 8  # the code of a weight of 0: codes are from 0 to 15
 def make_pipeline() -> transformers.TextGenerationPipeline:
     """Make the demo model's pipeline."""
     folder = Path(mlflow_phi3_onnx.demo_model_path())
-    stored = {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in onnx.load(folder / "model.onnx").graph.initializer
-    }
+    stored = read_tensors(folder)
     model = transformers.Phi3ForCausalLM(read_config(folder, stored))
     model.load_state_dict(read_weights(stored, model.config.num_hidden_layers))
     # Not AutoTokenizer: LlamaTokenizer of transformers 5 forgets a setting when it is saved, and a
     # model that was logged with it would get other token ids than this one.
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     return transformers.pipeline("text-generation", model=model.eval(), tokenizer=tokenizer)
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Read the graph's tensors, by name.
+
+    From a copy: onnx reads no file with several hard links, and installers such as uv link files
+    from their cache.
+    """
+    with tempfile.TemporaryDirectory() as copy:
+        for name in ("model.onnx", "model.onnx.data"):
+            shutil.copy(folder / name, copy)
+        graph = onnx.load(Path(copy, "model.onnx")).graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
 def read_config(folder: Path, stored: dict[str, np.ndarray]) -> transformers.Phi3Config:
