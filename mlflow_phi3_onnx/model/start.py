@@ -8,8 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.artifact.onnx.graph import FULL_ATTENTION
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
@@ -19,11 +17,11 @@ from mlflow_phi3_onnx.engine.loops.slots import SlotsLoop
 from mlflow_phi3_onnx.engine.options import EngineOptions
 from mlflow_phi3_onnx.errors import (
     DependencyError,
-    GenerationError,
     InvalidModelError,
     InvalidRequestError,
     MemoryBudgetError,
 )
+from mlflow_phi3_onnx.model.trial import TRIED, try_genai, try_slots
 from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel
 from mlflow_phi3_onnx.runtime.machine import available_memory, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
@@ -31,8 +29,6 @@ from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.loops.base import Loop
@@ -145,20 +141,20 @@ def _start_loop(
 ) -> Loop:
     wanted = options.loop or policy.default_loop
     if wanted != "genai":
-        reason = why_not_slots(folder, options)
+        level, reason = logging.INFO, why_not_slots(folder, options)
         if reason is None:
             try:
                 return _start_slots(folder, options, kv_tokens)
             except (InvalidModelError, DependencyError, MemoryBudgetError) as error:
                 if wanted == "slots":
                     raise
-                reason = error.message
+                level, reason = logging.WARNING, error.message
         elif wanted == "slots":
             raise InvalidRequestError(
                 f"loop='slots' cannot run this model: {reason}. Use loop='genai' or 'auto'.",
                 param="loop",
             )
-        _logger.info("loop='auto' takes the genai loop, not slots: %s", reason)
+        _logger.log(level, "loop='auto' takes the genai loop, not slots: %s", reason)
     return _start_genai(folder, options, policy, kv_tokens, adapters)
 
 
@@ -180,15 +176,14 @@ def _start_genai(
         switch=provider != folder.providers[0],
         provider_options=options.provider_options,
     )
-    logits = _try_out(native, _MISFIT)
-    _check_width(logits.shape[-1], folder)
+    logits = try_genai(native, folder)
     for name, file in adapters.items():
         native.load_adapter(name, file)
         misfit = (
             f"adapters: the model cannot run with {name!r}: the shapes of its parameters do not"
             " belong together."
         )
-        _try_out(native, misfit, name)
+        try_genai(native, folder, misfit, name)
     pool = GeneratorPool(
         native,
         context_length=folder.context_length,
@@ -200,7 +195,7 @@ def _start_genai(
         pool,
         kv_tokens=kv_tokens,
         max_batch_size=options.max_batch_size,
-        all_logits=len(logits) == _TRIED,
+        all_logits=len(logits) == TRIED,
         groups=not folder.two_ranges,
         patient=policy.may_hold_gil,
     )
@@ -228,55 +223,5 @@ def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) ->
         capacity=min(folder.context_length, kv_tokens),
         threads=options.intra_op_num_threads or 1,
     )
-    _smoke_slots(session, folder)
+    try_slots(session, folder)
     return SlotsLoop(session, kv_tokens=kv_tokens, reuse_prefixes=options.prefix_cache)
-
-
-def _try_out(native: NativeModel, misfit: str, adapter: str | None = None) -> NDArray[np.float32]:
-    """Run the graph once: a config or an adapter that does not fit it loads, and fails only then.
-
-    Returns:
-        The logits of the tokens that it gives them of: of all, or only of the last.
-    """
-    try:
-        generator = native.generator(1, _TRIED + 1, adapter)
-        generator.append([np.zeros(_TRIED, dtype=np.int32)])
-        generator.logits()
-        return generator.all_logits()
-    except GenerationError as error:
-        raise InvalidModelError(misfit) from error
-
-
-def _smoke_slots(session: SlotSession, folder: ModelFolder) -> None:
-    """Compare a prompt computed at once with the same in chunks, and in a batch of two slots."""
-    _check_width(session.vocab_size, folder)
-    ids = np.arange(min(6, folder.vocab_size), dtype=np.int64)[None, :]
-    length = ids.shape[1]
-    try:
-        whole = session.run(0, ids, [length], length)[:, -1]
-        session.run(1, ids[:, : length // 2], [length // 2])
-        chunks = session.run(1, ids[:, length // 2 :], [length])[:, -1]
-        more = session.run(0, np.zeros((2, 1), dtype=np.int64), [length + 1, length + 1])
-    except (GenerationError, ValueError) as error:
-        raise InvalidModelError(_MISFIT) from error
-    close = np.allclose(whole, chunks, rtol=1e-2, atol=1e-2)
-    if not (close and np.allclose(more[0], more[1], rtol=1e-2, atol=1e-2)):
-        raise InvalidModelError(
-            "The slots loop computes this model otherwise in chunks than at once. Use loop='genai'."
-        )
-    session.release(0)
-    session.release(1)
-
-
-_TRIED = 2
-"""Of how many tokens a model is tried out with."""
-
-_MISFIT = "The model loads but cannot run: genai_config.json does not fit its graph."
-
-
-def _check_width(width: int, folder: ModelFolder) -> None:
-    if width != folder.vocab_size:
-        raise InvalidModelError(
-            f"genai_config.json says vocab_size {folder.vocab_size:,}, but the graph gives"
-            f" {width:,} logits."
-        )
