@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
 from mlflow_phi3_onnx.flavor.inspect import describe
 from mlflow_phi3_onnx.flavor.load import open_artifact
-from mlflow_phi3_onnx.flavor.save import check_target, prepare
+from mlflow_phi3_onnx.flavor.save import CODE, check_target, prepare
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.local import checked_files, download
 
@@ -247,6 +248,8 @@ def load_model(
 ) -> GenAIModel:
     """Load a model as this package's own object.
 
+    Code that was saved with it (``code_paths``) can be imported afterwards; none of it is run.
+
     Args:
         model_uri: Where it is: a local path, ``models:/``, ``runs:/`` or any URI that MLflow
             reads.
@@ -268,6 +271,7 @@ def load_model(
     given = {"execution_provider": execution_provider, "verify": verify}
     own = {name: value for name, value in given.items() if value is not None}
     model, _ = open_artifact(local, {**(model_config or {}), **own})
+    _add_code(local / CODE)
     return model
 
 
@@ -308,6 +312,12 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
         target = local / mlflow_compat.MLMODEL_FILE_NAME
         model.save(str(target))
         store.log_artifact(str(target), name)
+
+
+def _add_code(folder: Path) -> None:
+    """Let a model's own code be imported, where nothing that is installed has the same name."""
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _upload(store: ArtifactRepository, folder: Path, name: str) -> None:

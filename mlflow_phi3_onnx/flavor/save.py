@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 
     from mlflow.models import Model, ModelSignature
 
-__all__ = ["PreparedModel", "check_target", "prepare"]
+__all__ = ["CODE", "PreparedModel", "check_target", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
 CODE = "code"
+"""The folder of a saved model that holds its code."""
 
 _SAID = re.compile(r"\[Errno \d+\] ([^:']+)")
 
