@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
@@ -21,7 +22,6 @@ from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-    from pathlib import Path
 
     from typing_extensions import Self
 
@@ -38,6 +38,8 @@ class GenAIModel(TokenModel):
     and answers and raises the same. Whatever takes long runs outside of the event loop. The request
     is checked when the twin is awaited, or its stream is first asked for a delta. Cancelling the
     task, or closing the stream, stops the generation.
+
+    It can be pickled by its folder: a copy in another process checks and loads the model again.
 
     Args:
         path: A model folder, with ``genai_config.json``; or one that has been read.
@@ -85,6 +87,14 @@ class GenAIModel(TokenModel):
         texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
         super().__init__(tokenizer, planner, texts)
         self._folder = folder
+        self._places = (folder.path.absolute(), folder.tokenizer_path.absolute())
+        self._given = {
+            "adapters": {name: Path(file).absolute() for name, file in checked.items()},
+            "model_config": settings,
+            "task": task,
+            "origin": origin,
+            "policy": policy,
+        }
         self._origin = origin or {}
         self._execution_provider = settings.engine.provider(folder)
         # The engine's thread keeps the engine alive, but must not outlive its model.
@@ -96,6 +106,10 @@ class GenAIModel(TokenModel):
             f"<GenAIModel {folder.model_type}, context length {folder.context_length:,},"
             f" {self.execution_provider}>"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what is needed to load the model again, from the same folder, elsewhere."""
+        return _load_again, (*self._places, self._given)
 
     def __enter__(self) -> Self:
         return self
@@ -298,3 +312,7 @@ class GenAIModel(TokenModel):
         return self._texts.awrite(
             lambda: self._planner.plan_request(task, fields, params, stream=True)
         )
+
+
+def _load_again(path: Path, tokenizer_path: Path, given: Mapping[str, Any]) -> GenAIModel:
+    return GenAIModel(read_folder(path, tokenizer_path), **given)
