@@ -5,7 +5,13 @@ in proportion to it. Each is well above what published models have.
 """
 
 MAX_JSON_BYTES = 1 << 26
-"""A JSON or YAML document. The largest tokenizers that are published have 33 MB."""
+"""A JSON document. The largest tokenizers that are published have 33 MB."""
+
+MAX_YAML_BYTES = 1 << 21
+"""A YAML document, which takes some seconds for a megabyte. MLmodel files have some kilobytes."""
+
+MAX_DIGITS = 1000
+"""Characters of an integer in a YAML document."""
 
 MAX_DEPTH = 64
 """Levels of nesting in a JSON or YAML document."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_JSON_BYTES
+from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_DIGITS, MAX_JSON_BYTES, MAX_YAML_BYTES
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidModelError
 
@@ -105,11 +105,11 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        InvalidModelError: If the file is missing, larger than 64 MiB, nested deeper than 64 levels,
-            no YAML of plain data in UTF-8 or no mapping, has a key twice in one mapping, or refers
-            to itself.
+        InvalidModelError: If the file is missing, larger than 2 MiB, nested deeper than 64 levels,
+            no YAML of plain data in UTF-8 or no mapping, has a key twice in one mapping, tells the
+            type of a value, or refers to itself.
     """
-    data = _read(path, MAX_JSON_BYTES, path.name, InvalidModelError)
+    data = _read(path, MAX_YAML_BYTES, path.name, InvalidModelError)
     try:
         text = data.decode("utf-8-sig")
         _check_events(yaml.parse(text, Loader=_Loader))
@@ -244,16 +244,38 @@ class _Loader(_SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [str(key.value) for key, _ in node.value]
         if "<<" in keys:
-            problem = "it merges mappings with '<<'"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            raise _not_plain("it merges mappings with '<<'", node)
         if len({*keys}) != len(keys):
-            problem = f"it has the key {_twice(keys)} twice in one mapping"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            raise _not_plain(f"it has the key {_twice(keys)} twice in one mapping", node)
         return super().construct_mapping(node, deep=deep)
 
 
+def _not_plain(problem: str, node_or_event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node_or_event.start_mark)
+
+
+def _number_or_text(construct: Callable[..., Any]) -> Callable[[_Loader, Any], Any]:
+    """Leave a number to base 60, as ``1:30``, a text: YAML 1.2 has none, and long ones take long."""
+
+    def make(loader: _Loader, node: Any) -> Any:
+        if ":" in node.value:
+            return node.value
+        if len(node.value) > MAX_DIGITS:
+            raise _not_plain(f"a number has more than {MAX_DIGITS:,} digits", node)
+        return construct(loader, node)
+
+    return make
+
+
+_constructor = yaml.constructor.SafeConstructor
+_Loader.add_constructor("tag:yaml.org,2002:int", _number_or_text(_constructor.construct_yaml_int))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float", _number_or_text(_constructor.construct_yaml_float)
+)
+
+
 def _check_events(events: Iterable[Any]) -> None:
-    """Refuse what would take more than its length: deep nesting, and aliases within aliases."""
+    """Refuse tags, and what takes more than its length: deep nesting, and aliases in aliases."""
     depth = aliases = 0
     anchored: list[int] = []  # the depths of the anchored collections that are open
     for event in events:
@@ -267,11 +289,11 @@ def _check_events(events: Iterable[Any]) -> None:
             depth -= 1
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
+        if getattr(event, "tag", None):  # a scalar may not be what its tag says
+            raise _not_plain("it says of what type a value is, with '!'", event)
         if depth > MAX_DEPTH or aliases > _ALIASES or (anchored and type(event) is yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem=f"it is nested deeper than {MAX_DEPTH} levels, or by aliases",
-                problem_mark=event.start_mark,  # pyright: ignore[reportArgumentType] - stubs name two
-            )
+            problem = f"it is nested deeper than {MAX_DEPTH} levels, or by aliases"
+            raise _not_plain(problem, event)
 
 
 def _read(path: Path, most: int, name: str, error: Callable[[str], Exception]) -> bytes:
