@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
+from mlflow_phi3_onnx.core.files import list_own
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
@@ -76,7 +77,7 @@ class GenAIModel(TokenModel):
                 " compare its files with. Leave it out.",
                 param="verify",
             )
-        folder = path if isinstance(path, ModelFolder) else read_folder(path)
+        folder = path if isinstance(path, ModelFolder) else _read_own(path)
         tokenizer = PromptTokenizer(folder.tokenizer_path)
         with fitted(checked, folder) as files:
             self._adapters = tuple(files)
@@ -298,3 +299,10 @@ class GenAIModel(TokenModel):
         return self._texts.awrite(
             lambda: self._planner.plan_request(task, fields, params, stream=True)
         )
+
+
+def _read_own(path: str | Path) -> ModelFolder:
+    """Read a folder that is not an artifact's, whose files nothing else has looked at."""
+    folder = read_folder(path)
+    list_own(folder.path)
+    return folder

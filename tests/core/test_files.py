@@ -102,18 +102,19 @@ def test_yaml_is_nested_and_refers_as_much_as_it_may(tmp_path: Path) -> None:
             read(text)
 
 
-@pytest.mark.timeout(60)
 def test_yaml_s_numbers_to_base_60_are_texts(tmp_path: Path) -> None:
-    """As numbers, a megabyte of them took a quarter of a minute, and ten took half an hour."""
     file = tmp_path / "MLmodel"
-    long = "1:" * 900_000 + "1"
+    long = "1:" * 499 + "10"
     file.write_text(f"a: 1:30\nb: -1:30.5\nc: 90\nd: 9.5\ne: {long}\n")
     assert read_yaml_object(file) == {"a": "1:30", "b": "-1:30.5", "c": 90, "d": 9.5, "e": long}
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("a: " + "1:" * 900_000 + "1", "a number has more than 1,000 digits in line 1"),
+        ("a: " + "1:" * 900_000 + "1.5", "a number has more than 1,000 digits in line 1"),
         ("a: 0x" + "f" * 999, "a number has more than 1,000 digits in line 1"),
         ("a: !!timestamp x", "it says of what type a value is"),
         ("a: !!bool x", "it says of what type a value is"),
