@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
+    "LONGEST_NAME",
     "inside",
     "link_or_copy",
     "list_own",
@@ -41,7 +42,9 @@ __all__ = [
 ]
 
 _SHOWN = 80
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
+"""Bytes of a name, as file systems take them."""
+
 _ALIASES = 1000
 _NOT_IN_NAMES = re.compile(r"[\\:\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -176,7 +179,7 @@ def inside(
     if (
         _NOT_IN_NAMES.search(name)
         or not {"", ".", ".."}.isdisjoint(parts)
-        or any(len(part.encode()) > _LONGEST_NAME for part in parts)
+        or any(len(part.encode()) > LONGEST_NAME for part in parts)
     ):
         raise error(
             f"{refusal}: {name[:_SHOWN]!r} is no plain relative path, of names joined by '/',"
