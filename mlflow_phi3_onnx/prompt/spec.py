@@ -118,6 +118,15 @@ def _check_model(spec: Mapping[str, Any]) -> None:
             f": model.max_input_chars_per_word is {describe_kind(longest)}; up to"
             f" {MAX_WORD_CHARACTERS:,} is taken"
         )
+    pieces = model.get("vocab")  # of Unigram: lists of a text and a number
+    texts = (
+        [piece[:1] for piece in pieces if isinstance(piece, list)] if type(pieces) is list else []
+    )
+    if any(isinstance(t, str) and len(t) > MAX_TOKEN_CHARACTERS for text in texts for t in text):
+        raise _refusal(
+            f": model.vocab has a piece of more than {MAX_TOKEN_CHARACTERS} characters, and every"
+            " piece is tried at every place"
+        )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         affix = model.get(key)
         if isinstance(affix, str) and len(affix) > MAX_TEXT_GROWTH:

@@ -101,6 +101,12 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
         normalize({"type": "Precompiled", "precompiled_charsmap": charsmap(b"x" * 65)}),
         GROWING,
     ),
+    "a long piece of Unigram": (
+        lambda spec: spec.update(
+            model={"type": "Unigram", "unk_id": 0, "vocab": [["?", 0.0], ["a" * 257, -1.0]]}
+        ),
+        "model.vocab has a piece of more than 256 characters",
+    ),
     "a long end of words": (
         lambda spec: spec["model"].update(end_of_word_suffix="x" * 65),
         "model.end_of_word_suffix has 65 characters",
