@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -52,6 +52,14 @@ def describe_kind(value: Any) -> str:
         return str(value)
     names = {str: "a string", bytes: "bytes", dict: "an object", list: "a list", tuple: "a list"}
     return names.get(type(value), f"a {type(value).__name__}")
+
+
+def is_one(value: Any, *allowed: T) -> TypeGuard[T]:
+    """Tell whether a value is one of some; foreign objects are not asked if they are equal.
+
+    Arrays and pandas' missing values answer that with no truth value.
+    """
+    return isinstance(value, str | float | int | None) and value in allowed
 
 
 def some_of(names: Sequence[str], shown: int = SHOWN_NAMES) -> str:
@@ -106,6 +114,8 @@ def one_of(*allowed: T, note: str = "") -> Check[T]:
 
     @allows(f"one of {', '.join(map(str, allowed))}{note}")
     def check(value: Any) -> T:
+        if not is_one(value, *allowed):
+            raise ValueError
         return allowed[allowed.index(value)]
 
     return check

@@ -126,8 +126,7 @@ def save_model(
         mlflow.exceptions.MlflowException: If path exists and is not empty.
     """
     given = locals()
-    target = Path(path).absolute()
-    check_target(target)
+    target = check_target(path)
     with prepare(given) as prepared:
         prepared.write(target, mlflow_model or Model(), link=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import uuid
@@ -22,6 +23,7 @@ from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted, stag
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
 from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.files import LONGEST_NAME
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
@@ -43,6 +45,7 @@ _logger = logging.getLogger(__name__)
 CODE = "code"
 """The folder of a saved model that holds its code."""
 
+_NOT_IN_PATHS = re.compile(r"[\0\ud800-\udfff]")
 _SAID = re.compile(r"\[Errno \d+\] ([^:']+)")
 
 
@@ -191,20 +194,52 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
         )
 
 
-def check_target(path: Path) -> None:
-    """Check that a model can be saved to a path.
+def check_target(given: Any) -> Path:
+    """Check that a model can be saved to a path, and return it.
 
     Raises:
-        InvalidRequestError: If it is a file, or a folder that is not empty.
+        InvalidRequestError: If it is no path, or that of a file or a folder that is not empty.
+        SaveError: If the system cannot tell what is there.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = _read_target(given)
+    try:
+        path.stat()
+        taken = not path.is_dir() or any(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        taken = False
+    except OSError as error:
+        raise _not_saved(path, error) from error
+    if taken:
         kind = "is not empty" if path.is_dir() else "is a file"
         raise InvalidRequestError(
-            f"The path to save to, {path.name}, {kind}. Give a folder that is empty or does not"
-            " exist.",
+            f"The path to save to, {path.name or path}, {kind}. Give a folder that is empty or does"
+            " not exist.",
             param="path",
             error_code=RESOURCE_ALREADY_EXISTS,
         )
+    return path
+
+
+def _read_target(given: Any) -> Path:
+    """Make an absolute path of what was given."""
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else given
+    parts = Path(text).parts if isinstance(text, str) else ()
+    came = ""
+    if not isinstance(text, str):
+        came = describe_kind(text)
+    elif not text:
+        came = "an empty string"
+    elif _NOT_IN_PATHS.search(text):
+        came = "a string with a NUL or a lone surrogate"
+    elif (longest := max((len(part.encode()) for part in parts), default=0)) > LONGEST_NAME:
+        came = f"a name of {longest:,} bytes"
+    if came:
+        raise InvalidRequestError(
+            f"path must be a string or a pathlib.Path, of names of up to {LONGEST_NAME} bytes; got"
+            f" {came}. Give a folder that is empty or does not exist.",
+            param="path",
+        )
+    return Path(text).absolute()
 
 
 def _check_code_paths(code_paths: Any) -> None:
@@ -277,9 +312,8 @@ def _beside(path: Path) -> Generator[Path]:
         InvalidRequestError: If there is something at the path.
         SaveError: If it cannot be written to.
     """
-    check_target(path)
-    goal = path.resolve()
-    hidden = f".{goal.name}.{uuid.uuid4().hex[:8]}.partial"
+    goal = Path(os.path.realpath(check_target(path)))
+    hidden = f".{uuid.uuid4().hex[:8]}.partial"
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
         apart = not goal.exists()  # a folder that is there may be a volume, or in use
@@ -295,9 +329,7 @@ def _beside(path: Path) -> Generator[Path]:
             shutil.rmtree(work, ignore_errors=True)
             raise
     except OSError as error:
-        raise SaveError(
-            f"The model cannot be saved to {path}: {_reason(error)}. Nothing was left there."
-        ) from error
+        raise _not_saved(path, error) from error
 
 
 def _move_up(work: Path, goal: Path) -> None:
@@ -305,6 +337,12 @@ def _move_up(work: Path, goal: Path) -> None:
     for item in items:
         item.rename(goal / item.name)
     work.rmdir()
+
+
+def _not_saved(path: Path, error: OSError) -> SaveError:
+    return SaveError(
+        f"The model cannot be saved to {path}: {_reason(error)}. Nothing was left there."
+    )
 
 
 def _reason(error: OSError) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
+from mlflow_phi3_onnx.core.files import list_own
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
@@ -78,7 +79,7 @@ class GenAIModel(TokenModel):
                 " compare its files with. Leave it out.",
                 param="verify",
             )
-        folder = path if isinstance(path, ModelFolder) else read_folder(path)
+        folder = path if isinstance(path, ModelFolder) else _read_own(path)
         tokenizer = PromptTokenizer(folder.tokenizer_path)
         with fitted(checked, folder) as files:
             self._adapters = tuple(files)
@@ -314,5 +315,14 @@ class GenAIModel(TokenModel):
         )
 
 
+def _read_own(path: str | Path) -> ModelFolder:
+    """Read a folder that is not an artifact's, whose files nothing else has looked at."""
+    folder = read_folder(path)
+    list_own(folder.path)
+    return folder
+
+
 def _load_again(path: Path, tokenizer_path: Path, given: Mapping[str, Any]) -> GenAIModel:
-    return GenAIModel(read_folder(path, tokenizer_path), **given)
+    folder = read_folder(path, tokenizer_path)
+    list_own(path)
+    return GenAIModel(folder, **given)

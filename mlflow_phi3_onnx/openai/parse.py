@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlflow_phi3_onnx.core.checks import is_one
 from mlflow_phi3_onnx.core.options import read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
@@ -216,9 +217,10 @@ def _adapter(settled: Mapping[str, Any], adapters: Collection[str], own_name: st
         message = allowed if adapters else "cannot be chosen: this model has none. Leave it out"
         raise InvalidRequestError(f"adapter {message}.", param="adapter")
     named = settled.get("model")
-    if not adapters or named in (None, own_name) or (named not in adapters and chosen):
+    known = is_one(named, *adapters)
+    if not adapters or is_one(named, None, own_name) or (chosen and not known):
         return chosen
-    if not isinstance(named, str) or named not in adapters:
+    if not known:
         raise InvalidRequestError(
             f"model must be {own_name}, the model itself, or one of its adapters,"
             f" {', '.join(adapters)}; got another name. Or leave it out.",

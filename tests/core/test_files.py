@@ -102,6 +102,44 @@ def test_yaml_is_nested_and_refers_as_much_as_it_may(tmp_path: Path) -> None:
             read(text)
 
 
+def test_yaml_s_numbers_to_base_60_are_texts(tmp_path: Path) -> None:
+    file = tmp_path / "MLmodel"
+    long = "1:" * 499 + "10"
+    file.write_text(f"a: 1:30\nb: -1:30.5\nc: 90\nd: 9.5\ne: {long}\n")
+    assert read_yaml_object(file) == {"a": "1:30", "b": "-1:30.5", "c": 90, "d": 9.5, "e": long}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: " + "1:" * 900_000 + "1", "a number has more than 1,000 digits in line 1"),
+        ("a: " + "1:" * 900_000 + "1.5", "a number has more than 1,000 digits in line 1"),
+        ("a: 0x" + "f" * 999, "a number has more than 1,000 digits in line 1"),
+        ("a: !!timestamp x", "it says of what type a value is"),
+        ("a: !!bool x", "it says of what type a value is"),
+        ("a: ! 1", "it says of what type a value is"),
+        ("a: !!set {x}", "it says of what type a value is"),
+        ("a: 2001-99-99", r"\(ValueError\)"),
+        ("a: <<", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "MLmodel").write_text(text)
+    with pytest.raises(InvalidModelError, match=f"^MLmodel is not valid YAML.*{says}"):
+        read_yaml_object(tmp_path / "MLmodel")
+
+
+def test_yaml_is_as_large_as_it_may_be(tmp_path: Path) -> None:
+    file = tmp_path / "MLmodel"
+    file.write_text("a: 0x" + "f" * 998 + "\n#" + "x" * ((1 << 21) - 1005))
+    assert read_yaml_object(file) == {"a": 16**998 - 1}
+    with file.open("a") as more:
+        more.write("x")
+    with pytest.raises(InvalidModelError, match="MLmodel is larger than 2 MiB"):
+        read_yaml_object(file)
+
+
 @pytest.mark.parametrize("part", ["x" * 255, "é" * 127 + "x"], ids=["ASCII", "two bytes each"])
 def test_a_name_has_as_many_bytes_as_file_systems_take(tmp_path: Path, part: str) -> None:
     assert inside(tmp_path, f"{part}/{part}", "no") == tmp_path / part / part

@@ -7,6 +7,7 @@ out of it is found afterwards.
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ MAX_DEPTH = 64
 """How deeply messages and tools may be nested."""
 
 _PROBE = "7301986452"
+_MOST_SEARCHES = 64
+"""How many contents are looked for in the whole of a text: each takes as long as it is long."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -219,11 +222,7 @@ def _check_shown(
     A template may also edit what it shows: so where a content is missing, other contents are tried,
     which it has no reason to edit.
     """
-    missing = [
-        number
-        for number, message in enumerate(messages)
-        if message["role"] != "assistant" and not _holds(rendered, message["content"].strip())
-    ]
+    missing = _missing(messages, rendered)
     if not missing:
         return
     edited = [dict(message) for message in messages]
@@ -233,13 +232,38 @@ def _check_shown(
         shown = fill(edited)
     except GenAIError:
         return  # it reads what it has been given
+    found = set(re.findall(rf"{_PROBE}(\d+)\.", shown))
     for number in missing:
-        if edited[number]["content"] not in shown:
+        if str(number) not in found:
             raise InvalidRequestError(
                 f"The model's chat template leaves out messages[{number}]: it does not know the"
                 f" role {messages[number]['role']}, or not in this place.",
                 param=f"messages[{number}].role",
             )
+
+
+def _missing(messages: Sequence[Mapping[str, Any]], rendered: str) -> list[int]:
+    """Number the messages whose content does not seem to be shown; an assistant's may be cut.
+
+    Each content is looked for behind the one before it, so that the text is read once. From some
+    searches in vain on, every message counts as missing.
+    """
+    missing: list[int] = []
+    place = searches = 0
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            continue
+        if searches < _MOST_SEARCHES:
+            content = message["content"].strip()
+            at = rendered.find(content, place)
+            if at >= 0:
+                place = at + len(content)
+                continue
+            searches += 1
+            if _holds(rendered, content):
+                continue
+        missing.append(number)
+    return missing
 
 
 def _with_object(call: Any) -> Any:
