@@ -39,6 +39,7 @@ __all__ = [
     "read_text",
     "read_yaml_object",
     "refuse_link_out",
+    "show_path",
 ]
 
 _SHOWN = 80
@@ -90,7 +91,9 @@ def parse_json_object(
     except UnicodeDecodeError as cause:
         raise error(f"{name} is not valid JSON: it is not text in UTF-8.") from cause
     except json.JSONDecodeError as cause:
-        raise error(f"{name} is not valid JSON: {cause.msg} in line {cause.lineno}.") from cause
+        # As the library says it: some of its sentences end with "at".
+        place = f"line {cause.lineno}, column {cause.colno}"
+        raise error(f"{name} is not valid JSON: {cause.msg.rstrip(': ')}: {place}.") from cause
     except ValueError as cause:
         raise error(f"{name} is not valid JSON: {cause}.") from cause
     except RecursionError:
@@ -132,6 +135,12 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
             f"{path.name} must hold a mapping; it holds {describe_kind(value)}."
         )
     return value
+
+
+def show_path(path: object) -> str:
+    """Show a path in a message: quoted, or ``given`` where the text could hardly be one."""
+    text = str(path)
+    return repr(text) if text.isprintable() and 0 < len(text) <= LONGEST_NAME else "given"
 
 
 def read_text(path: Path, most: int) -> str:

@@ -13,12 +13,14 @@ from mlflow.models import Model
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
 from mlflow_phi3_onnx.flavor.inspect import describe
 from mlflow_phi3_onnx.flavor.load import open_artifact
 from mlflow_phi3_onnx.flavor.save import CODE, check_target, prepare
+from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.local import checked_files, download
 
@@ -266,10 +268,11 @@ def load_model(
         SourceError: If its files are in a repository and cannot be fetched.
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
-    local = download(str(model_uri), dst_path)
     given = {"execution_provider": execution_provider, "verify": verify}
-    own = {name: value for name, value in given.items() if value is not None}
-    model, _ = open_artifact(local, {**(model_config or {}), **own})
+    own = read(RUNTIME_SETTINGS, given, "a runtime setting", shown=True)
+    config = check_mapping(model_config, "model_config")
+    local = download(model_uri, dst_path, param="model_uri")
+    model, _ = open_artifact(local, {**config, **own})
     _add_code(local / CODE)
     return model
 
@@ -293,7 +296,7 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
     root, name = mlflow_compat.get_root_uri_and_artifact_path(str(model_uri))
     store = mlflow_compat.get_artifact_repository(root)
     with tempfile.TemporaryDirectory() as work:
-        local = download(str(model_uri), work)
+        local = download(model_uri, work, param="model_uri")
         saved = read_saved(local)
         if not saved.by_reference:
             return

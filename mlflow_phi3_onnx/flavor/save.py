@@ -22,8 +22,9 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted, stage_adapters
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import describe_kind, one_of
 from mlflow_phi3_onnx.core.files import LONGEST_NAME
+from mlflow_phi3_onnx.core.options import Option
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
@@ -45,6 +46,8 @@ _logger = logging.getLogger(__name__)
 CODE = "code"
 """The folder of a saved model that holds its code."""
 
+_TASK = Option("task", "What the model is for.", one_of(*ALL_TASKS))
+
 _NOT_IN_PATHS = re.compile(r"[\0\ud800-\udfff]")
 _SAID = re.compile(r"\[Errno \d+\] ([^:']+)")
 
@@ -62,7 +65,8 @@ class PreparedModel:
         example: The input example, or None for none.
         metadata: For the MLmodel file, the task included.
         environment: The conda environment, the pip requirements and their constraints.
-        given: The arguments of ``save_model`` or ``log_model``, by name.
+        code_paths: Files and folders of code to save along.
+        extra_files: Other files to save along, as paths or URIs.
     """
 
     source: ResolvedSource
@@ -73,7 +77,8 @@ class PreparedModel:
     example: Any
     metadata: Mapping[str, Any]
     environment: tuple[Any, list[str], list[str]]
-    given: Mapping[str, Any]
+    code_paths: list[str] | None
+    extra_files: list[str] | None
 
     def save_model(
         self,
@@ -98,7 +103,7 @@ class PreparedModel:
             mlflow_model: The MLflow model that the flavor is added to.
             link: Whether to link the model's files, where the folder is copied again at once.
         """
-        source, given = self.source, self.given
+        source = self.source
         files = source.bundle.files
         data = None if source.reference else DATA
         where = {"reference": dict(source.reference)} if source.reference else {"data": DATA}
@@ -109,7 +114,7 @@ class PreparedModel:
             else:
                 staging = worker.submit(write_manifest, files)
             adapters = stage_adapters(self.adapters, work, link=link)
-            code = _copy_code(given["code_paths"], work)
+            code = _copy_code(self.code_paths, work)
             mlflow_compat.save_example(mlflow_model, self.example, str(work))
             if self.signature is not None:
                 mlflow_model.signature = self.signature
@@ -138,7 +143,7 @@ class PreparedModel:
                 code=code,
                 files=manifest,
                 **({"adapters": adapters} if adapters else {}),
-                **mlflow_compat.copy_extra_files(given["extra_files"], str(work)),
+                **mlflow_compat.copy_extra_files(self.extra_files, str(work)),
             )
             mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(work))
             mlflow_model.save(str(work / mlflow_compat.MLMODEL_FILE_NAME))
@@ -162,17 +167,14 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
     )
     _check_code_paths(given["code_paths"])
     task = given["task"]
-    if task not in ALL_TASKS:
-        raise InvalidRequestError(
-            f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
-        )
+    _TASK.read(task, shown=True)
     metadata = _metadata(given["metadata"], task)
     config = _read_config(given["model_config"])
     settings = Settings.check(config, task)
     if settings.verify is not None:
         raise InvalidRequestError(
             "model_config: verify is for whoever loads the model to say, not for the model itself."
-            " Leave it out.",
+            " Leave it out of model_config, and give it to load_model.",
             param="verify",
         )
     signature = checked_signature(given["signature"], task)
@@ -190,7 +192,7 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
             example=example,
             metadata=metadata,
             environment=environment,
-            given=given,
+            **{name: given[name] for name in ("code_paths", "extra_files")},
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -22,7 +22,7 @@ from mlflow_phi3_onnx.model.tokens import TokenModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
     from typing_extensions import Self
 
@@ -76,7 +76,7 @@ class GenAIModel(TokenModel):
         if not isinstance(path, ModelFolder) and settings.verify is not None:
             raise InvalidRequestError(
                 "model_config: verify is for saved models: of a plain folder, nothing is known to"
-                " compare its files with. Leave it out.",
+                " compare its files with. Leave it out of model_config.",
                 param="verify",
             )
         folder = path if isinstance(path, ModelFolder) else _read_own(path)
@@ -221,7 +221,7 @@ class GenAIModel(TokenModel):
             InvalidRequestError: If a field is not what it may be, or a prompt is too long.
             UnsupportedParameterError: If a parameter is unknown or not supported.
         """
-        if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        if _is_one(prompt):
             return self.run(TEXT, [{"prompt": prompt, **params}])[0]
         return self.run(TEXT, [{"prompt": text, **params} for text in prompt])
 
@@ -259,7 +259,7 @@ class GenAIModel(TokenModel):
 
     async def agenerate(self, prompt: str | list[str], **params: Any) -> str | list[str]:
         """Continue one prompt or many, text in and text out, as ``generate``."""
-        if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        if _is_one(prompt):
             return (await self.arun(TEXT, [{"prompt": prompt, **params}]))[0]
         return await self.arun(TEXT, [{"prompt": text, **params} for text in prompt])
 
@@ -313,6 +313,11 @@ class GenAIModel(TokenModel):
         return self._texts.awrite(
             lambda: self._planner.plan_request(task, fields, params, stream=True)
         )
+
+
+def _is_one(prompt: Any) -> bool:
+    """Whether it is for one request to check, and not a row of several prompts."""
+    return isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable)
 
 
 def _read_own(path: str | Path) -> ModelFolder:

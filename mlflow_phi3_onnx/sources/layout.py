@@ -119,7 +119,8 @@ def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str)
     names = _below(files, subfolder)
     if subfolder and not names:
         raise SourceNotFoundError(
-            f"{place} has no folder {subfolder}.{_list_models(_models(files))}", param="subfolder"
+            f"{place} has no subfolder {subfolder!r}.{_list_models(_models(files))}",
+            param="subfolder",
         )
     models = _models(names)
     checkpoint = CHECKPOINT_CONFIG in names and any(WEIGHTS.fullmatch(name) for name in names)

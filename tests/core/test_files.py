@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 JSON: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "Expecting value in line 1"),
+    "empty": (b"", "Expecting value: line 1, column 1\\."),
     "a list": (b"[]", "must hold a JSON object; it holds a list"),
     "null": (b"null", "must hold a JSON object; it holds null"),
     "a key twice": (b'{"a": {"b": 1, "b": 2}}', "has the key 'b' twice"),
@@ -40,8 +40,14 @@ JSON: dict[str, tuple[bytes, str]] = {
     "Infinity": (b'{"a": -Infinity}', "has the number -Infinity"),
     "more than a float holds": (b'{"a": 1e999}', "has the number 1e999"),
     "more digits than Python reads": (b'{"a": 1' + b"0" * 5000 + b"}", "is not valid JSON"),
-    "text behind the end": (b"{}\n{}", "Extra data in line 2"),
+    "text behind the end": (b"{}\n{}", "Extra data: line 2, column 1\\."),
     "a comment": (b"{} // x", "Extra data"),
+    "a string without end": (
+        b'{"a":\n "b}',
+        r"is not valid JSON: Unterminated string starting at: line 2, column 2\.",
+    ),
+    "a control character": (b'{"a": "\n"}', r"Invalid control character at: line 1, column 8\."),
+    "an escape": (b'{"a": "\\x"}', r"Invalid \\escape: line 1, column 8\."),
     "not UTF-8": (b'{"a": "\xff"}', "it is not text in UTF-8"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "it is not text in UTF-8"),
     "deep": (b'{"a":' * 65 + b"1" + b"}" * 65, "nested deeper than 64 levels"),

@@ -11,6 +11,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import (
     GenAIError,
     InvalidModelError,
@@ -148,7 +149,7 @@ def _plain(value: Any, param: str, depth: int = 0) -> Any:
         return [_plain(item, param, depth + 1) for item in value]
     raise InvalidRequestError(
         f"{param} must be JSON: texts, numbers, true, false, null, lists, and objects whose keys"
-        f" are texts; it holds a {type(value).__name__}.",
+        f" are texts; it holds {describe_kind(value)}.",
         param=param,
     )
 
