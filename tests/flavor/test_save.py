@@ -338,6 +338,6 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="got a int"):
+    with pytest.raises(InvalidRequestError, match="got 7"):
         save_model(7, tmp_path / "saved")  # type: ignore[arg-type] - the wrong type is the point
     assert not (tmp_path / "saved").exists()
