@@ -132,7 +132,7 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
 
 
 def show_path(path: object) -> str:
-    """Show a path in a message, an absolute one by its last part, which tells nothing of the machine.
+    """Show a path in a message, an absolute one by its last part: the rest tells of the machine.
 
     What can hardly be a path is not quoted: ``given`` is put for it.
     """
