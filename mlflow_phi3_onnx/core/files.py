@@ -138,9 +138,14 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
 
 
 def show_path(path: object) -> str:
-    """Show a path in a message: quoted, or ``given`` where the text could hardly be one."""
+    """Show a path in a message, an absolute one by its last part: the rest tells of the machine.
+
+    What can hardly be a path is not quoted: ``given`` is put for it.
+    """
     text = str(path)
-    return repr(text) if text.isprintable() and 0 < len(text) <= LONGEST_NAME else "given"
+    if not text.isprintable() or not 0 < len(text) <= LONGEST_NAME:
+        return "given"
+    return repr(f".../{Path(text).name}" if Path(text).is_absolute() else text)
 
 
 def read_text(path: Path, most: int) -> str:

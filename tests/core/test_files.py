@@ -22,6 +22,7 @@ from mlflow_phi3_onnx.core.files import (
     read_json_object,
     read_text,
     read_yaml_object,
+    show_path,
 )
 from mlflow_phi3_onnx.sources.convert.checkpoint import read_checkpoint
 from mlflow_phi3_onnx.sources.layout import check_subfolder
@@ -330,3 +331,11 @@ def test_a_key_twice_after_many_is_found_at_once(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(f'{{{keys},"k149999":1}}')
     with pytest.raises(InvalidModelError, match="'k149999' twice"):
         read_json_object(tmp_path / "x.json")
+
+
+def test_paths_are_shown_without_where_they_are_on_the_machine(tmp_path: Path) -> None:
+    assert show_path("a/b") == "'a/b'"
+    assert show_path(tmp_path / "b") == "'.../b'"
+    assert show_path("x" * 255) == f"'{'x' * 255}'"
+    for text in ("x" * 256, "", "a\0b"):
+        assert show_path(text) == "given"

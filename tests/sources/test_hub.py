@@ -157,7 +157,7 @@ def test_a_repository_of_several_variants_lists_them(hub: FakeHub, tmp_path: Pat
 
 
 def test_a_subfolder_that_is_not_there_lists_what_is(hub: FakeHub, tmp_path: Path) -> None:
-    with pytest.raises(SourceNotFoundError, match=r"no folder cpu-int4.*cuda/cuda-fp16"):
+    with pytest.raises(SourceNotFoundError, match=r"no subfolder 'cpu-int4'.*cuda/cuda-fp16"):
         save_model(REPO, tmp_path / "saved", subfolder="cpu-int4")
     assert hub.downloaded() == []
 
