@@ -160,9 +160,11 @@ class LiteralReader(JsonReader):
         if separator == ":" and any(quote[0] == char for quote in notation.quotes):
             if not (yield from self.text(notation, into.append)):
                 return False
+        elif word := (yield from self._word(separator + ",)]}([{\"'\n")).strip():
+            into.append(word)
         else:
-            into.append((yield from self._word(separator + ",)]}([{\"'\n")).strip())
-        if (yield from self.spaces()) != separator or not "".join(into):
+            return False
+        if (yield from self.spaces()) != separator:
             return False
         self.take()
         if separator == ":":
@@ -192,8 +194,10 @@ class LiteralReader(JsonReader):
                 emit('"' if opened else '""')
             return whole
         word = (yield from self._word(",]})([{")).strip()
-        written = _scalar(word) if (yield from self.peek()) in (",", "]", "}", ")") else None
-        if written is None and notation.words and word and (yield from self.peek()):
+        if (yield from self.peek()) not in (",", "]", "}", ")"):
+            return False
+        written = _scalar(word)
+        if written is None and notation.words and word:
             written = json_text(word)
         if written is None:
             return False

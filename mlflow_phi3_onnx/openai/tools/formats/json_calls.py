@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.openai.tools.formats.marked import MarkedFormat, MarkedParser, quoted
+from mlflow_phi3_onnx.openai.tools.formats.marked import MarkedFormat, MarkedParser
+from mlflow_phi3_onnx.openai.tools.schema_rules import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolCallParser
     from mlflow_phi3_onnx.openai.tools.json_reader import Reading
 
-__all__ = ["JsonCallParser", "JsonCalls", "json_call_rules"]
+__all__ = ["Call", "JsonCallParser", "JsonCalls", "json_call_rules"]
 
 _ARGUMENTS = ("arguments", "parameters")
 _BESIDE = ("type", "id")
@@ -54,7 +55,7 @@ def json_call_rules(schemas: Mapping[str, str], key: str = "arguments") -> list[
 
 
 @dataclass
-class _Call:
+class Call:
     """What is known of the call that is being read.
 
     Attributes:
@@ -90,7 +91,7 @@ class JsonCallParser(MarkedParser):
             self._reader.take()
         while True:
             yield from self._reader.spaces()
-            if not (yield from self._call(_Call(bool(mark)))):
+            if not (yield from self._call(Call(bool(mark)))):
                 self._output.text(self._held)
                 break
             char = yield from self._reader.spaces()
@@ -110,7 +111,7 @@ class JsonCallParser(MarkedParser):
         """Whether a call may begin with a character, which may be the end."""
         return char == "{"
 
-    def _call(self, call: _Call) -> Reading[bool]:
+    def _call(self, call: Call) -> Reading[bool]:
         """Read one call; return whether its arguments are whole. What is held then is no call."""
         if (yield from self._reader.peek()) != "{":
             return False
@@ -123,7 +124,7 @@ class JsonCallParser(MarkedParser):
             yield from self._leave(whole=call.whole, closing=self._end if call.marked else "")
         return call.whole
 
-    def _members(self, call: _Call) -> Reading[bool]:
+    def _members(self, call: Call) -> Reading[bool]:
         """Read the members of a call's object; return whether it is whole."""
         while True:
             key: list[str] = []
@@ -139,7 +140,7 @@ class JsonCallParser(MarkedParser):
                 return True
             yield from self._reader.spaces()
 
-    def _member(self, key: str, call: _Call) -> Reading[bool]:
+    def _member(self, key: str, call: Call) -> Reading[bool]:
         if key == "name" and not call.name:
             name: list[str] = []
             yield from self._reader.spaces()
@@ -153,7 +154,7 @@ class JsonCallParser(MarkedParser):
             return False
         return (yield from self._reader.value())
 
-    def _arguments(self, call: _Call) -> Reading[bool]:
+    def _arguments(self, call: Call) -> Reading[bool]:
         char = yield from self._reader.spaces()
         text: list[str] = []
         if call.name and (call.marked or char == "{"):
@@ -173,7 +174,7 @@ class JsonCallParser(MarkedParser):
         call.early = "".join(text)
         return whole and self._settle(call)
 
-    def _settle(self, call: _Call) -> bool:
+    def _settle(self, call: Call) -> bool:
         """Pass on what is known of a call, once it is one; return whether it may be one."""
         if not call.name:
             return True
@@ -186,7 +187,7 @@ class JsonCallParser(MarkedParser):
             call.whole = True
         return True
 
-    def _begin(self, call: _Call) -> None:
+    def _begin(self, call: Call) -> None:
         self._held.clear()
         if not call.begun:
             call.begun = True

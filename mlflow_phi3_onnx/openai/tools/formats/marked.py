@@ -8,8 +8,6 @@ is text.
 
 from __future__ import annotations
 
-import json
-import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.openai.tools.deltas import Part, ToolCallOutput
 from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
 from mlflow_phi3_onnx.openai.tools.literal_reader import LiteralReader
+from mlflow_phi3_onnx.openai.tools.schema_rules import ANY, escaped, without
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.tools.formats.base import Markings
     from mlflow_phi3_onnx.openai.tools.json_reader import Reading
 
-__all__ = ["MarkedFormat", "MarkedParser", "escaped", "quoted", "without"]
-
-_ANY = "(?s:.*)"
+__all__ = ["MarkedFormat", "MarkedParser"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +42,7 @@ class MarkedFormat(ToolFormat):
         bare: The character that calls without a mark begin with, if they may be the completion.
         begins: Other marks that calls are read after, though none are written so on purpose.
         shown: What the template may show instead of the mark.
+        needs: What the template must show besides.
         others: What the template of a model with the same mark and another format shows.
     """
 
@@ -56,13 +54,15 @@ class MarkedFormat(ToolFormat):
     bare: str = ""
     begins: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
     def matches(self, model: Markings) -> bool:
         """Whether a model writes calls so, by its chat template and its control tokens."""
         shown = any(map(model.template_shows, (self.begin, *self.shown)))
         known = shown or model.control_id(self.begin) is not None
-        return known and not any(map(model.template_shows, self.others))
+        needed = all(map(model.template_shows, self.needs))
+        return known and needed and not any(map(model.template_shows, self.others))
 
     def grammar(
         self, schemas: Mapping[str, str], model: Markings, *, required: bool, parallel: bool
@@ -90,13 +90,13 @@ class MarkedFormat(ToolFormat):
         begins = (self.begin, *self.begins)
         texts = [mark for mark in begins if model.control_id(mark) is None]
         if self.bare:
-            text = rf"TEXT: /\s*([^\s\{self.bare}]{_ANY})?/{without(*texts)}"
+            text = rf"TEXT: /\s*([^\s\{self.bare}]{ANY})?/{without(*texts)}"
             return [f"start: TEXT | {held}", text]
-        text = f"TEXT: /{_ANY}/{without(*texts)}"
+        text = f"TEXT: /{ANY}/{without(*texts)}"
         if self.begin not in texts:
             return [f"start: TEXT ({held})?", text]
         inside = held.removeprefix(model.terminal(self.begin))
-        head = f"head[lazy]: /{_ANY}{escaped(self.begin)}/{without(*self.begins)}"
+        head = f"head[lazy]: /{ANY}{escaped(self.begin)}/{without(*self.begins)}"
         return [f"start: TEXT | head{inside}", text, head]
 
 
@@ -215,19 +215,3 @@ class MarkedParser(ABC):
                 return
             self._output.follow(self._held)
         self._output.unfollow()
-
-
-def quoted(text: str) -> str:
-    """Write a text as a Lark string."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def without(*texts: str) -> str:
-    """Say of a terminal, in Lark, that it holds none of some texts."""
-    any_of = "|".join(map(escaped, texts))
-    return f" & ~/{_ANY}({any_of}){_ANY}/" if texts else ""
-
-
-def escaped(text: str) -> str:
-    """Write a text as a part of a regular expression of Lark."""
-    return re.sub(r"([^\w\s<>=\"',:;])", r"\\\1", text).replace("\n", r"\n")
