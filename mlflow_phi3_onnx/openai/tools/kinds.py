@@ -37,7 +37,10 @@ def resolved(schema: Any, root: Any) -> dict[str, Any]:
         if "$ref" in schema:
             schema = reference_target(schema["$ref"], root)
         elif isinstance(joined := schema.get("allOf"), list) and len(joined) == 1:
-            schema = {**{k: v for k, v in schema.items() if k != "allOf"}, **resolved(joined[0], root)}
+            schema = {
+                **{k: v for k, v in schema.items() if k != "allOf"},
+                **resolved(joined[0], root),
+            }
         else:
             return schema
     return {}

@@ -1,4 +1,4 @@
-"""Schemas of arguments as rules of Lark, for models that write arguments as something else than JSON.
+"""Schemas of arguments as rules of Lark, for models that write something else than JSON.
 
 What JSON is written inside is left to llguidance. Of the rest, what a schema says is held, or it is
 refused; what only tells about a value (``format``, ``default``) is not held.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlflow_phi3_onnx.errors import UnsupportedParameterError
 from mlflow_phi3_onnx.grammar.schema_bounds import FORM
-from mlflow_phi3_onnx.openai.tools.kinds import kind_of, kinds_of, resolved
+from mlflow_phi3_onnx.openai.tools.kinds import kinds_of, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +73,11 @@ class SchemaRules(ABC):
         if properties is None and not required:
             return self._any_members(schema.get("additionalProperties", True))
         named = {**(properties or {}), **{k: {} for k in required if k not in (properties or {})}}
-        members = [(self.member(key, value), key in required) for key, value in named.items()]
+        members = [
+            (self.member(key, value), key in required)
+            for key, value in named.items()
+            if value is not False
+        ]
         if not self.between:
             return " ".join(one if needed else f"({one})?" for one, needed in members) or '""'
         # From the last to the first: what may follow a member, and what may if it is the first.
@@ -134,13 +138,16 @@ class SchemaRules(ABC):
             parts.append(f"/{self._expression(pattern)}{closing}/")
         held = [*marks] if token else [*marks, end]
         if held:
-            parts.append(f"~/{ANY}({'|'.join(map(escaped, held))}){ANY}{'' if token else '(?s:.)'}/")
+            parts.append(
+                f"~/{ANY}({'|'.join(map(escaped, held))}){ANY}{'' if token else '(?s:.)'}/"
+            )
         name = f"TEXT{len(self._rules)}" if token else f"text{len(self._rules)}"
         self.add(name if token else f"{name}[lazy]", " & ".join(parts))
         return f"{name} {end}" if token else name
 
     def nested(self, schema: Any) -> str:
         """Make a rule for a value of any kind, of texts in quotes and unquoted keys."""
+        schema = schema or True  # what says nothing, as one object
         if id(schema) not in self._of_schema:
             rule = self._new()
             self._of_schema[id(schema)] = rule, schema
@@ -164,18 +171,21 @@ class SchemaRules(ABC):
             self._check(schema, _CHOICES)
             yield from (self.nested(branch) for branch in branches)
         else:
-            for kind in sorted(self.kinds(schema) - {"integer"} or ["integer"]):
+            kinds = self.kinds(schema)
+            for kind in sorted(kinds - {"integer"} if "number" in kinds else kinds):
                 if kind == "string":
                     yield self.string(schema)
                 elif kind == "array":
                     yield self._array(schema)
                 elif kind == "object":
-                    yield f'"{{" {self.members({k: schema[k] for k in _OBJECT & schema.keys()})} "}}"'
+                    members = self.members({k: schema[k] for k in _OBJECT & schema.keys()})
+                    yield f'"{{" {members} "}}"'
                 else:
-                    yield self.json({"type": kind, **{k: schema[k] for k in _NUMBER & schema.keys()}})
+                    bounds = {k: schema[k] for k in _NUMBER & schema.keys()}
+                    yield self.json({"type": kind, **bounds})
 
     def _array(self, schema: Mapping[str, Any]) -> str:
-        item = self.nested(schema.get("items", {}))
+        item = self.nested(schema.get("items"))
         fewest, most = schema.get("minItems", 0), schema.get("maxItems")
         if most == 0:
             return '"[" "]"'
@@ -192,7 +202,8 @@ class SchemaRules(ABC):
 
     def _expression(self, pattern: Any) -> str:
         """Write a JSON schema's expression, which may match anywhere, as one of a whole text."""
-        body = re.sub(r"\\.|/|\n", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[0], m[0]), str(pattern))
+        replaced = {"/": r"\/", "\n": r"\n"}
+        body = re.sub(r"\\.|/|\n", lambda m: replaced.get(m[0], m[0]), str(pattern))
         before = "" if body.startswith("^") else ANY
         after = "" if re.search(r"(?<!\\)(\\\\)*\$$", body) else ANY
         body = body.removeprefix("^")

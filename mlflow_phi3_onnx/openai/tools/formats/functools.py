@@ -1,4 +1,4 @@
-"""Calls after the word functools: Phi-4-mini by the templates of OVMS and vLLM, and Firefunction."""
+"""Calls after the word functools: Phi-4-mini by OVMS' and vLLM's templates, and Firefunction."""
 
 from __future__ import annotations
 

@@ -61,7 +61,9 @@ class _Parser(JsonCallParser):
         if (yield from self._reader.peek()) == "{":
             return (yield from super()._call(call))
         after = (_ARGUMENTS, _ID, "{")
-        mark = yield from self._reader.mark(*(name + text for name in self._names for text in after))
+        mark = yield from self._reader.mark(
+            *(name + text for name in self._names for text in after)
+        )
         if mark.endswith(_ID):
             while (yield from self._reader.peek()).isalnum():
                 self._reader.take()

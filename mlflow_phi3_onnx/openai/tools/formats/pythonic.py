@@ -51,9 +51,9 @@ class _Rules(SchemaRules):
 
     def value(self, schema: Any) -> str:
         kinds = self.kinds(schema)
-        if kinds == {"boolean"} and constants(schema) is None:
+        if kinds == frozenset(["boolean"]) and constants(schema) is None:
             return '("True" | "False")'
-        return '"None"' if kinds == {"null"} else self.json(schema)
+        return '"None"' if kinds == frozenset(["null"]) else self.json(schema)
 
 
 class _Parser(JsonCallParser):

@@ -164,9 +164,9 @@ class _Parser(MarkedParser):
     def _name(self, mark: str) -> Reading[str]:
         """Take the name of a known tool and the tags around it; return it, if it is there."""
         yield from self._reader.spaces()
-        if mark != self._tags.head and self._tags.head:
-            if not (yield from self._reader.mark(self._tags.head)):
-                return ""
+        head = self._tags.head
+        if head not in ("", mark) and not (yield from self._reader.mark(head)):
+            return ""
         ends = {name + end: name for name in self._names for end in self._tags.named}
         found = yield from self._reader.mark(*ends)
         if found.endswith("<"):
@@ -197,7 +197,7 @@ class _Parser(MarkedParser):
         schema = properties.get(named, {}) if isinstance(properties, dict) else {}
         kinds = kinds_of(schema, parameters)
         head = f"{before}{json_text(named)}: "
-        if kinds == {"string"}:
+        if kinds == frozenset(["string"]):
             self._emit(f'{head}"')
             follower, whole = yield from self._value(lambda text: self._emit(json_text(text)[1:-1]))
             if whole:
