@@ -247,8 +247,9 @@ class _Parser(MarkedParser):
                 if mark:
                     at = len(self._held) - len(mark)
                     at -= at > length and self._held[at - 1] == gap
-                    put("".join(self._held[:at]))
-                    del self._held[:at]
+                    text, tag = self._held[:at], self._held[at:]
+                    put("".join(text))
+                    self._held[:] = tag
             if not (yield from self._reader.peek()):
                 break
             put("".join(self._held))
