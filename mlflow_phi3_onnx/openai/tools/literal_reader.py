@@ -22,7 +22,7 @@ MAX_DEPTH = 64
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _PYTHON_NUMBER = re.compile(r"[+-]?(0[xX][0-9a-fA-F_]+|0[oO][0-7_]+|0[bB][01_]+|[0-9_]*\.?[0-9_]*)")
 _WORDS = {"true": "true", "false": "false", "null": "null", "none": "null", "nil": "null"}
-_AFTER_TEXT = ("", ",", ")", "]", "}", ":")
+_AFTER_TEXT = (",", ")", "]", "}", ":")
 _CLOSERS = {"{": "}", "[": "]"}
 _ESCAPES = {"'": "'", "\n": "", "a": "\a", "v": "\v", "0": "\0"}
 _HEX = {"x": 2, "U": 8}
@@ -82,7 +82,7 @@ class LiteralReader(JsonReader):
                     self.take()
                     emit(("{" if before == "{" else "") + ("]" if closers.pop() == "]" else "}"))
                     before, opened = "", False
-                elif opened:
+                elif opened and char:
                     break
                 elif char != ",":
                     return False
@@ -108,8 +108,8 @@ class LiteralReader(JsonReader):
             return False
         if notation.escapes and (yield from self.peek()) == quote:
             self.take()
-            if (yield from self.peek()) != quote:
-                return True
+            if (char := (yield from self.peek())) != quote:
+                return char != ""
             self.take()
             quote *= 3
         while char := (yield from self.peek()):
@@ -131,7 +131,7 @@ class LiteralReader(JsonReader):
         if (yield from self.mark(quote)):
             if not notation.escapes or (yield from self.spaces()) in _AFTER_TEXT:
                 return True
-        elif not (yield from self.peek()):
+        if not (yield from self.peek()):
             return False
         emit("".join(self.held[start:]))
         return False

@@ -233,7 +233,7 @@ class _Parser(MarkedParser):
                 continue
             if char == gap:
                 self._reader.take()
-                if (yield from self._reader.peek()) != "<":
+                if (yield from self._reader.peek()) not in ("", "<"):
                     put(char)
                     self._held.clear()
                     continue
@@ -242,7 +242,7 @@ class _Parser(MarkedParser):
                 length = len(self._held)
                 yield from self._reader.spaces()
                 mark = yield from self._reader.mark(*self._after, mark)
-                if mark in self._after or not (yield from self._reader.peek()):
+                if mark in self._after:
                     return mark, True
                 if mark:
                     at = len(self._held) - len(mark)
