@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jsonschema
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
@@ -269,3 +271,89 @@ def test_free_answers_hold_only_calls_that_can_be_parsed(vocabulary: Vocabulary)
     if vocabulary.form not in ("llama3", "pythonic"):
         assert takes(f"Sure. {example}")
         assert not takes(f"{example} {example}")
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "GLM", "Gemma 4", "LFM2"])
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "object", "properties": {}, "minProperties": 1}, "minProperties"),
+        ({"type": "object", "anyOf": [{"required": ["a"]}]}, "anyOf"),
+        (closed(**{"a<b": {}, "c:d": {}}), "an argument with such a name"),
+    ],
+)
+def test_what_cannot_be_held_in_other_forms_than_json_is_refused(
+    name: str, schema: dict[str, Any], says: str
+) -> None:
+    vocabulary = VOCABULARIES[name]
+    tokenizer = byte_level(vocabulary.marks)
+    model = markings(vocabulary, tokenizer, compiler_of(tokenizer))
+    with pytest.raises(UnsupportedParameterError) as caught:
+        grammar_of(ToolCallRule(required=True), model, [tool("f", schema)])
+    assert caught.value.param == "tools"
+    assert caught.value.message.startswith(f"tools: {says} cannot be enforced in the form")
+
+
+_PAIR = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3}
+_CODE = {"type": "string", "pattern": "^[A-Z]{2}", "minLength": 3, "maxLength": 4}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (_PAIR, ["[true,false]", "[true,true,true]"], ["[true]", "[true,true,true,true]", "[1,2]"]),
+        ({"type": "array", "maxItems": 0}, ["[]"], ["[1]"]),
+        (_CODE, ["ABc", "ABcd"], ["AB", "ABcde", "aBcd"]),
+        ({"enum": ["x y", 3, None]}, ["x y", "3", "null"], ["x", "4"]),
+        ({"type": "string", "pattern": "a/b|c"}, ["xa/b", "c"], ["a", "b"]),
+    ],
+)
+def test_the_bounds_of_values_are_held_at_their_edges(
+    schema: dict[str, Any], good: list[str], bad: list[str]
+) -> None:
+    vocabulary = VOCABULARIES["Gemma 4"]
+    tokenizer = byte_level(vocabulary.marks)
+    compiler = compiler_of(tokenizer)
+    model = markings(vocabulary, tokenizer, compiler)
+    held = grammar_of(ToolCallRule(required=True), model, [tool("f", closed(a=schema))])
+
+    def takes(value: str) -> bool:
+        quote = "" if value[0] in "[34n" else '<|"|>'
+        matcher = compiler.matcher(held)
+        text = f"<|tool_call>call:f{{a:{quote}{value}{quote}}}<tool_call|>"
+        for token in tokenizer.encode(text).ids:
+            if matcher.done or not matcher.allowed()[token]:
+                return False
+            matcher.accept(token)
+        return True
+
+    assert [value for value in [*good, *bad] if takes(value)] == good
+
+
+_TWICE = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(60)}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "GLM", "Gemma 4", "LFM2"])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": [1]},
+        {"properties": {"a": {"type": "array", "minItems": "x"}}, "required": [1]},
+        {"properties": {"a": {"$ref": "#/properties/a"}}},
+        {"properties": {"a": {"allOf": [{"$ref": "#/properties/a"}]}}},
+        {"properties": {"a": {"anyOf": [{"$ref": "#/properties/a"}] * 2}}},
+        {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**_TWICE, "d60": {"type": "null"}}},
+    ],
+)
+def test_odd_schemas_are_refused_or_held_but_break_nothing(
+    name: str, schema: dict[str, Any]
+) -> None:
+    vocabulary = VOCABULARIES[name]
+    tokenizer = byte_level(vocabulary.marks)
+    compiler = compiler_of(tokenizer)
+    model = markings(vocabulary, tokenizer, compiler)
+    tools = [tool("f", schema)]
+    parse([vocabulary.example], vocabulary.form, tools)
+    with suppress(InvalidRequestError, UnsupportedParameterError):
+        compiler.matcher(grammar_of(ToolCallRule(required=True), model, tools))

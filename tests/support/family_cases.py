@@ -222,6 +222,7 @@ MISTRAL = [
     ),
     Case("mistral", '[TOOL_CALLS]f[ARGS] "{\\"n\\": 1}"', "", [("f", '{"n": 1}')]),
     Case("mistral", '[TOOL_CALLS]f[ARGS]{"n": 1} Done.', " Done.", [("f", '{"n": 1}')]),
+    Case("mistral", "[TOOL_CALLS]g[ARGS]{} \n", "", [G]),
     Case("mistral", "[TOOL_CALLS]h[ARGS]{}", "[TOOL_CALLS]h[ARGS]{}", []),
     Case("mistral", "[TOOL_CALLS]fg[ARGS]{}", "[TOOL_CALLS]fg[ARGS]{}", []),
     Case("mistral", "[TOOL_CALLS]f[CALL_ID]1{}", "[TOOL_CALLS]f[CALL_ID]1{}", []),

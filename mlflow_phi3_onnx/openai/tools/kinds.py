@@ -34,30 +34,43 @@ def resolved(schema: Any, root: Any) -> dict[str, Any]:
     for _ in range(MAX_DEPTH):
         if not isinstance(schema, dict):
             break
+        joined = schema.get("allOf")
         if "$ref" in schema:
-            schema = reference_target(schema["$ref"], root)
-        elif isinstance(joined := schema.get("allOf"), list) and len(joined) == 1:
-            schema = {
-                **{k: v for k, v in schema.items() if k != "allOf"},
-                **resolved(joined[0], root),
-            }
+            name, inner = "$ref", reference_target(schema["$ref"], root)
+        elif isinstance(joined, list) and len(joined) == 1:
+            name, inner = "allOf", joined[0]
         else:
             return schema
+        beside = {key: value for key, value in schema.items() if key != name}
+        schema = {**beside, **inner} if isinstance(inner, dict) else inner
     return {}
 
 
-def kinds_of(schema: Any, root: Any, depth: int = 0) -> frozenset[str]:
-    """Tell the kinds that a schema allows, by what it says of types, constants and branches."""
-    schema = resolved(schema, root)
+def kinds_of(
+    schema: Any, root: Any, known: dict[int, frozenset[str]] | None = None
+) -> frozenset[str]:
+    """Tell the kinds that a schema allows, by what it says of types, constants and branches.
+
+    Args:
+        schema: The schema, a part of the root.
+        root: The whole that references lead into.
+        known: What has been found of parts, by their identity; a part within itself adds nothing.
+    """
+    known = {} if known is None else known
+    if id(schema) in known:
+        return known[id(schema)]
+    known[id(schema)] = frozenset()
+    told = resolved(schema, root)
     kinds = ALL_KINDS
-    if "const" in schema or isinstance(schema.get("enum"), list):
-        values = [schema["const"]] if "const" in schema else schema["enum"]
+    if "const" in told or isinstance(told.get("enum"), list):
+        values = [told["const"]] if "const" in told else told["enum"]
         kinds &= {_OF_TYPES.get(type(value), "") for value in values}
-    if isinstance(named := schema.get("type"), str | list):
+    if isinstance(named := told.get("type"), str | list):
         kinds &= _with_integers([named] if isinstance(named, str) else named)
     for name in ("anyOf", "oneOf"):
-        if isinstance(branches := schema.get(name), list) and depth < MAX_DEPTH:
-            kinds &= frozenset().union(*(kinds_of(one, root, depth + 1) for one in branches))
+        if isinstance(branches := told.get(name), list):
+            kinds &= frozenset().union(*(kinds_of(one, root, known) for one in branches))
+    known[id(schema)] = kinds
     return kinds
 
 

@@ -128,9 +128,9 @@ class LiteralReader(JsonReader):
     def _ends(self, quote: str, notation: Notation, emit: Callable[[str], None]) -> Reading[bool]:
         """Take what may be the end of a text; return whether it is, else it is a part of it."""
         start = len(self.held)
-        if (yield from self.mark(quote)):
-            if not notation.escapes or (yield from self.spaces()) in _AFTER_TEXT:
-                return True
+        closed = yield from self.mark(quote)
+        if closed and (not notation.escapes or (yield from self.spaces()) in _AFTER_TEXT):
+            return True
         if not (yield from self.peek()):
             return False
         emit("".join(self.held[start:]))

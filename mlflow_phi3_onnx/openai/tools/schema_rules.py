@@ -11,7 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mlflow_phi3_onnx.errors import UnsupportedParameterError
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.grammar.schema_bounds import FORM
 from mlflow_phi3_onnx.openai.tools.kinds import kinds_of, resolved
 
@@ -63,7 +63,13 @@ class SchemaRules(ABC):
     def arguments(self, schema: dict[str, Any]) -> str:
         """Make rules for a tool's arguments; return what stands for them."""
         self._root = schema
-        return self.members(resolved(schema, schema))
+        try:
+            return self.members(resolved(schema, schema))
+        except (AttributeError, TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                "tools: a function's parameters are no valid JSON schema, or too deep.",
+                param="tools",
+            ) from error
 
     def members(self, schema: Mapping[str, Any]) -> str:
         """Make rules for the members of an object, in their order; return what stands for them."""
@@ -109,14 +115,18 @@ class SchemaRules(ABC):
             whole["$defs"] = {"root": _moved(root)}
         return f"%json {json.dumps(whole)}"
 
-    def texts(self, schema: Any) -> list[dict[str, Any]]:
-        """Return the branches of a schema that allow texts."""
+    def texts(self, schema: Any, seen: set[int] | None = None) -> list[dict[str, Any]]:
+        """Return the branches of a schema that allow texts, each once."""
+        seen = set() if seen is None else seen
+        if id(schema) in seen:
+            return []
+        seen.add(id(schema))
         schema = resolved(schema, self._root)
         branches = schema.get("anyOf") or schema.get("oneOf")
         if not branches:
             return [schema] if "string" in self.kinds(schema) else []
         self._check(schema, _CHOICES)
-        return [text for branch in branches for text in self.texts(branch)]
+        return [text for branch in branches for text in self.texts(branch, seen)]
 
     def text(self, schema: Mapping[str, Any], end: str, *, marks: Sequence[str] = ()) -> str:
         """Make a terminal for a text and what ends it, unless that is a token of its own.

@@ -103,12 +103,12 @@ class JsonCallParser(MarkedParser):
             elif char in (",", ";"):
                 self._reader.take()
                 char = yield from self._reader.spaces()
-            if char == "]" or not (listed or self._may_begin(char)):
+            if char in ("", "]") or not (listed or self._may_begin(char)):
                 break
         return self._output.calls > before
 
     def _may_begin(self, char: str) -> bool:
-        """Whether a call may begin with a character, which may be the end."""
+        """Whether a call may begin with a character."""
         return char == "{"
 
     def _call(self, call: Call) -> Reading[bool]:

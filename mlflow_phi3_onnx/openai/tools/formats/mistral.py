@@ -79,7 +79,7 @@ class _Parser(JsonCallParser):
         return call.whole
 
     def _may_begin(self, char: str) -> bool:
-        return char == "{" or any(name.startswith(char or "\0") for name in self._names)
+        return char == "{" or any(name.startswith(char) for name in self._names)
 
 
 FORMAT = _Mistral(
