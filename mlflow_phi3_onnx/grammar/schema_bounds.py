@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["schema_text"]
+__all__ = ["FORM", "MAX_DEPTH", "reference_target", "schema_text"]
 
 MAX_CHARACTERS = 1 << 16
 MAX_DEPTH = 64
@@ -32,7 +32,7 @@ MAX_REFERENCES = 100
 
 # One space may follow a comma and a colon, as models write it. More would let a model that has
 # nothing to say go on with white space for ever.
-_FORM = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+FORM = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
 def schema_text(schema: Any, param: str) -> str:
@@ -54,7 +54,7 @@ def schema_text(schema: Any, param: str) -> str:
     if "x-guidance" in schema:
         raise InvalidRequestError(f"{param}: x-guidance is not supported.", param=param)
     try:
-        text = json.dumps({"x-guidance": _FORM, **schema}, allow_nan=False)
+        text = json.dumps({"x-guidance": FORM, **schema}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
             f"{param} holds a schema that is not valid JSON.", param=param
@@ -151,7 +151,7 @@ def _most_expressions(root: dict[str, Any]) -> int:
             elif name != "$ref":
                 inner = max(inner, count(value, references))
             elif references < MAX_REFERENCES:
-                joined += count(_target(value, root), references + 1)
+                joined += count(reference_target(value, root), references + 1)
             else:
                 joined += MAX_EXPRESSIONS + 1
         return max(max(own, inner) + joined, apart)
@@ -159,7 +159,7 @@ def _most_expressions(root: dict[str, Any]) -> int:
     return count(root, 0)
 
 
-def _target(pointer: Any, root: Any) -> Any:
+def reference_target(pointer: Any, root: Any) -> Any:
     """Return what a reference within the schema leads to; None if it leads to nothing."""
     if not isinstance(pointer, str) or not pointer.startswith("#"):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow_phi3_onnx.core.checks import allows, boolean, integer, is_one, json_object, number
 
@@ -11,6 +11,20 @@ MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_TOOLS = 128
 GIVEN_TO_TEMPLATES = ("messages", "tools", "add_generation_prompt", "chat_template", "tokenize")
+
+
+class ToolChoice(NamedTuple):
+    """Which tools are to be called.
+
+    Attributes:
+        mode: ``none``, ``auto`` or ``required``.
+        names: The functions that may be called, or None for all of the tools.
+        named: Whether it is one function by its name, which is called once.
+    """
+
+    mode: str
+    names: tuple[str, ...] | None = None
+    named: bool = False
 
 
 @allows(
@@ -77,16 +91,34 @@ def tools(value: Any) -> tuple[dict[str, Any], ...]:
     return tuple(value)
 
 
-@allows("'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}")
-def tool_choice(value: Any) -> str | dict[str, Any]:
-    """Check which tools are to be called: a word, or an object that names one function."""
+@allows(
+    "'none', 'auto', 'required', {'type': 'function', 'function': {'name': ...}} or {'type':"
+    " 'allowed_tools', 'allowed_tools': {'mode': 'auto' or 'required', 'tools': [{'type':"
+    " 'function', 'function': {'name': ...}}, ...]}}"
+)
+def tool_choice(value: Any) -> ToolChoice:
+    """Check which tools are to be called: a word, or an object that names functions."""
     if isinstance(value, str):
         if value not in ("none", "auto", "required"):
             raise ValueError
-        return value
-    function = json_object(json_object(value).get("function"))
-    if value.keys() != {"type", "function"} or not is_one(value["type"], "function"):
+        return ToolChoice(value)
+    if is_one(json_object(value).get("type"), "function"):
+        return ToolChoice("required", (_function_name(value),), named=True)
+    if value.keys() != {"type", "allowed_tools"} or not is_one(value["type"], "allowed_tools"):
         raise ValueError
+    allowed = json_object(value["allowed_tools"])
+    if allowed.keys() != {"mode", "tools"} or not is_one(allowed["mode"], "auto", "required"):
+        raise ValueError
+    listed = allowed["tools"]
+    if not isinstance(listed, list | tuple) or not 0 < len(listed) <= MAX_TOOLS:
+        raise ValueError
+    return ToolChoice(allowed["mode"], tuple(map(_function_name, listed)))
+
+
+def _function_name(value: Any) -> str:
+    if json_object(value).keys() != {"type", "function"} or not is_one(value["type"], "function"):
+        raise ValueError
+    function = json_object(value["function"])
     if function.keys() != {"name"} or not isinstance(function["name"], str):
         raise ValueError
-    return value
+    return function["name"]

@@ -160,9 +160,11 @@ _ROWS = (
     _chat(
         "tool_choice",
         "'none' hides the tools from the model; 'auto' shows them; 'required' makes the completion"
-        " one or more tool calls; a function's name makes it one call of that function. The"
-        " arguments of required calls match the parameters.",
+        " one or more tool calls; a function's name makes it one call of that function. With"
+        " allowed_tools all tools are shown, and those that are named may be called, or must be."
+        " The arguments of required calls match the parameters.",
         fields.tool_choice,
+        fields.ToolChoice("auto"),
         "auto",
     ),
     _chat(

@@ -170,18 +170,18 @@ def _check_together(settled: Mapping[str, Any], asked: Mapping[str, Any]) -> Non
 def _check_tool_choice(settled: Mapping[str, Any]) -> None:
     choice = settled["tool_choice"]
     names = [tool["function"]["name"] for tool in settled.get("tools", ())]
-    if choice in ("none", "auto"):
+    if choice.mode == "none" or choice == ("auto", None, False):
         return
     if not names:
         raise InvalidRequestError("tool_choice asks for a call, so it needs tools.", param="tools")
-    if choice != "required" and choice["function"]["name"] not in names:
+    if not set(choice.names or ()) <= set(names):
         raise InvalidRequestError(
             "tool_choice names a function that is not among the tools.", param="tool_choice"
         )
 
 
 def _shows_tools(settled: Mapping[str, Any]) -> bool:
-    return bool(settled.get("tools")) and settled["tool_choice"] != "none"
+    return bool(settled.get("tools")) and settled["tool_choice"].mode != "none"
 
 
 def _calls(settled: Mapping[str, Any]) -> ToolCallRule | None:
@@ -189,13 +189,12 @@ def _calls(settled: Mapping[str, Any]) -> ToolCallRule | None:
     if not _shows_tools(settled):
         return None
     choice = settled["tool_choice"]
-    required = choice != "auto"
-    name = None if isinstance(choice, str) else choice["function"]["name"]
-    parallel = settled["parallel_tool_calls"] and name is None
+    required = choice.mode == "required"
+    parallel = settled["parallel_tool_calls"] and not choice.named
     strict = any(tool["function"].get("strict") for tool in settled["tools"])
-    if not required and not strict and parallel:
+    if not required and not strict and parallel and choice.names is None:
         return None
-    return ToolCallRule(required, name, parallel)
+    return ToolCallRule(required, choice.names, parallel)
 
 
 def _prompts(value: Any, settled: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS
 from tests.support.tool_cases import (
     PARAMETERS,
     SPAIN,
@@ -178,6 +181,92 @@ def test_of_an_unknown_format_calls_stay_text_and_are_not_required(
 
 
 def test_a_format_that_is_not_known_is_refused(demo: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="one of auto, none, phi4_mini, hermes") as caught:
+    with pytest.raises(
+        InvalidRequestError, match="one of auto, none, functools, phi4_mini"
+    ) as caught:
         GenAIModel(demo, model_config={"tool_format": "phi5"})
     assert caught.value.param == "tool_format"
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [named(name) for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_only_allowed_tools_are_called_and_all_are_shown(model: GenAIModel) -> None:
+    names = ("add_numbers", "stop_all")
+    rows = [
+        {
+            "messages": SPAIN,
+            "tools": TOOLS,
+            "tool_choice": allowed("required", *names),
+            "temperature": 1.5,
+            "seed": seed,
+            "max_tokens": 400,
+        }
+        for seed in range(8)
+    ]
+    answers = model.run("llm/v1/chat", rows)
+    called = [
+        name
+        for answer in answers
+        if answer["choices"][0]["finish_reason"] != "length"
+        for name in check_calls(answer["choices"][0])
+    ]
+    assert set(called) == set(names)
+    usual = model.chat(SPAIN, tools=TOOLS, max_tokens=1)
+    assert answers[0]["usage"]["prompt_tokens"] == usual["usage"]["prompt_tokens"]
+
+
+def test_with_allowed_tools_a_model_may_answer_or_call_one_of_them(model: GenAIModel) -> None:
+    city = closed(city={"type": "string"})
+    tools = [tool("get_weather", city, description="Get the weather in a city."), tool("g")]
+    auto = model.chat(WEATHER, tools=tools, tool_choice=allowed("auto", "get_weather"))
+    assert check_calls(auto["choices"][0]) == ["get_weather"]
+    other = model.chat(WEATHER, tools=tools, tool_choice=allowed("auto", "g"), max_tokens=60)
+    for call in other["choices"][0]["message"].get("tool_calls", []):
+        assert call["function"]["name"] == "g"
+    text = model.chat(SPAIN, tools=tools, tool_choice=allowed("auto", "g"))["choices"][0]
+    assert text["message"] == model.chat(SPAIN, tools=tools)["choices"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (allowed("auto"), "'tools': [{'type'"),
+        (allowed("none", "f"), "'mode': 'auto' or 'required'"),
+        (allowed("auto", "x"), "not among the tools"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": []}, "'allowed_tools': {'mode'"),
+    ],
+)
+def test_allowed_tools_are_checked(model: GenAIModel, choice: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        model.chat(SPAIN, tools=TOOLS, tool_choice=choice)
+    assert caught.value.param == "tool_choice"
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("auto", "none")])
+def test_calls_of_every_format_are_enforced(demo: Path, name: str) -> None:
+    """The demo model was not trained on them, and writes their marks as text."""
+    with GenAIModel(demo, model_config={"tool_format": name}) as model:
+        fields: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required", "max_tokens": 500}
+        rows = [
+            {"messages": SPAIN, **fields, "temperature": 1.5, "seed": seed} for seed in range(4)
+        ]
+        answers = [answer["choices"][0] for answer in model.run("llm/v1/chat", rows)]
+        for answer in answers:
+            if answer["finish_reason"] != "length":
+                assert check_calls(answer)
+        assert {answer["finish_reason"] for answer in answers} >= {"tool_calls"}
+        one = {**fields, "temperature": 1.5, "seed": 0, "parallel_tool_calls": False}
+        state = ChatCompletionStreamState()
+        for chunk in model.stream_chat(SPAIN, **one):
+            state.handle_chunk(ChatCompletionChunk.model_validate(chunk))
+        (streamed,) = state.current_completion_snapshot.model_dump(exclude_none=True)["choices"]
+        (whole,) = model.chat(SPAIN, **one)["choices"]
+        for call in [*streamed["message"]["tool_calls"], *whole["message"]["tool_calls"]]:
+            call.pop("id")
+            call.pop("index", None)
+        assert streamed["message"]["tool_calls"] == whole["message"]["tool_calls"]
+        assert len(whole["message"]["tool_calls"]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -291,3 +292,45 @@ def test_the_files_of_transformers_are_found(tmp_path: Path) -> None:
     assert (shown(), shown(tuple(TOOLS))) == ("file   ", "tools  ")
     (more / "default.jinja").write_text(f"folder {ECHO}{{{{ tools }}}}")
     assert (shown(), shown(tuple(TOOLS))) == ("folder ", "tools  ")
+
+
+CALL_IDS = """[TOOL_CALLS]{% for m in messages %}{% for c in m.tool_calls or [] %}
+{%- if c.id|length != 9 %}{{ raise_exception("Nine letters!") }}{% endif %}{{ c.id }},{% endfor %}
+{%- if m.tool_call_id %}{{ m.tool_call_id }}:{% endif %}{{ m.content }}{% endfor %}"""
+
+
+def history(*ids: str) -> list[dict[str, Any]]:
+    calls = [{"id": name, "type": "function", "function": {"name": "f"}} for name in ids]
+    results = [{"role": "tool", "tool_call_id": name, "content": "."} for name in ids]
+    return [{"role": "assistant", "content": "", "tool_calls": calls}, *results]
+
+
+def test_ids_of_a_history_are_shortened_where_the_template_takes_nine_letters(
+    prompt: Callable[..., str],
+) -> None:
+    long = prompt(CALL_IDS, history("call_4893327e90cc47dbb29bdf55", "toolu_01", "aB3456789"))
+    first, second, third = re.findall(r"(\w{9}),", long)
+    assert long == f"[TOOL_CALLS]{first},{second},{third},{first}:.{second}:.{third}:."
+    assert len({first, second}) == 2
+    assert third == "aB3456789"
+    assert long == prompt(CALL_IDS, history("call_4893327e90cc47dbb29bdf55", "toolu_01", third))
+    other = CALL_IDS.replace("[TOOL_CALLS]", "").replace("!= 9", "== 0")
+    assert prompt(other, history("call_1")) == "call_1,call_1:."
+
+
+@pytest.mark.parametrize("given", [{}, {"description": None, "parameters": None}])
+def test_tools_have_the_keys_that_a_template_reads(
+    prompt: Callable[..., str], given: dict[str, Any]
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f", **given}}]
+    source = "{% for t in tools %}{{ t.function.name }}"
+    strict = source + "{{ '(' + t.function.description + ')' }}{{ t.function.parameters.type }}"
+    end = "{% endfor %}{{ messages[0].content }}"
+    shown = [{"role": "user", "content": "?"}]
+    assert prompt(strict + end, shown, tools) == "f()object?"
+    # A template that does without them is given none.
+    assert (
+        prompt(f"{source}{{{{ t.function|length }}}}{end}", shown, tools) == f"f{1 + len(given)}?"
+    )
+    with pytest.raises(InvalidModelError):
+        prompt(source + "{{ '' + t.function.other }}" + end, shown, tools)

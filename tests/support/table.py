@@ -217,6 +217,11 @@ BAD = [
     parameter("tools", [{"type": "function", "function": {"name": "f"}}] * 129, "at most 128"),
     parameter("tool_choice", "any", "'none', 'auto', 'required' or {'type'"),
     parameter("tool_choice", {"type": "function", "name": CANARY}, "got an object"),
+    parameter(
+        "tool_choice",
+        {"type": "allowed_tools", "allowed_tools": {"mode": "none", "tools": [CANARY]}},
+        "'mode': 'auto' or 'required'",
+    ),
     parameter("response_format", {"type": "xml"}, "'json_object' or 'json_schema'"),
     parameter("response_format", {"type": "json_schema"}, "an object with a schema"),
     parameter("regex", "", "a string of 1 to 8,192 characters"),

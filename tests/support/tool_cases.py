@@ -11,7 +11,7 @@ from mlflow_phi3_onnx.openai.tools.deltas import whole_message
 from mlflow_phi3_onnx.openai.tools.formats.registry import FORMATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from mlflow_phi3_onnx.openai.tools.deltas import Part
 
@@ -71,7 +71,9 @@ CITY = '{"name": "f", "arguments": {"city": "Paris"}}'
 """A call of one of the two tools that :func:`parse` knows, f and g."""
 
 MARKS = {"phi4_mini": "<|tool_call|>", "hermes": "<tool", "llama3": "<|python_tag|>"}
-"""What a format's calls, and nothing of the others, begin with."""
+"""What the calls of a format of JSON, and nothing of the others, begin with."""
+
+TWO = (tool("f"), tool("g"))
 
 
 def format_in(text: str) -> str:
@@ -80,17 +82,21 @@ def format_in(text: str) -> str:
     return marks[min(marks)] if marks else "llama3"
 
 
-def parts_of(texts: Iterable[str], tool_format: str = "") -> list[list[Part]]:
+def parts_of(
+    texts: Iterable[str], tool_format: str = "", tools: Sequence[dict[str, Any]] = TWO
+) -> list[list[Part]]:
     """Return what a parser passes on after each text, and at the end."""
     texts = list(texts)
     tool_format = tool_format or format_in("".join(texts))
-    parser = FORMATS[tool_format].parser([tool("f"), tool("g")])
+    parser = FORMATS[tool_format].parser(tools)
     return [*map(parser.add, texts), parser.finish()]
 
 
-def parse(texts: Iterable[str], tool_format: str = "") -> tuple[str, list[tuple[str, str]]]:
+def parse(
+    texts: Iterable[str], tool_format: str = "", tools: Sequence[dict[str, Any]] = TWO
+) -> tuple[str, list[tuple[str, str]]]:
     """Return an answer's text and calls, and check that its pieces are in OpenAI's form."""
-    pieces = [piece for passed in parts_of(texts, tool_format) for piece in passed]
+    pieces = [piece for passed in parts_of(texts, tool_format, tools) for piece in passed]
     known: list[str] = []
     for piece in pieces:
         if isinstance(piece, str):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
+import string
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Part", "ToolCallOutput", "whole_message"]
+__all__ = ["ID_LENGTH", "Part", "ToolCallOutput", "whole_message"]
 
 Part: TypeAlias = str | dict[str, Any]
 """A part of a completion: text, or an entry of a chunk's ``tool_calls``."""
+
+ID_LENGTH = 9
+"""How many letters and digits a call's id has: Mistral's templates take no other."""
+
+_ID_CHARACTERS = string.ascii_letters + string.digits
 
 
 def whole_message(parts: Iterable[Part]) -> tuple[str, list[dict[str, Any]]]:
@@ -50,7 +56,7 @@ class ToolCallOutput:
     def call(self, name: str) -> None:
         """Begin a call of a tool."""
         function = {"name": name, "arguments": ""}
-        call_id = f"call_{uuid.uuid4().hex[:24]}"
+        call_id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(ID_LENGTH))
         self._parts.append(
             {"index": self.calls, "id": call_id, "type": "function", "function": function}
         )

@@ -26,12 +26,12 @@ class ToolCallRule:
 
     Attributes:
         required: Whether the completion must be a call.
-        name: The only tool that may be called, or None.
+        names: The only tools that may be called, or None.
         parallel: Whether there may be several calls.
     """
 
     required: bool
-    name: str | None = None
+    names: tuple[str, ...] | None = None
     parallel: bool = True
 
 
@@ -74,7 +74,7 @@ def tool_call_grammar(
     schemas = {
         function["name"]: _schema(function, required=rule.required)
         for function in functions
-        if rule.name in (None, function["name"])
+        if rule.names is None or function["name"] in rule.names
     }
     text = tool_format.grammar(schemas, model, required=rule.required, parallel=rule.parallel)
     if len(text) > MAX_CHARACTERS:

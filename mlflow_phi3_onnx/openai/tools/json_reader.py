@@ -54,6 +54,23 @@ class JsonReader:
         self.held.append(self._next)
         self._next = None
 
+    def put_back(self) -> None:
+        """Make the character that was taken last the next one again."""
+        assert self._next is None
+        self._next = self.held.pop()
+
+    def mark(self, *marks: str) -> Reading[str]:
+        """Take the characters that are next while they make a mark; return the mark, if any."""
+        text = ""
+        while char := (yield from self.peek()):
+            if not any(mark.startswith(text + char) for mark in marks):
+                break
+            self.take()
+            text += char
+            if text in marks:
+                return text
+        return ""
+
     def spaces(self) -> Reading[str]:
         """Take white space and return the character after it."""
         while (char := (yield from self.peek())) in _SPACES:
@@ -108,7 +125,7 @@ class JsonReader:
         high = ""
         while (char := (yield from self.peek())) >= " ":
             self.take()
-            unit = (yield from self._escape()) if char == "\\" else char
+            unit = (yield from self.escape()) if char == "\\" else char
             if high and "\udc00" <= unit <= "\udfff":
                 into.append((high + unit).encode("utf-16", "surrogatepass").decode("utf-16"))
                 high = ""
@@ -126,7 +143,7 @@ class JsonReader:
                 into.append(_escape_of(unit) if "\udc00" <= unit <= "\udfff" else unit)
         return False
 
-    def _escape(self) -> Reading[str]:
+    def escape(self) -> Reading[str]:
         """Take an escape after its backslash; return its character, or nothing if it is none."""
         char = yield from self.peek()
         if char in _ESCAPED:
@@ -135,14 +152,16 @@ class JsonReader:
         if char != "u":
             return ""
         self.take()
+        digits = yield from self.hex_digits(4)
+        return chr(int(digits, 16)) if len(digits) == 4 else ""
+
+    def hex_digits(self, count: int) -> Reading[str]:
+        """Take hexadecimal digits, as many as there are up to a number of them."""
         digits = ""
-        while len(digits) < 4:
-            char = yield from self.peek()
-            if char not in _HEX_DIGITS:
-                return ""
+        while len(digits) < count and (char := (yield from self.peek())) in _HEX_DIGITS:
             self.take()
             digits += char
-        return chr(int(digits, 16))
+        return digits
 
     def _scalar(self) -> Reading[bool]:
         text = ""

@@ -6,6 +6,7 @@ out of it is found afterwards.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from contextlib import suppress
@@ -34,6 +35,13 @@ MAX_DEPTH = 64
 _PROBE = "7301986452"
 _MOST_SEARCHES = 64
 """How many contents are looked for in the whole of a text: each takes as long as it is long."""
+
+_SHORT_IDS = "[TOOL_CALLS]"
+"""What a template shows that takes only ids of nine letters and digits."""
+
+SHORT_ID = 9
+
+_NO_PARAMETERS = {"type": "object", "properties": {}}
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -77,45 +85,67 @@ class Conversation:
             UnsupportedParameterError: If it does not read the variables, or leaves out the tools.
         """
         _check_variables(self._variables, template)
-        tools = hidden.replace_in(self._tools)
+        forms = self._forms
+        if template.shows(_SHORT_IDS):
+            forms = [[_with_short_ids(message) for message in form] for form in forms]
+        try:
+            return self._render(template, hidden, add_generation_prompt, forms, self._tools)
+        except InvalidModelError:
+            whole = [_with_all_keys(tool) for tool in self._tools or ()]
+            if whole == (self._tools or []):
+                raise
+            return self._render(template, hidden, add_generation_prompt, forms, whole)
+
+    def _render(
+        self,
+        template: ChatTemplate,
+        hidden: Hidden,
+        add_generation_prompt: bool,
+        forms: Sequence[list[dict[str, Any]]],
+        tools: list[dict[str, Any]] | None,
+    ) -> str:
+        shown = hidden.replace_in(tools) or []
         variables = hidden.replace_in(self._variables, by_name=True)
 
         def fill(messages: list[dict[str, Any]]) -> str:
-            in_message = tools and template.tools_in_system_message
+            in_message = shown and template.tools_in_system_message
             return template.render(
-                _with_tools(messages, tools) if in_message else messages,
-                tools=None if in_message else tools,
+                _with_tools(messages, shown) if in_message else messages,
+                tools=None if in_message else shown,
                 add_generation_prompt=add_generation_prompt,
                 variables=variables,
             )
 
-        messages, rendered = self._fill(hidden, fill)
+        messages, rendered = _fill(forms, hidden, fill)
         _check_shown(messages, rendered, fill)
-        if not all(_holds(rendered, tool["function"]["name"]) for tool in tools or ()):
+        if not all(_holds(rendered, tool["function"]["name"]) for tool in shown):
             raise UnsupportedParameterError(
                 "The model's chat template leaves out tools: the model was not made to call any.",
                 param="tools",
             )
         return rendered
 
-    def _fill(
-        self, hidden: Hidden, fill: Callable[[list[dict[str, Any]]], str]
-    ) -> tuple[list[dict[str, Any]], str]:
-        """Hide texts in the messages, and render them in the form that the template reads."""
 
-        def show(form: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return [{**hidden.replace_in(m, m["role"]), "role": m["role"]} for m in form]
+def _fill(
+    forms: Sequence[list[dict[str, Any]]],
+    hidden: Hidden,
+    fill: Callable[[list[dict[str, Any]]], str],
+) -> tuple[list[dict[str, Any]], str]:
+    """Hide texts in the messages, and render them in the form that the template reads."""
 
-        *readable, given = self._forms
-        for form in readable:
-            messages = show(form)
-            with suppress(InvalidModelError):
-                rendered = fill(messages)
-                if not _writes_python(messages, rendered):
-                    return messages, rendered
-        # A template that reads the arguments of tool calls as OpenAI has them.
-        messages = show(given)
-        return messages, fill(messages)
+    def show(form: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**hidden.replace_in(m, m["role"]), "role": m["role"]} for m in form]
+
+    *readable, given = forms
+    for form in readable:
+        messages = show(form)
+        with suppress(InvalidModelError):
+            rendered = fill(messages)
+            if not _writes_python(messages, rendered):
+                return messages, rendered
+    # A template that reads the arguments of tool calls as OpenAI has them.
+    messages = show(given)
+    return messages, fill(messages)
 
 
 def check_text(text: str, param: str) -> None:
@@ -191,6 +221,34 @@ def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(calls, list | tuple):
         message["tool_calls"] = [_with_object(call) for call in calls]
     return message
+
+
+def _with_all_keys(tool: dict[str, Any]) -> dict[str, Any]:
+    """Give a tool the keys that OpenAI leaves out and some templates read all the same."""
+    given = {key: value for key, value in tool["function"].items() if value is not None}
+    return {**tool, "function": {"description": "", "parameters": _NO_PARAMETERS, **given}}
+
+
+def _with_short_ids(message: dict[str, Any]) -> dict[str, Any]:
+    """Shorten the ids of calls, and of their results alike, to what Mistral's templates take."""
+    message = dict(message)
+    if isinstance(result := message.get("tool_call_id"), str):
+        message["tool_call_id"] = _short_id(result)
+    if isinstance(calls := message.get("tool_calls"), list):
+        message["tool_calls"] = [
+            {**call, "id": _short_id(call["id"])}
+            if isinstance(call, dict) and isinstance(call.get("id"), str)
+            else call
+            for call in calls
+        ]
+    return message
+
+
+def _short_id(text: str) -> str:
+    """Return an id of nine letters and digits, always the same one for the same text."""
+    if len(text) == SHORT_ID and text.isascii() and text.isalnum():
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:SHORT_ID]
 
 
 def _writes_python(messages: Sequence[Mapping[str, Any]], rendered: str) -> bool:

@@ -30,7 +30,7 @@ class Markings:
     def terminal(self, mark: str) -> str:
         """Return what stands for a mark in a Lark grammar: its control token, or its text."""
         token = self.control_id(mark)
-        return json.dumps(mark) if token is None else f"<[{token}]>"
+        return json.dumps(mark, ensure_ascii=False) if token is None else f"<[{token}]>"
 
 
 class ToolCallParser(Protocol):

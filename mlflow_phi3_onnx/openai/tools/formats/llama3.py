@@ -13,6 +13,7 @@ FORMAT = JsonCalls(
     one="call",
     several="call",
     key="parameters",
-    bare=True,
+    bare="{",
     shown=("ipython",),  # the role of what tools return
+    others=("<function=", "functools["),
 )

@@ -12,4 +12,5 @@ FORMAT = JsonCalls(
     end="<|/tool_call|>",
     one='{begin} "[" call "]" {end}',
     several='{begin} "[" call (", " call)* "]" {end}',
+    others=("functools[",),
 )

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.openai.tools.formats import hermes, llama3, phi4_mini
+from mlflow_phi3_onnx.openai.tools.formats import (
+    functools,
+    gemma4,
+    glm4,
+    hermes,
+    llama3,
+    mistral,
+    phi4_mini,
+    pythonic,
+    qwen3_coder,
+)
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolFormat
@@ -12,7 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "SETTINGS", "choose_format"]
 
 FORMATS: dict[str, ToolFormat] = {
-    module.FORMAT.name: module.FORMAT for module in (phi4_mini, hermes, llama3)
+    form.name: form
+    for form in (
+        functools.FORMAT,
+        phi4_mini.FORMAT,
+        hermes.FORMAT,
+        qwen3_coder.FORMAT,
+        glm4.FORMAT,
+        mistral.FORMAT,
+        gemma4.FORMAT,
+        pythonic.LFM2,
+        pythonic.PYTHONIC,
+        llama3.FORMAT,
+    )
 }
 """The forms by name, in the order in which a model is asked for them."""
 
