@@ -96,6 +96,7 @@ def parse(texts: Iterable[str], tool_format: str = "") -> tuple[str, list[tuple[
         if isinstance(piece, str):
             assert piece
             continue
+        assert isinstance(piece, dict)
         function = piece["function"]
         if piece["index"] == len(known):
             assert piece["type"] == "function"

@@ -31,6 +31,9 @@ MAX_DEPTH = 64
 
 _PROBE = "7301986452"
 
+# What a message that is to be continued ends with while it is rendered: templates trim texts.
+_BREAK = "\ue000break\ue000"
+
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -50,12 +53,17 @@ class Conversation:
 
     def __init__(self, chat: ChatPrompt) -> None:
         given = _plain(list(chat.messages), "messages")
-        readable = [_readable(message) for message in given]
+        self._continued = chat.continued
+        if chat.continued:
+            given[-1]["content"] += _BREAK
         self._forms = [given]
-        if readable != given:
-            self._forms.insert(0, _plain(readable, "messages"))
+        readable = [_readable(message) for message in given]
+        for form in ([_with_one_text(message) for message in readable], readable):
+            if form != self._forms[0]:
+                self._forms.insert(0, _plain(form, "messages"))
         self._tools = _plain(chat.tools, "tools")
         self._variables = _plain(dict(chat.template_kwargs), "chat_template_kwargs")
+        self._effort = chat.reasoning_effort
         messages = [{**message, "role": ""} for form in self._forms for message in form]
         self.chosen = list(_strings([messages, self._tools, self._variables]))
         self.texts = [*self.chosen, *(message["role"] for message in given)]
@@ -72,9 +80,11 @@ class Conversation:
             InvalidRequestError: If the template refuses the messages, or leaves out a part of them.
             UnsupportedParameterError: If it does not read the variables, or leaves out the tools.
         """
-        _check_variables(self._variables, template)
+        effort = {} if self._effort is None else {"reasoning_effort": self._effort}
+        _check_variables(self._variables, template, "chat_template_kwargs.")
+        _check_variables(effort, template)
         tools = hidden.replace_in(self._tools)
-        variables = hidden.replace_in(self._variables, by_name=True)
+        variables = {**hidden.replace_in(self._variables, by_name=True), **effort}
 
         def fill(messages: list[dict[str, Any]]) -> str:
             in_message = tools and template.tools_in_system_message
@@ -92,7 +102,18 @@ class Conversation:
                 "The model's chat template leaves out tools: the model was not made to call any.",
                 param="tools",
             )
-        return rendered
+        return self._broken_off(rendered) if self._continued else rendered
+
+    def _broken_off(self, rendered: str) -> str:
+        """Cut what a template writes after the message that is to be continued."""
+        text, mark, _ = rendered.rpartition(_BREAK)
+        if not mark:
+            raise UnsupportedParameterError(
+                "continue_final_message is not supported: the model's chat template does not write"
+                " the last message as it is. Leave it out.",
+                param="continue_final_message",
+            )
+        return text
 
     def _fill(
         self, hidden: Hidden, fill: Callable[[list[dict[str, Any]]], str]
@@ -105,7 +126,7 @@ class Conversation:
         *readable, given = self._forms
         for form in readable:
             messages = show(form)
-            with suppress(InvalidModelError):
+            with suppress(InvalidModelError, InvalidRequestError):
                 rendered = fill(messages)
                 if not _writes_python(messages, rendered):
                     return messages, rendered
@@ -162,14 +183,15 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _check_variables(given: Mapping[str, Any], template: ChatTemplate) -> None:
+def _check_variables(given: Mapping[str, Any], template: ChatTemplate, where: str = "") -> None:
     for name in given:
         if name not in template.variables:
             known = ", ".join(sorted(template.variables)) or "none"
+            advice = "" if where else " Give those in chat_template_kwargs, or leave it out."
             raise UnsupportedParameterError(
-                f"chat_template_kwargs.{name} is not supported: the model's chat template does not"
-                f" read it. It reads: {known}.",
-                param=f"chat_template_kwargs.{name}",
+                f"{where}{name} is not supported: the model's chat template does not read it. It"
+                f" reads: {known}.{advice}",
+                param=f"{where}{name}",
             )
 
 
@@ -187,6 +209,17 @@ def _readable(message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(calls, list | tuple):
         message["tool_calls"] = [_with_object(call) for call in calls]
     return message
+
+
+def _with_one_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Join what is said before a tool call to the thought, for templates that read one of them.
+
+    gpt-oss's template writes either as a thought, and refuses both together.
+    """
+    text, thought = message["content"], message.get("thinking")
+    if not (text and thought and isinstance(thought, str) and message.get("tool_calls")):
+        return message
+    return {**message, "content": "", "thinking": f"{thought}\n\n{text}"}
 
 
 def _writes_python(messages: Sequence[Mapping[str, Any]], rendered: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.openai.tools.formats import hermes, llama3, phi4_mini
+from mlflow_phi3_onnx.openai.tools.formats import harmony, hermes, llama3, phi4_mini
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolFormat
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "SETTINGS", "choose_format"]
 
 FORMATS: dict[str, ToolFormat] = {
-    module.FORMAT.name: module.FORMAT for module in (phi4_mini, hermes, llama3)
+    module.FORMAT.name: module.FORMAT for module in (phi4_mini, hermes, llama3, harmony)
 }
 """The forms by name, in the order in which a model is asked for them."""
 
