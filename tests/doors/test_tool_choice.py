@@ -178,6 +178,8 @@ def test_of_an_unknown_format_calls_stay_text_and_are_not_required(
 
 
 def test_a_format_that_is_not_known_is_refused(demo: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="one of auto, none, phi4_mini, hermes") as caught:
+    with pytest.raises(
+        InvalidRequestError, match="one of auto, none, harmony, phi4_mini, hermes"
+    ) as caught:
         GenAIModel(demo, model_config={"tool_format": "phi5"})
     assert caught.value.param == "tool_format"

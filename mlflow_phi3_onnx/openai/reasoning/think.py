@@ -135,8 +135,10 @@ class _Reader:
         return []
 
     def _opened(self) -> list[Part]:
-        """Drop white space, and a mark that only repeats the prompt's."""
-        if not self._takes_begin() and not self._may_begin():
+        """Drop white space, and marks that only repeat the first."""
+        while self._takes_begin():
+            pass
+        if not self._may_begin():
             self._take(len(self._held) - len(self._held.lstrip()))
             self._stage = self._inside
         return []

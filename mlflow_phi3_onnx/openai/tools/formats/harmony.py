@@ -96,8 +96,8 @@ class HarmonyReader:
         core = self._held.lstrip()
         at = core.find("<|message|>")
         if not any(core.startswith(mark) for mark in _HEADER_BEGINS):
-            if any(mark.startswith(core) for mark in _HEADER_BEGINS):  # it may still be one
-                return False
+            if not self._ended and any(mark.startswith(core) for mark in _HEADER_BEGINS):
+                return False  # it may still be one
             self._enter("text")
         elif at >= 0:
             header = core[:at]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "SETTINGS", "choose_format"]
 
 FORMATS: dict[str, ToolFormat] = {
-    module.FORMAT.name: module.FORMAT for module in (phi4_mini, hermes, llama3, harmony)
+    module.FORMAT.name: module.FORMAT for module in (harmony, phi4_mini, hermes, llama3)
 }
 """The forms by name, in the order in which a model is asked for them."""
 
