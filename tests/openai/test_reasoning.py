@@ -135,8 +135,10 @@ def test_a_completion_is_read_the_same_however_it_is_cut(case: Case) -> None:
         assert read(case, texts) == case
 
 
-PIECES = ["<think>", "</think>", "<", "/", "think>", " ", "\n", "a", "<tool_call>", CALL]
-PIECES += ["<|channel|>", "analysis", "<|message|>", "<|end|>", "<|start|>", "to=functions.f", "|>"]
+PIECES = [
+    *("<think>", "</think>", "<", "/", "think>", " ", "\n", "a", "<tool_call>", CALL),
+    *("<|channel|>", "analysis", "<|message|>", "<|end|>", "<|start|>", "to=functions.f", "|>"),
+]
 
 
 @given(

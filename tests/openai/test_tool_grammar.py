@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mlflow_phi3_onnx.core.request import Grammar
+from mlflow_phi3_onnx.errors import UnsupportedParameterError
 from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
@@ -17,8 +19,6 @@ from tests.support.tool_cases import CITY, closed, parse, tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from mlflow_phi3_onnx.core.request import Grammar
 
 END = "<|im_end|>"
 
@@ -172,3 +172,37 @@ def test_free_answers_hold_only_calls_that_can_be_parsed(name: str) -> None:
         assert takes(f"Sure. {example}")
         assert not takes(f"{example} {example}")
     assert not takes(example.replace("1", "1, 2"))
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_an_answer_s_form_leaves_room_for_calls(name: str, *, parallel: bool) -> None:
+    marks, shows, example = VOCABULARIES[name]
+    tokenizer = byte_level(marks)
+    compiler = compiler_of(tokenizer)
+    rule = ToolCallRule(required=False, parallel=parallel)
+    model = Markings(shows, tokenizer.token_to_id)
+    answer = Grammar("json_schema", json.dumps(closed(name={"enum": ["f", 1]})), "response_format")
+    tool_format = choose_format("auto", model)
+    calls = tool_call_grammar(tool_format, CALLABLE, rule, model, answer)
+    assert calls is not None
+    parts = (("answer", answer), ("calls", calls))
+    held = Grammar("lark", "start: @answer | @calls", "x", parts)
+
+    def takes(text: str) -> bool:
+        matcher = compiler.matcher(held)
+        for token in tokenizer.encode(text).ids:
+            if matcher.done or not matcher.allowed()[token]:
+                return False
+            matcher.accept(token)
+        return matcher.done or bool(matcher.allowed()[tokenizer.token_to_id(END)])
+
+    assert takes('{"name": "f"}')
+    assert takes('{"name": 1}')
+    assert takes(example)
+    for text in ("", "Hi.", '{"name": 2}', f"Sure. {example}", f'{example}{{"name": 1}}'):
+        assert not takes(text)
+    assert not takes(example.replace('"f"', '"h"'))
+    with pytest.raises(UnsupportedParameterError, match="response_format leaves no room") as caught:
+        tool_call_grammar(None, CALLABLE, rule, model, answer)
+    assert caught.value.param == "response_format"

@@ -94,8 +94,13 @@ class JsonCalls(ToolFormat):
         ]
 
     def _call(self, name: str, schema: str) -> str:
-        head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{self.key}": '
-        return f'{json.dumps(head)} %json {schema} "}}"'
+        written = json.dumps(name, ensure_ascii=False)
+        if not self.bare:
+            head = f'{{"name": {written}, "{self.key}": '
+            return f'{json.dumps(head)} %json {schema} "}}"'
+        # Beside an answer's schema, an object is read in the pieces that schemas come to.
+        begin, name, key = map(json.dumps, ('"name"', written, f'"{self.key}"'))
+        return f'"{{" {begin} /: ?/ {name} /, ?/ {key} /: ?/ %json {schema} "}}"'
 
 
 @dataclass
