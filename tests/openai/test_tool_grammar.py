@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import UnsupportedParameterError
 from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
+from mlflow_phi3_onnx.openai.structured import response_format
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
 from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule, tool_call_grammar
@@ -182,7 +183,9 @@ def test_an_answer_s_form_leaves_room_for_calls(name: str, *, parallel: bool) ->
     compiler = compiler_of(tokenizer)
     rule = ToolCallRule(required=False, parallel=parallel)
     model = Markings(shows, tokenizer.token_to_id)
-    answer = Grammar("json_schema", json.dumps(closed(name={"enum": ["f", 1]})), "response_format")
+    schema = closed(name={"enum": ["f", 1]})
+    answer = response_format({"type": "json_schema", "json_schema": {"schema": schema}})
+    assert answer is not None
     tool_format = choose_format("auto", model)
     calls = tool_call_grammar(tool_format, CALLABLE, rule, model, answer)
     assert calls is not None
