@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.marks import begun
+from mlflow_phi3_onnx.openai.reasoning.base import ENDLESS
 from mlflow_phi3_onnx.openai.tools.deltas import Part, ToolCallOutput
 from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
 
@@ -31,7 +32,6 @@ _HEADER_BEGINS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "t
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=functions\.(.+?)(?=\s|<\||$)")
 _BETWEEN = "\n\n"
-_ENDLESS = 1 << 62
 
 
 def channel_of(header: str) -> str:
@@ -117,7 +117,7 @@ class HarmonyReader:
         self._new = True
         self._stage = self._body
         if kind == "thought":
-            self.thoughts.append((self._begun, _ENDLESS))
+            self.thoughts.append((self._begun, ENDLESS))
 
     def _body(self) -> bool:
         """Pass on a message's body; return whether it has ended."""
