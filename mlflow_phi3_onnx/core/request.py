@@ -40,11 +40,17 @@ class ChatPrompt:
         messages: Checked messages with ``role`` and ``content`` and no null values.
         tools: Tool definitions in OpenAI's form, or None.
         template_kwargs: More values for the chat template, by name.
+        reasoning_effort: One more of them, which has a parameter of its own.
+        opened: Whether the prompt ends with the opening of the assistant's turn.
+        continued: Whether the last message, an assistant's, is what the completion goes on with.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    reasoning_effort: str | None = None
+    opened: bool = True
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,18 @@ class Grammar:
             in llguidance's variant of Lark.
         text: The schema, expression or grammar.
         param: The request's field that asked for it, for messages.
+        parts: Other grammars, by the names with which a Lark text refers to them (``@name``).
     """
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str
     param: str = field(default="grammar", compare=False)
+    parts: tuple[tuple[str, Grammar], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many characters its texts have together."""
+        return len(self.text) + sum(part.size for _, part in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +149,14 @@ class Options:
             asked for it) or an upper bound (the model's saved configuration did).
         min_tokens: The fewest tokens before the completion may end.
         stop: Texts that end the completion and are not part of it.
+        stop_token_ids: Tokens that do.
+        ignore_eos: Whether end-of-sequence tokens do not.
         n: How many completions of each prompt.
         top_logprobs: How many alternatives to report for each token; None reports none at all.
         prompt_logprobs: Whether to report the log-probabilities of the prompt's own tokens, with
             ``top_logprobs`` alternatives each; ``max_tokens`` may then be 0.
         keep_control_tokens: Whether control tokens stay in the text, for marks of tool calls.
+        kept_tokens: Those that stay in it although others do not: marks of reasoning.
         grammar: What every completion must match, unless a token limit ends it; None allows all.
         timeout: Seconds after which a completion that is not finished fails; None waits for ever.
         draft_tokens: The most draft tokens that are verified in one step; 0 drafts none. They are
@@ -155,15 +171,26 @@ class Options:
     strict_limit: bool = True
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
     n: int = 1
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
     keep_control_tokens: bool = False
+    kept_tokens: frozenset[int] = frozenset()
     grammar: Grammar | None = None
     timeout: float | None = None
     draft_tokens: int = 0
     prediction: str | None = None
     adapter: str | None = None
+
+    def ends(self, eos: frozenset[int]) -> frozenset[int]:
+        """Return the tokens that end a completion.
+
+        Args:
+            eos: The model's end-of-sequence tokens.
+        """
+        return eos.difference(eos if self.ignore_eos else ()).union(self.stop_token_ids)
 
 
 @dataclass(frozen=True)
@@ -202,6 +229,7 @@ class Delta:
         accepted_tokens: How many of those are part of the completion.
         token_ids: All of the completion's tokens, the one that ended it included, on the last
             delta.
+        token_starts: Where the text of each begins in the completion's, in characters.
     """
 
     text: str
@@ -213,6 +241,7 @@ class Delta:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     token_ids: tuple[int, ...] = ()
+    token_starts: tuple[int, ...] = ()
 
 
 Completion: TypeAlias = Delta

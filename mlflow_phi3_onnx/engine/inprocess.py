@@ -153,7 +153,7 @@ class InProcessEngine:
         timeouts = [t for t in (options.timeout, self._longest) if t is not None]
         state = SequenceState(
             job,
-            eos=self._eos,
+            eos=options.ends(self._eos),
             vocab_size=self._vocab_size,
             matcher=options.grammar and self._grammars().matcher(options.grammar),
             timeout=min(timeouts, default=None),

@@ -10,6 +10,7 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
 from mlflow_phi3_onnx.model.planning import tool_format_of
+from mlflow_phi3_onnx.model.reading import reasoning_format_of
 from mlflow_phi3_onnx.model.start import why_not_slots
 from mlflow_phi3_onnx.prompt.template.files import read_templates
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["describe", "facts_of", "inspect_model", "render"]
 
 _EXAMPLE_TOKENS = 1000
+_NO_REASONING_FORMAT = "no known form (reasoning_format): if there is any, it stays text"
 _NO_TOOL_FORMAT = "no known form (tool_format): they stay text and cannot be required"
 
 
@@ -87,11 +89,10 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
     expected = "the path of a model folder or a saved model, or a models:/ or runs:/ URI"
     with local_copy(source, expected=expected) as (path, _):
         if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
-            return _report(bundle_of_folder(path), {"kind": "model folder"}, "auto")
+            return _report(bundle_of_folder(path), {"kind": "model folder"}, {})
         saved = read_saved(path)
         folder = checked_files(saved, verify)
-        tool_format = saved.config.get("tool_format") or "auto"
-        return _report(saved.bundle(folder), _of_saved(saved), tool_format)
+        return _report(saved.bundle(folder), _of_saved(saved), saved.config)
 
 
 def check_loadable(bundle: Bundle) -> PromptTokenizer:
@@ -126,11 +127,12 @@ def _of_saved(saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def _report(bundle: Bundle, head: Mapping[str, Any], tool_format: str) -> dict[str, Any]:
+def _report(bundle: Bundle, head: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     facts = facts_of(bundle)
     model = bundle.model
     tokenizer = check_loadable(bundle)
-    calls = tool_format_of(tokenizer, tool_format)
+    calls = tool_format_of(tokenizer, config.get("tool_format") or "auto")
+    reasoning = reasoning_format_of(tokenizer, config.get("reasoning_format") or "auto")
     per_token = model.kv_bytes_per_token
     sizes = {name: path.stat().st_size for name, path in bundle.files.items()}
     return {
@@ -139,6 +141,7 @@ def _report(bundle: Bundle, head: Mapping[str, Any], tool_format: str) -> dict[s
         "eos_token_ids": list(model.eos_token_ids),
         "chat_template": facts["chat_template_sha256"] is not None,
         "tool_format": calls.name if calls else None,
+        "reasoning_format": reasoning.name if reasoning else None,
         "files": sizes,
         "bytes": sum(sizes.values()),
         "memory": {
@@ -177,6 +180,7 @@ def render(report: Mapping[str, Any]) -> str:
         ("ends at", ", ".join(map(str, report["eos_token_ids"]))),
         ("chat template", "yes" if report["chat_template"] else "none: chat is refused"),
         ("tool calls", report["tool_format"] or _NO_TOOL_FORMAT),
+        ("reasoning", report["reasoning_format"] or _NO_REASONING_FORMAT),
         ("files", f"{len(report['files'])}, {_size(report['bytes'])}"),
         (
             "KV cache",

@@ -110,9 +110,10 @@ def _params(task: Task) -> ParamSchema:
     ]
     specs.append(ParamSpec("adapter", DataType.string, None))
     if task == TEXT:
-        specs.append(ParamSpec("do_sample", DataType.boolean, None))
+        specs += [ParamSpec(n, DataType.boolean, None) for n in ("do_sample", "ignore_eos")]
         specs += [ParamSpec(name, DataType.string, None) for name in ("regex", "grammar")]
         specs += [ParamSpec(name, DataType.string, [], shape=(-1,)) for name in ("stop", "choice")]
+        specs.append(ParamSpec("stop_token_ids", DataType.long, [], shape=(-1,)))
     return ParamSchema(specs)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import llguidance
 import numpy as np
@@ -87,6 +88,8 @@ class GrammarCompiler:
         with self._lock:
             start = self._kept.get(grammar)
         if start is None:
+            for _, part in grammar.parts:
+                self.matcher(part)  # what is wrong with it shows at its own start
             start = self.compile(grammar)
             Matcher(self, grammar, start.deep_copy(), trial=True).try_out()
         self._keep(grammar, start)
@@ -98,13 +101,8 @@ class GrammarCompiler:
         Raises:
             InvalidRequestError: If it is not valid, or too large.
         """
-        wrap = {
-            "json_schema": llguidance.LLMatcher.grammar_from_json_schema,
-            "regex": llguidance.LLMatcher.grammar_from_regex,
-            "lark": llguidance.LLMatcher.grammar_from_lark,
-        }[grammar.kind]
         try:
-            wrapped = wrap(grammar.text)
+            wrapped = json.dumps({"grammars": _entries(grammar)})
         except ValueError as error:
             raise _unusable(grammar, "it is not valid JSON.") from error
         with NativeErrors(lambda _: _unusable(grammar, "llguidance fails at it.")):
@@ -124,7 +122,7 @@ class GrammarCompiler:
             self._kept.move_to_end(grammar)
             while len(self._kept) > 1 and (
                 len(self._kept) > MAX_CACHED
-                or sum(len(kept.text) for kept in self._kept) > MAX_CACHED_CHARACTERS
+                or sum(kept.size for kept in self._kept) > MAX_CACHED_CHARACTERS
             ):
                 self._kept.popitem(last=False)
 
@@ -238,6 +236,18 @@ class Matcher:
         return InvalidRequestError(
             f"The completion cannot go on within {param}: {reason}", param=param
         )
+
+
+def _entries(grammar: Grammar, **name: str) -> list[dict[str, Any]]:
+    """Write a grammar, and those that it refers to, as llguidance lists them."""
+    if grammar.kind == "json_schema":
+        entry = {"json_schema": json.loads(grammar.text)}
+    elif grammar.kind == "regex":
+        entry = json.loads(llguidance.LLMatcher.grammar_from_regex(grammar.text))["grammars"][0]
+    else:
+        entry = {"lark_grammar": grammar.text}
+    parts = (part for key, held in grammar.parts for part in _entries(held, name=key))
+    return [{**entry, **name}, *parts]
 
 
 def _no_tokenizer(_: BaseException) -> UnsupportedParameterError:

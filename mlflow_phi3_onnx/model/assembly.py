@@ -20,11 +20,15 @@ class TextAssembler:
 
     def __init__(self, tokenizer: PromptTokenizer, eos: frozenset[int], options: Options) -> None:
         self._tokenizer = tokenizer
-        self._eos = eos
-        self._detokenizer = tokenizer.detokenizer(keep_control=options.keep_control_tokens)
+        self._ends = options.ends(eos)
+        self._detokenizer = tokenizer.detokenizer(
+            keep_control=options.keep_control_tokens, kept=options.kept_tokens
+        )
         self._stop = StopMatcher(options.stop)
         self._ids: list[int] = []
         self._text: list[str] = []
+        self._starts: list[int] = []
+        self._length = 0
         self._logprobs: list[TokenLogprob] = []
         self._prompt_logprobs: list[TokenLogprob | None] = []
         self._reason: FinishReason | None = None
@@ -49,9 +53,12 @@ class TextAssembler:
         stop, text = self._stop, self._text
         for place, token in enumerate(delta.token_ids):
             self._ids.append(token)
-            if token in self._eos:
+            self._starts.append(self._length)
+            if token in self._ends:
                 break
-            text.append(stop.add(self._detokenizer.add(token)))
+            added = self._detokenizer.add(token)
+            self._length += len(added)
+            text.append(stop.add(added))
             if delta.logprobs:
                 self._logprobs.append(self._logprob(*delta.logprobs[place]))
             if stop.stopped:
@@ -76,6 +83,7 @@ class TextAssembler:
             last.drafted_tokens,
             last.accepted_tokens,
             tuple(self._ids) if self._reason else (),
+            tuple(self._starts) if self._reason else (),
         )
         self._text.clear()
         self._logprobs.clear()

@@ -29,13 +29,13 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
 )
+from mlflow_phi3_onnx.model.reading import Reading, reasoning_format_of
 from mlflow_phi3_onnx.model.watch import log_refusal
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS, parse_request
 from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
-from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,9 +43,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
-    from mlflow_phi3_onnx.core.request import Completion
+    from mlflow_phi3_onnx.core.request import Completion, Grammar
+    from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
     from mlflow_phi3_onnx.model.settings import Settings
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
+    from mlflow_phi3_onnx.openai.reasoning.base import Start
     from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -87,7 +89,11 @@ class Planner:
         self._kv_tokens = kv_tokens
         self._config = settings.generation
         self._adapters = adapters
-        self._tool_format = tool_format_of(tokenizer, settings.tool_format)
+        self._reading = Reading(
+            tokenizer,
+            tool_format_of(tokenizer, settings.tool_format),
+            reasoning_format_of(tokenizer, settings.reasoning_format),
+        )
 
     def plan_requests(
         self,
@@ -165,26 +171,36 @@ class Planner:
                 " the stream_ methods, or leave stream out.",
                 param="stream",
             )
-        options = self._with_grammar(request)
-        vocab_size = self._folder.vocab_size
-        if any(token >= vocab_size for token in options.sampling.logit_bias):
-            raise InvalidRequestError(
-                f"logit_bias must have token ids below {vocab_size:,}.", param="logit_bias"
-            )
+        options = request.options
+        self._check_ids(options)
+        if task == CHAT:
+            return self._plan_chat(request, options.adapter or name)
+        options = self._with_grammar(options, self._held(request), "closed")
         reads = request.echo or options.top_logprobs is not None
         jobs: list[Job] = []
         prompts: list[EncodedPrompt] = []
         for prompt in request.prompts:
             job = self.plan_job(prompt, options)
-            jobs += [replace(job, index=i) for i in range(options.n)]
+            jobs += _each(job)
             prompts.append(self._encoded(prompt, len(job.prompt), options, reads=reads))
         name = options.adapter or name
         writer: Callable[[], Writer] = PlainWriter
-        if task == CHAT:
-            writer = partial(ChatWriter, request, prompts, name, self._tool_format)
-        elif task == COMPLETIONS:
+        if task == COMPLETIONS:
             writer = partial(TextWriter, request, prompts, name, self._tokenizer.control_ids)
         return PlannedRequest(jobs, lambda completions: writer().respond(completions), writer)
+
+    def _plan_chat(self, request: ParsedRequest, name: str) -> PlannedRequest:
+        (prompt,) = request.prompts
+        assert isinstance(prompt, ChatPrompt)
+        held = self._held(request)
+        ids = self.encode(prompt)
+        start = self._reading.start(prompt, ids)
+        options = self._with_grammar(request.options, held, start)
+        options = replace(options, kept_tokens=self._reading.kept)
+        job = self._job(prompt, ids, options)
+        read = partial(self._reading.reader, prompt, start)
+        writer = partial(ChatWriter, request, [EncodedPrompt(len(ids))], name, read)
+        return PlannedRequest(_each(job), lambda completions: writer().respond(completions), writer)
 
     def plan_job(self, prompt: Prompt, options: Options) -> Job:
         """Make the job of a prompt's first completion.
@@ -193,7 +209,9 @@ class Planner:
             InvalidRequestError: If the prompt is empty, or has ids that the model has not.
             ContextLengthError: If the prompt, or what is asked for, is too long.
         """
-        ids = self.encode(prompt)
+        return self._job(prompt, self.encode(prompt), options)
+
+    def _job(self, prompt: Prompt, ids: NDArray[np.int32], options: Options) -> Job:
         limit = self._max_tokens(len(ids), options, _subject(prompt))
         predicted = self._tokenizer.encode(options.prediction or "")
         return Job(ids, limit, options, draft_source=tuple(predicted.tolist()))
@@ -218,7 +236,9 @@ class Planner:
         if isinstance(prompt, TextPrompt):
             ids = self._tokenizer.encode(prompt.text, prompt.param, context)
         else:
-            ids = self._tokenizer.encode_chat(prompt, context=context)
+            ids = self._tokenizer.encode_chat(
+                prompt, add_generation_prompt=prompt.opened, context=context
+            )
         if len(ids) == 0:
             raise InvalidRequestError(
                 f"{_subject(prompt)} is empty; it needs at least one token.",
@@ -242,32 +262,42 @@ class Planner:
         offsets = self._tokenizer.offsets(prompt.text) if options.prompt_logprobs else ()
         return EncodedPrompt(tokens, prompt.text, offsets)
 
-    def _with_grammar(self, request: ParsedRequest) -> Options:
+    def _held(self, request: ParsedRequest) -> Mapping[str, Grammar]:
         """Settle what the completion must match, and compile it: nothing runs if it is bad."""
-        options = request.options
-        if options.grammar is None and request.calls is None:
+        if request.options.grammar is None and request.calls is None:
+            return {}
+        compiler = self._compiler
+        held = self._reading.held(request, compiler)
+        for grammar in held.values():
+            compiler.matcher(grammar)
+        return held
+
+    def _with_grammar(self, options: Options, held: Mapping[str, Grammar], start: Start) -> Options:
+        """Hold a completion to what it must match, from the end of its thoughts on."""
+        if not held:
             return options
-        eos = frozenset(self._folder.eos_token_ids)
-        compiler = self._tokenizer.grammars(self._folder.vocab_size, eos)
-        if request.calls is not None:
-            (prompt,) = request.prompts
-            assert isinstance(prompt, ChatPrompt)
-            assert prompt.tools is not None
-
-            def control_id(text: str) -> int | None:
-                token = self._tokenizer.control_id(text)
-                return token if token is not None and compiler.is_control(token) else None
-
-            marks = Markings(self._tokenizer.template_shows, control_id)
-            grammar = tool_call_grammar(self._tool_format, prompt.tools, request.calls, marks)
-            if grammar is None:
-                return options
-            options = replace(options, grammar=grammar)
-        assert options.grammar is not None
-        compiler.matcher(options.grammar)
+        compiler = self._compiler
+        grammar = self._reading.framed(held, start, compiler)
+        compiler.matcher(grammar)
         # JSON says the same things again and again, whatever the model's own configuration says.
         sampling = replace(options.sampling, no_repeat_ngram_size=0)
-        return replace(options, sampling=sampling)
+        return replace(options, grammar=grammar, sampling=sampling)
+
+    @property
+    def _compiler(self) -> GrammarCompiler:
+        eos = frozenset(self._folder.eos_token_ids)
+        return self._tokenizer.grammars(self._folder.vocab_size, eos)
+
+    def _check_ids(self, options: Options) -> None:
+        vocab_size = self._folder.vocab_size
+        for name, ids in (
+            ("logit_bias", options.sampling.logit_bias),
+            ("stop_token_ids", options.stop_token_ids),
+        ):
+            if any(token >= vocab_size for token in ids):
+                raise InvalidRequestError(
+                    f"{name} must have token ids below {vocab_size:,}.", param=name
+                )
 
     def _max_tokens(self, prompt: int, options: Options, subject: str) -> int:
         """Settle how many tokens a completion may have, or say why that many do not fit."""
@@ -311,6 +341,11 @@ class Planner:
                 param="min_tokens",
             )
         return room
+
+
+def _each(job: Job) -> list[Job]:
+    """Make the jobs of all completions of a prompt, of that of the first."""
+    return [replace(job, index=i) for i in range(job.options.n)]
 
 
 def _subject(prompt: Prompt) -> str:

@@ -13,6 +13,7 @@ from mlflow_phi3_onnx.core.tasks import Task
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from mlflow_phi3_onnx.openai.reasoning.registry import REASONING_SETTINGS
 from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS as TOOL_FORMATS
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
@@ -127,6 +128,14 @@ RUNTIME_SETTINGS = table(
         "auto",
     ),
     _setting(
+        "reasoning_format",
+        "How the model marks what it thinks before it answers, which chat puts into"
+        " reasoning_content. auto: what the chat template and the control tokens tell. none: it"
+        " stays a part of the content.",
+        one_of(*REASONING_SETTINGS),
+        "auto",
+    ),
+    _setting(
         "verify",
         "How a saved model's files are checked before they are read. size: each is there with its"
         " size and no other is, and those up to 4 MiB have their SHA-256. hash: all of them have"
@@ -147,12 +156,14 @@ class Settings:
         engine: How the model is run.
         verify: How a saved model's files are checked, where that was said.
         tool_format: How the model writes tool calls, or ``auto``.
+        reasoning_format: How it marks reasoning, or ``auto``.
     """
 
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     engine: EngineOptions = field(default_factory=EngineOptions)
     verify: Verify | None = None
     tool_format: str = "auto"
+    reasoning_format: str = "auto"
 
     @classmethod
     def check(cls, config: Mapping[str, Any] | None, task: Task) -> Settings:
@@ -181,7 +192,8 @@ class Settings:
                 param="max_tokens",
             )
         runtime = {name: clean.pop(name) for name in RUNTIME_SETTINGS if name in clean}
-        own = {name: runtime.pop(name) for name in ("verify", "tool_format") if name in runtime}
+        names = ("verify", "tool_format", "reasoning_format")
+        own = {name: runtime.pop(name) for name in names if name in runtime}
         return cls(generation=clean, engine=EngineOptions(**runtime), **own)
 
 

@@ -10,6 +10,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_TOOLS = 128
+MAX_STOP_TOKENS = 128
 GIVEN_TO_TEMPLATES = ("messages", "tools", "add_generation_prompt", "chat_template", "tokenize")
 
 
@@ -48,6 +49,14 @@ def logit_bias(value: Any) -> dict[int, float]:
         raise ValueError
     bias = number(-100, 100)
     return {_token_id(key): bias(number) for key, number in value.items()}
+
+
+@allows(f"a list of at most {MAX_STOP_TOKENS} token ids, which are integers from 0")
+def stop_token_ids(value: Any) -> tuple[int, ...]:
+    """Check tokens that end a completion."""
+    if not isinstance(value, list | tuple) or len(value) > MAX_STOP_TOKENS:
+        raise ValueError
+    return tuple(map(integer(0), value))
 
 
 def _token_id(key: Any) -> int:

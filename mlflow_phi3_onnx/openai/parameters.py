@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.core.checks import Check, boolean, integer, number, string
+from mlflow_phi3_onnx.core.checks import Check, boolean, integer, number, one_of, string
 from mlflow_phi3_onnx.core.options import Option, table
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.openai import fields, structured
@@ -101,6 +101,19 @@ _ROWS = (
         0,
     ),
     _saved("stop", "Texts that end the completion; they are not part of it.", fields.stop),
+    _saved(
+        "stop_token_ids",
+        "Tokens that end the completion, beside the model's end-of-sequence tokens; they are not"
+        " part of its text.",
+        fields.stop_token_ids,
+    ),
+    _saved(
+        "ignore_eos",
+        "True lets no end-of-sequence token end the completion, which then goes on to its most"
+        " tokens, or to what is in stop or stop_token_ids.",
+        boolean,
+        False,
+    ),
     _number(
         "n", "How many completions of each prompt.", integer(1, MAX_CHOICES), 1, tasks=OPENAI_TASKS
     ),
@@ -169,6 +182,27 @@ _ROWS = (
     ),
     _chat(
         "parallel_tool_calls", "False makes a completion hold one tool call at most.", boolean, True
+    ),
+    _chat(
+        "reasoning_effort",
+        "How much the model thinks before it answers, for the chat template to tell it. Refused"
+        " where the template does not read it.",
+        one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+        otherwise="the template's",
+        configurable=True,
+    ),
+    _chat(
+        "add_generation_prompt",
+        "Whether the prompt ends with the opening of the assistant's turn.",
+        boolean,
+        otherwise="true, or false with continue_final_message",
+    ),
+    _chat(
+        "continue_final_message",
+        "True lets the completion go on with the last message, which must be an assistant's; its"
+        " text is not repeated. Excludes add_generation_prompt.",
+        boolean,
+        False,
     ),
     _chat(
         "chat_template_kwargs",
@@ -251,7 +285,8 @@ _ROWS = (
         "A template is a program, so only the model's own is used. Put it into the model folder.",
         tasks=(CHAT,),
     ),
-    _refused("reasoning_effort", "Say it in a message.", tasks=(CHAT,)),
+    _refused("enable_thinking", "Give it in chat_template_kwargs.", tasks=(CHAT,)),
+    _refused("thinking", "Give it in chat_template_kwargs.", tasks=(CHAT,)),
     _refused("verbosity", "Say it in a message.", tasks=(CHAT,)),
     _refused("web_search_options", "There is no web search.", tasks=(CHAT,)),
     _refused("service_tier", "There are no tiers; leave it out.", tasks=OPENAI_TASKS),

@@ -13,6 +13,7 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import DEFAULTS, OF_MODEL, PARAMETERS, PREDICTION_DRAFT
 from mlflow_phi3_onnx.openai.prompts import (
     MAX_COMPLETIONS,
+    check_continued,
     check_messages,
     check_prompts,
     check_text,
@@ -148,23 +149,27 @@ def _check_together(settled: Mapping[str, Any], asked: Mapping[str, Any]) -> Non
             param="prediction",
         )
     _check_tool_choice(settled)
+    _check_turn(settled)
     forms = [name for name in FORMS if settled.get(name) is not None]
     if len(forms) > 1:
         raise InvalidRequestError(
             f"{forms[0]} and {forms[1]} cannot both hold; give one of them.", param=forms[1]
         )
-    if forms and _shows_tools(settled):
+    if forms and _shows_tools(settled) and settled["tool_choice"] != "auto":
         raise InvalidRequestError(
-            f"{forms[0]} leaves no room for tool calls. Leave out tools, or set tool_choice to"
-            " 'none'.",
+            f"{forms[0]} leaves no room for tool calls that are required. Leave out tools, or set"
+            " tool_choice to 'auto' or 'none'.",
             param=forms[0],
         )
-    if settled["min_tokens"] and (forms or _calls(settled)):
-        held = forms[0] if forms else "A grammar for tool calls"
-        raise InvalidRequestError(
-            f"{held} says where the completion ends, so min_tokens cannot. Leave out min_tokens.",
-            param="min_tokens",
-        )
+    if not (forms or _calls(settled)):
+        return
+    held = forms[0] if forms else "A grammar for tool calls"
+    for name in ("min_tokens", "ignore_eos"):
+        if settled[name]:
+            raise InvalidRequestError(
+                f"{held} says where the completion ends, so {name} cannot. Leave out {name}.",
+                param=name,
+            )
 
 
 def _check_tool_choice(settled: Mapping[str, Any]) -> None:
@@ -180,6 +185,29 @@ def _check_tool_choice(settled: Mapping[str, Any]) -> None:
         )
 
 
+def _check_turn(settled: Mapping[str, Any]) -> None:
+    """Check what is asked for of the assistant's turn."""
+    name = "reasoning_effort"
+    if name in settled and name in settled.get("chat_template_kwargs", {}):
+        raise InvalidRequestError(
+            f"{name} stands twice, in chat_template_kwargs too. Leave one of them out.", param=name
+        )
+    if not settled["continue_final_message"]:
+        return
+    if settled.get("add_generation_prompt"):
+        raise InvalidRequestError(
+            "continue_final_message goes on with a message, and add_generation_prompt opens a new"
+            " one; give one of them.",
+            param="continue_final_message",
+        )
+    if _calls(settled):
+        raise InvalidRequestError(
+            "continue_final_message goes on with an answer, so the form of tool calls cannot be"
+            " enforced. Leave it out, or tools.",
+            param="continue_final_message",
+        )
+
+
 def _shows_tools(settled: Mapping[str, Any]) -> bool:
     return bool(settled.get("tools")) and settled["tool_choice"].mode != "none"
 
@@ -192,7 +220,8 @@ def _calls(settled: Mapping[str, Any]) -> ToolCallRule | None:
     required = choice.mode == "required"
     parallel = settled["parallel_tool_calls"] and not choice.named
     strict = any(tool["function"].get("strict") for tool in settled["tools"])
-    if not required and not strict and parallel and choice.names is None:
+    formed = any(settled.get(form) is not None for form in FORMS)
+    if not required and not strict and parallel and choice.names is None and not formed:
         return None
     return ToolCallRule(required, choice.names, parallel)
 
@@ -200,8 +229,20 @@ def _calls(settled: Mapping[str, Any]) -> ToolCallRule | None:
 def _prompts(value: Any, settled: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:
     if task == CHAT:
         tools = settled["tools"] if _shows_tools(settled) else None
-        more = settled.get("chat_template_kwargs", {})
-        return (ChatPrompt(check_messages(value), tools, more),)
+        continued = settled["continue_final_message"]
+        messages = check_messages(value)
+        if continued:
+            check_continued(messages)
+        return (
+            ChatPrompt(
+                messages,
+                tools,
+                settled.get("chat_template_kwargs", {}),
+                settled.get("reasoning_effort"),
+                opened=settled.get("add_generation_prompt", not continued),
+                continued=continued,
+            ),
+        )
     if task == COMPLETIONS:
         return check_prompts(value)
     return check_text(value, advice=_advice(value))

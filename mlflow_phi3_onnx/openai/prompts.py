@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.checks import allows, describe_kind, integer, is_one
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 __all__ = [
     "FORMS",
     "MAX_COMPLETIONS",
+    "check_continued",
     "check_ids",
     "check_messages",
     "check_prompts",
@@ -60,6 +64,23 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
             param="messages",
         )
     return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
+
+
+def check_continued(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the last of checked messages is a text of the assistant's, to go on with.
+
+    Raises:
+        InvalidRequestError: If it is not.
+    """
+    last = messages[-1]
+    if last["role"] != "assistant" or not last["content"].strip() or last.get("tool_calls"):
+        where = f"messages[{len(messages) - 1}]"
+        raise InvalidRequestError(
+            f"continue_final_message goes on with the last message, so {where} must be an"
+            " assistant's, with content and without tool_calls. Send such a message, or leave"
+            " continue_final_message out.",
+            param="continue_final_message",
+        )
 
 
 def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:

@@ -15,17 +15,16 @@ import uuid
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.openai.logprobs import TextLogprobs, chat_logprobs, text_logprobs
-from mlflow_phi3_onnx.openai.tools.deltas import whole_message
+from mlflow_phi3_onnx.openai.tools.deltas import Reasoning, reasoning_of, whole_message
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
     from mlflow_phi3_onnx.core.request import Completion, Delta, EncodedPrompt
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
+    from mlflow_phi3_onnx.openai.reasoning.base import Reader
     from mlflow_phi3_onnx.openai.tools.deltas import Part
-    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
 
 __all__ = ["ChatWriter", "PlainWriter", "TextWriter", "Writer"]
 
@@ -89,18 +88,26 @@ class _ObjectWriter(ABC):
             **self._head,
             "object": self.whole_kind,
             "choices": [self._choice(i, completion) for i, completion in enumerate(completions)],
-            "usage": _usage(self._prompts, completions),
+            "usage": self._usage(completions),
         }
 
     def end(self) -> Iterator[dict[str, Any]]:
         """Yield a chunk with the usage, unless it is not wanted."""
         if self._request.include_usage:
             ends = [self._last[index] for index in range(len(self._last))]
-            yield {**self._head, "choices": [], "usage": _usage(self._prompts, ends)}
+            yield {**self._head, "choices": [], "usage": self._usage(ends)}
 
     @abstractmethod
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         """Build the choice of a whole completion."""
+
+    def _usage(self, ends: Sequence[Delta]) -> dict[str, Any]:
+        reasoning = sum(self._reasoning_tokens(index, end) for index, end in enumerate(ends))
+        return _usage(self._prompts, ends, reasoning)
+
+    def _reasoning_tokens(self, index: int, end: Delta) -> int:  # noqa: ARG002 - text has none
+        """Count the tokens of a completion's thoughts, once it is written."""
+        return 0
 
     def _chunk(self, index: int, field: str, value: Any, **more: Any) -> dict[str, Any]:
         choice = {"index": index, field: value, "finish_reason": None, **more}
@@ -108,13 +115,13 @@ class _ObjectWriter(ABC):
 
 
 class ChatWriter(_ObjectWriter):
-    """Writes ``chat.completion``; in chunks: role, content or calls, finish reason, usage.
+    """Writes ``chat.completion``; in chunks: role, reasoning, content, calls, reason, usage.
 
     Args:
         request: The request.
         prompts: Its one prompt.
         model: The model's name.
-        tool_format: How the model writes calls, where that is known.
+        read: Makes what reads a completion.
     """
 
     id_prefix = "chatcmpl"
@@ -126,19 +133,14 @@ class ChatWriter(_ObjectWriter):
         request: ParsedRequest,
         prompts: Sequence[EncodedPrompt],
         model: str,
-        tool_format: ToolFormat | None,
+        read: Callable[[], Reader],
     ) -> None:
         super().__init__(request, prompts, model)
-        (prompt,) = request.prompts
-        tools = prompt.tools if isinstance(prompt, ChatPrompt) else None
-        self._parsers = [
-            tool_format.parser(tools) if tool_format and tools else None
-            for _ in range(request.options.n)
-        ]
+        self._readers = [read() for _ in range(request.options.n)]
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """Yield a chunk with the role for each completion."""
-        for index in range(len(self._parsers)):
+        for index in range(len(self._readers)):
             yield self._chunk(index, "delta", {"role": "assistant", "content": ""})
 
     def add(self, index: int, delta: Delta) -> Iterator[dict[str, Any]]:
@@ -147,8 +149,7 @@ class ChatWriter(_ObjectWriter):
         parts, reason = self._read(index, delta)
         more = {"logprobs": chat_logprobs(delta.logprobs)} if delta.logprobs else {}
         for part in parts or [""] * bool(more):
-            written = {"content": part} if isinstance(part, str) else {"tool_calls": [part]}
-            yield self._chunk(index, "delta", written, **more)
+            yield self._chunk(index, "delta", _written(part), **more)
             more = {}
         if reason:
             yield self._chunk(index, "delta", {}, finish_reason=reason)
@@ -159,20 +160,36 @@ class ChatWriter(_ObjectWriter):
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if calls:
             message = {"role": "assistant", "content": text or None, "tool_calls": calls}
+        if reasoning := reasoning_of(parts):
+            message["reasoning_content"] = reasoning
         choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": reason}
         if self._reports:
             choice["logprobs"] = chat_logprobs(completion.logprobs)
         return choice
 
     def _read(self, index: int, delta: Delta) -> tuple[list[Part], str | None]:
-        """Find the tool calls in a delta, and say why the completion ended, if it did."""
-        parser, reason = self._parsers[index], delta.finish_reason
-        if parser is None:
-            return [delta.text] if delta.text else [], reason
-        parts = parser.add(delta.text)
+        """Read a delta, and say why the completion ended, if it did."""
+        reader, reason = self._readers[index], delta.finish_reason
+        parts = reader.add(delta.text)
         if reason:
-            parts += parser.finish()
-        return parts, "tool_calls" if reason == "stop" and parser.calls else reason
+            parts += reader.finish()
+        return parts, "tool_calls" if reason == "stop" and reader.calls else reason
+
+    def _reasoning_tokens(self, index: int, end: Delta) -> int:
+        """Count the tokens whose text begins within a thought or its marks."""
+        thoughts = self._readers[index].thoughts
+        return sum(
+            any(begin <= start < close for begin, close in thoughts) for start in end.token_starts
+        )
+
+
+def _written(part: Part) -> dict[str, Any]:
+    """Write a part of a completion as a chunk's delta."""
+    if isinstance(part, str):
+        return {"content": part}
+    if isinstance(part, Reasoning):
+        return {"reasoning_content": part.text}
+    return {"tool_calls": [part]}
 
 
 class TextWriter(_ObjectWriter):
@@ -239,15 +256,19 @@ class TextWriter(_ObjectWriter):
 Writer: TypeAlias = ChatWriter | TextWriter | PlainWriter
 
 
-def _usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Delta]) -> dict[str, Any]:
+def _usage(
+    prompts: Sequence[EncodedPrompt], ends: Sequence[Delta], reasoning: int
+) -> dict[str, Any]:
     """Build the usage object.
 
-    Details are there where a part of a prompt was found in a cache, and where draft tokens were
-    verified. What was found of a prompt is the least that any of its completions found.
+    Details are there where a part of a prompt was found in a cache, where draft tokens were
+    verified, and where there was reasoning. What was found of a prompt is the least that any of its
+    completions found.
 
     Args:
         prompts: The request's prompts.
         ends: The completions, or the last delta of each, as many to each prompt, in order.
+        reasoning: How many of their tokens are reasoning.
     """
     prompt_tokens = sum(prompt.tokens for prompt in prompts)
     completion_tokens = sum(end.tokens for end in ends)
@@ -261,11 +282,12 @@ def _usage(prompts: Sequence[EncodedPrompt], ends: Sequence[Delta]) -> dict[str,
     found = sum(min(cached[at : at + n]) for at in range(0, len(cached), n))
     if found:
         counts["prompt_tokens_details"] = {"cached_tokens": found}
+    details = {"reasoning_tokens": reasoning} if reasoning else {}
     drafted = sum(end.drafted_tokens for end in ends)
     if drafted:
         accepted = sum(end.accepted_tokens for end in ends)
-        counts["completion_tokens_details"] = {
-            "accepted_prediction_tokens": accepted,
-            "rejected_prediction_tokens": drafted - accepted,
-        }
+        details["accepted_prediction_tokens"] = accepted
+        details["rejected_prediction_tokens"] = drafted - accepted
+    if details:
+        counts["completion_tokens_details"] = details
     return counts

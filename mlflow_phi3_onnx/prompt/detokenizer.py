@@ -29,6 +29,7 @@ class Detokenizer:
             empty where the sequence is a text of its own.
         bytes_of: The byte of each byte token, by id.
         keep_control: Whether control tokens are written too.
+        dropped: Tokens that are left out all the same.
     """
 
     def __init__(
@@ -38,17 +39,21 @@ class Detokenizer:
         bytes_of: Mapping[int, bytes],
         *,
         keep_control: bool = False,
+        dropped: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
         self._anchor = anchor
         self._bytes_of = bytes_of
         self._keep_control = keep_control
+        self._dropped = dropped
         self._stream = tokenizer.stream(anchor, keep_control=keep_control)
         self._pending: list[int] = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token_id: int) -> str:
         """Take the next token and return the text that has become whole, maybe none."""
+        if token_id in self._dropped:
+            return ""
         byte = self._bytes_of.get(token_id)
         if byte is not None:
             return self._utf8.decode(byte)

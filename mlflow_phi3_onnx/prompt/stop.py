@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mlflow_phi3_onnx.core.marks import begun
+
 __all__ = ["StopMatcher"]
 
 
@@ -30,7 +32,7 @@ class StopMatcher:
             self.stopped = True
             self._held = ""
             return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(begun(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -38,9 +40,3 @@ class StopMatcher:
         """Return what is still held back."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Measure the longest end of text that is a beginning of stop, but not all of it."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

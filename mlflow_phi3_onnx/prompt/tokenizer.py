@@ -70,6 +70,7 @@ class PromptTokenizer:
         control = control_tokens(self._tokenizer.added, self.template_shows)
         self._control = {token.content: i for i, token in control.items()}
         self.control_ids = frozenset(control)
+        self._special = frozenset(i for i, token in self._tokenizer.added.items() if token.special)
         self._strips_right = {token.content for token in control.values() if token.rstrip}
         self._strips_left = {token.content for token in control.values() if token.lstrip}
         self._finder = TextFinder(self._control)
@@ -152,10 +153,22 @@ class PromptTokenizer:
             length += len(text[-1])
         return "".join([*text, stream.flush()]), tuple(offsets)
 
-    def detokenizer(self, *, keep_control: bool = False) -> Detokenizer:
-        """Make a decoder for one sequence of generated tokens."""
+    def detokenizer(
+        self, *, keep_control: bool = False, kept: frozenset[int] = frozenset()
+    ) -> Detokenizer:
+        """Make a decoder for one sequence of generated tokens.
+
+        Args:
+            keep_control: Whether control tokens are written too.
+            kept: Those that are, where others are not.
+        """
+        some = kept and not keep_control
         return Detokenizer(
-            self._tokenizer, self._anchor, self._byte_tokens, keep_control=keep_control
+            self._tokenizer,
+            self._anchor,
+            self._byte_tokens,
+            keep_control=keep_control or bool(some),
+            dropped=self._special - kept if some else frozenset(),
         )
 
     def _token_text(self, token_id: int) -> tuple[str, bytes]:

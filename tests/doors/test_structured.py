@@ -322,7 +322,11 @@ def test_bad_expressions_and_grammars_are_refused(
         ({"regex": "a", "choice": ["a"]}, "choice", "regex and choice cannot both hold"),
         ({"regex": "a", "min_tokens": 3}, "min_tokens", "regex says where the completion ends"),
         (
-            {"regex": "a", "tools": [{"type": "function", "function": {"name": "f"}}]},
+            {
+                "regex": "a",
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": "required",
+            },
             "regex",
             "leaves no room for tool calls",
         ),

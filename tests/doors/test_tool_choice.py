@@ -88,6 +88,19 @@ def test_a_strict_function_s_arguments_match_however_the_model_babbles(model: Ge
     jsonschema.Draft202012Validator(color).validate(json.loads(call["function"]["arguments"]))
 
 
+def test_an_answer_s_form_leaves_the_model_free_to_call(model: GenAIModel) -> None:
+    one = closed(n={"enum": [1]})
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": one}}
+    fields: dict[str, Any] = {"tools": TOOLS[:1], "response_format": form, "max_tokens": 60}
+    call = model.chat(WEATHER, **fields)["choices"][0]
+    assert check_calls(call) == ["get_weather"]
+    token = model.tokenize("<|tool_call|>")[-1]
+    text = model.chat(WEATHER, **fields, logit_bias={str(token): -100})["choices"][0]
+    assert (text["finish_reason"], json.loads(text["message"]["content"])) == ("stop", {"n": 1})
+    chunks = [*model.stream_chat(WEATHER, **fields)]
+    assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
@@ -171,6 +184,9 @@ def test_of_an_unknown_format_calls_stay_text_and_are_not_required(
             choice = model.chat(WEATHER, tools=TOOLS[:1], max_tokens=40, **more)["choices"][0]
             assert choice["message"]["content"].startswith("<|call|>")
             assert "tool_calls" not in choice["message"]
+        with pytest.raises(UnsupportedParameterError, match="leaves no room for tool") as caught:
+            model.chat(WEATHER, tools=TOOLS[:1], regex="a")
+        assert caught.value.param == "regex"
         for forced in ("required", named("get_weather")):
             with pytest.raises(UnsupportedParameterError, match="Set tool_format") as caught:
                 model.chat(WEATHER, tools=TOOLS[:1], tool_choice=forced)
@@ -182,7 +198,7 @@ def test_of_an_unknown_format_calls_stay_text_and_are_not_required(
 
 def test_a_format_that_is_not_known_is_refused(demo: Path) -> None:
     with pytest.raises(
-        InvalidRequestError, match="one of auto, none, functools, phi4_mini"
+        InvalidRequestError, match="one of auto, none, harmony, functools, phi4_mini"
     ) as caught:
         GenAIModel(demo, model_config={"tool_format": "phi5"})
     assert caught.value.param == "tool_format"

@@ -12,6 +12,7 @@ import pytest
 from mlflow_phi3_onnx import GenAIModel, log_model, save_model
 from mlflow_phi3_onnx.artifact.onnx.graph import read_graph
 from mlflow_phi3_onnx.cli.main import main
+from tests.support.thinking import thinker
 
 Captured = pytest.CaptureFixture[str]
 
@@ -71,6 +72,19 @@ def test_the_tool_format_is_told(demo: Path, tmp_path: Path, capsys: Captured) -
     assert report(capsys, tmp_path / "none")["tool_format"] is None
     assert main(["inspect", str(tmp_path / "none")]) == 0
     assert "they stay text and cannot be required" in capsys.readouterr().out
+
+
+def test_the_form_of_reasoning_is_told(demo: Path, tmp_path: Path, capsys: Captured) -> None:
+    folder = thinker(demo, tmp_path / "model")
+    assert report(capsys, demo)["reasoning_format"] is None
+    assert main(["inspect", str(demo)]) == 0
+    assert "if there is any, it stays text" in capsys.readouterr().out
+    assert main(["inspect", str(folder)]) == 0
+    assert "reasoning        think" in capsys.readouterr().out
+    save_model(folder, tmp_path / "none", model_config={"reasoning_format": "none"})
+    assert report(capsys, tmp_path / "none")["reasoning_format"] is None
+    save_model(demo, tmp_path / "set", model_config={"reasoning_format": "mistral_think"})
+    assert report(capsys, tmp_path / "set")["reasoning_format"] == "mistral_think"
 
 
 def test_a_defect_and_its_repair(demo: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -41,7 +41,7 @@ def assembled(
             break
     assert assembler.finished
     assert scores == [token for token in taken.token_ids if token != END]
-    assert taken.tokens == len(taken.token_ids)
+    assert taken.tokens == len(taken.token_ids) == len(taken.token_starts)
     return text, taken
 
 
@@ -85,3 +85,41 @@ def test_a_stop_sequence_that_half_a_character_makes(tokenizer: PromptTokenizer,
     for stop, told, ended in (((), "\ufffd", "length"), (("\ufffd",), "", "stop")):
         found, last = assembled(tokenizer, ids, "length", size, stop)
         assert (found, last.finish_reason, last.tokens) == (told, ended, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_where_each_token_s_text_begins(tokenizer: PromptTokenizer, size: int) -> None:
+    """Half a character begins where the whole one does, and an end where the text ends."""
+    ids = [*tokenizer.encode("x a 😀 b").tolist()[-8:], END]
+    text, last = assembled(tokenizer, ids, "stop", size)
+    starts = [text[start:] for start in last.token_starts]
+    emoji = [i for i in range(len(ids)) if starts[i].startswith("😀")]
+    assert len(emoji) == 4
+    assert emoji == list(range(emoji[0], emoji[0] + 4))
+    assert starts[emoji[-1] + 1] == " b"
+    assert (last.token_starts[0], starts[-1]) == (0, "")
+    _, stopped = assembled(tokenizer, ids, "stop", size, (" b",))
+    assert stopped.token_starts == last.token_starts[: emoji[-1] + 2]
+
+
+def test_marks_are_kept_where_other_control_tokens_are_not(tokenizer: PromptTokenizer) -> None:
+    user, system = tokenizer.control_id("<|user|>"), tokenizer.control_id("<|system|>")
+    assert user is not None
+    assert system is not None
+    ids = [
+        *tokenizer.encode("x é😀")[1:].tolist(),
+        user,
+        *tokenizer.encode("a")[-1:].tolist(),
+        system,
+    ]
+    written: dict[str, str] = {}
+    for name, kept in (("none", {999_999}), ("user", {user}), ("usual", set[int]())):
+        stream = tokenizer.detokenizer(kept=frozenset(kept))
+        written[name] = "".join(map(stream.add, ids)) + stream.flush()
+    assert written["none"] == written["usual"]
+    head, mark, tail = written["user"].partition("<|user|>")
+    assert mark
+    assert (head, tail.strip()) == (written["none"].rstrip()[: len(head)], "a")
+    broken = tokenizer.encode("x 😀")[-4:-1].tolist()
+    stream = tokenizer.detokenizer(kept=frozenset({user}))
+    assert "".join(map(stream.add, [*broken, system])) + stream.flush() == "\ufffd"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlflow_phi3_onnx.core.request import Delta, EncodedPrompt, TokenLogprob
 from mlflow_phi3_onnx.openai.parse import parse_request
+from mlflow_phi3_onnx.openai.reasoning.registry import REASONING_FORMATS
 from mlflow_phi3_onnx.openai.responses import ChatWriter, TextWriter
 from mlflow_phi3_onnx.openai.tools.formats.registry import FORMATS
 from tests.support.tool_cases import WEATHER, tool
@@ -20,7 +22,8 @@ CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 
 def chat_writer(**fields: Any) -> ChatWriter:
     request = parse_request({"messages": WEATHER, "tools": [tool("f")], **fields}, "llm/v1/chat")
-    return ChatWriter(request, [EncodedPrompt(20)], "m", FORMATS["hermes"])
+    read = partial(REASONING_FORMATS["think"].reader, "free", FORMATS["hermes"].parser([tool("f")]))
+    return ChatWriter(request, [EncodedPrompt(20)], "m", read)
 
 
 def choices(writer: ChatWriter, *deltas: Delta) -> list[dict[str, Any]]:

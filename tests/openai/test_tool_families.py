@@ -145,7 +145,7 @@ def test_what_python_writes_is_read_as_what_it_is(arguments: dict[str, Any]) -> 
 )
 def test_texts_are_passed_on_as_they_are_written(form: str, text: str) -> None:
     passed = [
-        [piece["function"]["arguments"] for piece in pieces if not isinstance(piece, str)]
+        [piece["function"]["arguments"] for piece in pieces if isinstance(piece, dict)]
         for pieces in parts_of(text, form, TOOLS)
     ]
     first = text.index("Par")

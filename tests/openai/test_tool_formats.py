@@ -22,6 +22,9 @@ def named(setting: str, template: str, *control: str) -> str | None:
 @pytest.mark.parametrize(
     ("template", "control", "name"),
     [
+        ("{{ tools }}", ["<|channel|>", "<|message|>", "<|tool_call|>"], "harmony"),
+        ("<|channel|>analysis<|message|>", [], "harmony"),
+        ("<|message|>", [], None),
         ("{{ tools }}", ["<|tool_call|>"], "phi4_mini"),
         ("'<|tool_call|>[' + call", [], "phi4_mini"),
         ("{{ tools }}", ["<tool_call>"], "hermes"),

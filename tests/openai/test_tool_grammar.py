@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
+from mlflow_phi3_onnx.openai.structured import response_format
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
 from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule, tool_call_grammar
@@ -21,8 +23,6 @@ from tests.support.tool_cases import CITY, closed, parse, tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from mlflow_phi3_onnx.core.request import Grammar
 
 END = "<|im_end|>"
 
@@ -357,3 +357,42 @@ def test_odd_schemas_are_refused_or_held_but_break_nothing(
     parse([vocabulary.example], vocabulary.form, tools)
     with suppress(InvalidRequestError, UnsupportedParameterError):
         compiler.matcher(grammar_of(ToolCallRule(required=True), model, tools))
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+@pytest.mark.parametrize("parallel", [True, False])
+def test_an_answer_s_form_leaves_room_for_calls(name: str, *, parallel: bool) -> None:
+    vocabulary = VOCABULARIES[name]
+    example = vocabulary.example
+    tokenizer = byte_level(vocabulary.marks)
+    compiler = compiler_of(tokenizer)
+    rule = ToolCallRule(required=False, parallel=parallel)
+    model = markings(vocabulary, tokenizer, compiler)
+    schema = closed(name={"enum": ["f", 1]})
+    answer = response_format({"type": "json_schema", "json_schema": {"schema": schema}})
+    assert answer is not None
+    tool_format = choose_format("auto", model)
+    calls = tool_call_grammar(tool_format, CALLABLE, rule, model, answer)
+    assert calls is not None
+    parts = (("answer", answer), ("calls", calls))
+    held = Grammar("lark", "start: @answer | @calls", "x", parts)
+
+    def takes(text: str) -> bool:
+        matcher = compiler.matcher(held)
+        for token in tokenizer.encode(text).ids:
+            if matcher.done or not matcher.allowed()[token]:
+                return False
+            matcher.accept(token)
+        return matcher.done or bool(matcher.allowed()[tokenizer.token_to_id(END)])
+
+    assert takes('{"name": "f"}')
+    assert takes('{"name": 1}')
+    assert takes(example)
+    for text in ("", "Hi.", '{"name": 2}', f"Sure. {example}", f'{example}{{"name": 1}}'):
+        assert not takes(text)
+    for called in ('"f"', "f[", "=f", ">f", ":f", "[f"):
+        if called in example:
+            assert not takes(example.replace(called, called.replace("f", "h"), 1))
+    with pytest.raises(UnsupportedParameterError, match="response_format leaves no room") as caught:
+        tool_call_grammar(None, CALLABLE, rule, model, answer)
+    assert caught.value.param == "response_format"

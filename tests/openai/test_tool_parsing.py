@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tool_cases import CITY, MARKS, format_in, parse, parts_of
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx.openai.tools.deltas import Part
 
 
 class Written(NamedTuple):
@@ -328,7 +331,8 @@ def test_a_cut_call_has_the_beginning_of_its_arguments(case: Written, data: st.D
         assert whole.startswith(arguments) or (arguments, whole) == ("", "{}")
 
 
-def shown_call(delta: dict[str, Any]) -> str:
+def shown_call(delta: Part) -> str:
+    assert isinstance(delta, dict)
     function = delta["function"]
     return f"[{function['name']}]" if "name" in function else function["arguments"]
 
@@ -367,7 +371,7 @@ def test_as_little_as_can_be_is_held_back(text: str, passed: str) -> None:
 
 
 def test_a_call_s_name_comes_before_and_without_its_arguments() -> None:
-    first, *others = [piece for piece in parts_of([CITY])[0] if not isinstance(piece, str)]
+    first, *others = [piece for piece in parts_of([CITY])[0] if isinstance(piece, dict)]
     assert first["function"] == {"name": "f", "arguments": ""}
     assert re.fullmatch("[A-Za-z0-9]{9}", first["id"] or "")
     assert [("id" in piece, "name" in piece["function"]) for piece in others] == [(False, False)]

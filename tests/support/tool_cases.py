@@ -102,6 +102,7 @@ def parse(
         if isinstance(piece, str):
             assert piece
             continue
+        assert isinstance(piece, dict)
         function = piece["function"]
         if piece["index"] == len(known):
             assert piece["type"] == "function"

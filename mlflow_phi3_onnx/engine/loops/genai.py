@@ -130,11 +130,14 @@ class GenAILoop(Loop):
         return states
 
     def _can_share(self, *states: SequenceState) -> bool:
-        """Whether sequences can share a generator: none is scored, and no drafts are verified."""
+        """Whether sequences can share a generator.
+
+        None is scored, no drafts are verified, and none goes on where the generator would not.
+        """
         asked = [state.options for state in states]
         return (
             self._groups
-            and not any(options.prompt_logprobs or options.draft_tokens for options in asked)
+            and not any(o.prompt_logprobs or o.draft_tokens or o.ignore_eos for o in asked)
             and len({options.adapter for options in asked}) == 1
         )
 

@@ -199,7 +199,7 @@ class Single(Batch):
         generator = self._take_generator()
         if not self._greedy and length - self._computed > bool(state.tokens):
             self._prefill(generator, alone=alone)
-        elif state.is_greedy and not state.options.draft_tokens:
+        elif state.is_greedy and not (state.options.draft_tokens or state.options.ignore_eos):
             self._take_greedily(generator)
         else:
             self._choose(generator)

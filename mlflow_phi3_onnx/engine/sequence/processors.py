@@ -61,7 +61,7 @@ def build(
         sampling: How tokens are chosen.
         prompt: The prompt's token ids; the repetition penalty and the n-gram ban count them.
         vocab_size: The width of the logits.
-        eos: The end-of-sequence ids.
+        eos: The ids that end the sequence.
         min_tokens: The fewest tokens before one of them may be chosen.
         mask: Sets the logits of what a grammar forbids to minus infinity, in place.
     """

@@ -31,7 +31,7 @@ class SequenceState:
 
     Args:
         job: What is to be generated.
-        eos: The end-of-sequence ids.
+        eos: The ids that end it.
         vocab_size: The width of the logits.
         matcher: Follows the job's grammar, if it has one.
         timeout: Seconds after which it fails, unless it is finished; None waits for ever.

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import secrets
 import string
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ID_LENGTH", "Part", "ToolCallOutput", "whole_message"]
+__all__ = [
+    "ID_LENGTH",
+    "Part",
+    "Reasoning",
+    "ToolCallOutput",
+    "reasoning_of",
+    "whole_message",
+]
 
-Part: TypeAlias = str | dict[str, Any]
-"""A part of a completion: text, or an entry of a chunk's ``tool_calls``."""
+
+@dataclass(frozen=True)
+class Reasoning:
+    """What a model thinks before it answers.
+
+    Attributes:
+        text: The thought, or a part of it.
+    """
+
+    text: str
+
+
+Part: TypeAlias = str | Reasoning | dict[str, Any]
+"""A part of a completion: text, reasoning, or an entry of a chunk's ``tool_calls``."""
 
 ID_LENGTH = 9
 """How many letters and digits a call's id has: Mistral's templates take no other."""
@@ -28,12 +48,19 @@ def whole_message(parts: Iterable[Part]) -> tuple[str, list[dict[str, Any]]]:
     for part in parts:
         if isinstance(part, str):
             text += part
+        elif isinstance(part, Reasoning):
+            continue
         elif "id" in part:
             call = {"id": part["id"], "type": "function", "function": {**part["function"]}}
             calls.append(call)
         else:
             calls[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
     return text, calls
+
+
+def reasoning_of(parts: Iterable[Part]) -> str:
+    """Put the thoughts of a completion together."""
+    return "".join(part.text for part in parts if isinstance(part, Reasoning))
 
 
 class ToolCallOutput:
@@ -52,6 +79,10 @@ class ToolCallOutput:
         """Pass characters on as text, and empty their list."""
         self._parts += characters
         characters.clear()
+
+    def reasoning(self, text: str) -> None:
+        """Pass reasoning on."""
+        self._parts.append(Reasoning(text))
 
     def call(self, name: str) -> None:
         """Begin a call of a tool."""

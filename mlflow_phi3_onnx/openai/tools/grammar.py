@@ -40,6 +40,7 @@ def tool_call_grammar(
     tools: Sequence[Mapping[str, Any]],
     rule: ToolCallRule,
     model: Markings,
+    answer: Grammar | None = None,
 ) -> Grammar | None:
     """Build the grammar of a completion that calls tools, or may call them.
 
@@ -52,6 +53,7 @@ def tool_call_grammar(
         tools: Tool definitions in OpenAI's form.
         rule: What the request wants.
         model: The model's marks; its control tokens are those that grammars can name.
+        answer: What the completion may be instead of calls; None where it may be any text.
 
     Returns:
         The grammar; None where nothing is to be held, because no call is ever read.
@@ -61,6 +63,13 @@ def tool_call_grammar(
         InvalidRequestError: If a tool's parameters are no JSON schema of an object, or too large.
     """
     if tool_format is None:
+        if answer is not None:
+            raise UnsupportedParameterError(
+                f"{answer.param} leaves no room for tool calls, for the form in which this model"
+                " writes them is not known. Leave out tools, set tool_choice to 'none', or set"
+                " tool_format in model_config to the form that the model was trained on.",
+                param=answer.param,
+            )
         if not rule.required:
             return None
         raise UnsupportedParameterError(
@@ -76,7 +85,8 @@ def tool_call_grammar(
         for function in functions
         if rule.names is None or function["name"] in rule.names
     }
-    text = tool_format.grammar(schemas, model, required=rule.required, parallel=rule.parallel)
+    alone = rule.required or answer is not None
+    text = tool_format.grammar(schemas, model, required=alone, parallel=rule.parallel)
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequestError(
             f"tools: the parameters have more than {MAX_CHARACTERS:,} characters.", param="tools"

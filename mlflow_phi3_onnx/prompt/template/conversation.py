@@ -43,6 +43,9 @@ SHORT_ID = 9
 
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
+# What a message that is to be continued ends with while it is rendered: templates trim texts.
+_BREAK = "\ue000break\ue000"
+
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -62,12 +65,18 @@ class Conversation:
 
     def __init__(self, chat: ChatPrompt) -> None:
         given = _plain(list(chat.messages), "messages")
-        readable = [_readable(message) for message in given]
+        self._continued = chat.continued
+        if chat.continued:
+            given[-1]["content"] += _BREAK
         self._forms = [given]
-        if readable != given:
-            self._forms.insert(0, _plain(readable, "messages"))
+        readable = [_readable(message) for message in given]
+        for form in ([_with_one_text(message) for message in readable], readable):
+            if form != self._forms[0]:
+                self._forms.insert(0, _plain(form, "messages"))
         self._tools = _plain(chat.tools, "tools")
         self._variables = _plain(dict(chat.template_kwargs), "chat_template_kwargs")
+        effort = chat.reasoning_effort
+        self._effort = {} if effort is None else {"reasoning_effort": effort}
         messages = [{**message, "role": ""} for form in self._forms for message in form]
         self.chosen = list(_strings([messages, self._tools, self._variables]))
         self.texts = [*self.chosen, *(message["role"] for message in given)]
@@ -84,7 +93,8 @@ class Conversation:
             InvalidRequestError: If the template refuses the messages, or leaves out a part of them.
             UnsupportedParameterError: If it does not read the variables, or leaves out the tools.
         """
-        _check_variables(self._variables, template)
+        _check_variables(self._variables, template, "chat_template_kwargs.")
+        _check_variables(self._effort, template)
         forms = self._forms
         if template.shows(_SHORT_IDS):
             forms = [[_with_short_ids(message) for message in form] for form in forms]
@@ -105,7 +115,7 @@ class Conversation:
         tools: list[dict[str, Any]] | None,
     ) -> str:
         shown = hidden.replace_in(tools) or []
-        variables = hidden.replace_in(self._variables, by_name=True)
+        variables = {**hidden.replace_in(self._variables, by_name=True), **self._effort}
 
         def fill(messages: list[dict[str, Any]]) -> str:
             in_message = shown and template.tools_in_system_message
@@ -123,7 +133,18 @@ class Conversation:
                 "The model's chat template leaves out tools: the model was not made to call any.",
                 param="tools",
             )
-        return rendered
+        return self._broken_off(rendered) if self._continued else rendered
+
+    def _broken_off(self, rendered: str) -> str:
+        """Cut what a template writes after the message that is to be continued."""
+        text, mark, _ = rendered.rpartition(_BREAK)
+        if not mark:
+            raise UnsupportedParameterError(
+                "continue_final_message is not supported: the model's chat template does not write"
+                " the last message as it is. Leave it out.",
+                param="continue_final_message",
+            )
+        return text
 
 
 def _fill(
@@ -139,7 +160,7 @@ def _fill(
     *readable, given = forms
     for form in readable:
         messages = show(form)
-        with suppress(InvalidModelError):
+        with suppress(InvalidModelError, InvalidRequestError):
             rendered = fill(messages)
             if not _writes_python(messages, rendered):
                 return messages, rendered
@@ -196,14 +217,15 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _check_variables(given: Mapping[str, Any], template: ChatTemplate) -> None:
+def _check_variables(given: Mapping[str, Any], template: ChatTemplate, where: str = "") -> None:
     for name in given:
         if name not in template.variables:
             known = ", ".join(sorted(template.variables)) or "none"
+            advice = "" if where else " Give those in chat_template_kwargs, or leave it out."
             raise UnsupportedParameterError(
-                f"chat_template_kwargs.{name} is not supported: the model's chat template does not"
-                f" read it. It reads: {known}.",
-                param=f"chat_template_kwargs.{name}",
+                f"{where}{name} is not supported: the model's chat template does not read it. It"
+                f" reads: {known}.{advice}",
+                param=f"{where}{name}",
             )
 
 
@@ -249,6 +271,17 @@ def _short_id(text: str) -> str:
     if len(text) == SHORT_ID and text.isascii() and text.isalnum():
         return text
     return hashlib.sha256(text.encode()).hexdigest()[:SHORT_ID]
+
+
+def _with_one_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Join what is said before a tool call to the thought, for templates that read one of them.
+
+    gpt-oss's template writes either as a thought, and refuses both together.
+    """
+    text, thought = message["content"], message.get("thinking")
+    if not (text and thought and isinstance(thought, str) and message.get("tool_calls")):
+        return message
+    return {**message, "content": "", "thinking": f"{thought}\n\n{text}"}
 
 
 def _writes_python(messages: Sequence[Mapping[str, Any]], rendered: str) -> bool:

@@ -41,15 +41,28 @@ class JsonCalls(MarkedFormat):
         return JsonCallParser(tools, (self.begin,), self.end, self.bare)
 
     def _call_rules(self, schemas: Mapping[str, str], model: Markings) -> list[str]:  # noqa: ARG002 - every model writes JSON alike
-        return json_call_rules(schemas, self.key)
+        return json_call_rules(schemas, self.key, in_pieces=bool(self.bare))
 
 
-def json_call_rules(schemas: Mapping[str, str], key: str = "arguments") -> list[str]:
-    """Write the rule of a call as a JSON object."""
+def json_call_rules(
+    schemas: Mapping[str, str], key: str = "arguments", *, in_pieces: bool = False
+) -> list[str]:
+    """Write the rule of a call as a JSON object.
+
+    Args:
+        schemas: The JSON schema of each tool's arguments, by the tool's name.
+        key: What a call's arguments are called.
+        in_pieces: Whether an object may also be an answer, which is read in the pieces that its
+            schema comes to: the longest match must not be a call's.
+    """
 
     def call(name: str, schema: str) -> str:
-        head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{key}": '
-        return f'{quoted(head)} %json {schema} "}}"'
+        written = json.dumps(name, ensure_ascii=False)
+        if not in_pieces:
+            head = f'{{"name": {written}, "{key}": '
+            return f'{quoted(head)} %json {schema} "}}"'
+        begin, named, given = map(quoted, ('"name"', written, f'"{key}"'))
+        return f'"{{" {begin} /: ?/ {named} /, ?/ {given} /: ?/ %json {schema} "}}"'
 
     return [f"call: {' | '.join(call(*item) for item in schemas.items())}"]
 

@@ -8,6 +8,7 @@ from mlflow_phi3_onnx.openai.tools.formats import (
     functools,
     gemma4,
     glm4,
+    harmony,
     hermes,
     llama3,
     mistral,
@@ -24,6 +25,7 @@ __all__ = ["FORMATS", "SETTINGS", "choose_format"]
 FORMATS: dict[str, ToolFormat] = {
     form.name: form
     for form in (
+        harmony.FORMAT,
         functools.FORMAT,
         phi4_mini.FORMAT,
         hermes.FORMAT,

@@ -1,0 +1,1 @@
+"""How models think aloud before they answer, one module each way."""
