@@ -39,11 +39,45 @@ class ModelFolder(GenAIConfig):
     graph: GraphFacts
 
     @property
+    def kv_inputs(self) -> list[str]:
+        """The graph's inputs for keys and values."""
+        names = [name.replace("%d", str(at)) for at in range(self.layers) for name in self.past]
+        return [name for name in names if name in self.graph.inputs]
+
+    @property
+    def cache_grows(self) -> bool:
+        """Whether each step makes a longer KV cache beside the last one, instead of writing in it.
+
+        So it is for graphs that append to their cache, which folders say of themselves.
+        """
+        return not self.shares_buffer or len(self.past) == 1
+
+    @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one token takes in the KV cache of one sequence."""
-        elements = [kind for name, kind in self.graph.inputs.items() if "past_key_values" in name]
+        """Bytes that one token takes in the KV cache of one sequence.
+
+        A cache that grows is there twice: before a step and after it.
+        """
+        elements = [self.graph.inputs[name] for name in self.kv_inputs]
         sizes = [TENSOR_TYPES[kind].size for kind in elements if kind in TENSOR_TYPES]
-        return 2 * self.layers * self.heads * self.head_size * max(sizes, default=4)
+        tensors = 2 * (len(elements) // len(self.past) or self.layers)
+        once = tensors * self.heads * self.head_size * max(sizes, default=4)
+        return 2 * once if self.cache_grows else once
+
+    @property
+    def states(self) -> list[str]:
+        """The graph's inputs for what is neither keys nor values, and has the same size always.
+
+        Convolutions and recurrent layers have such a state. It is that of all tokens so far: no
+        earlier one can be had back, and padding goes into it.
+        """
+        shapes = self.graph.shapes
+        others = set(shapes) - set(self.kv_inputs)
+        return sorted(
+            name
+            for name in others
+            if len(shapes[name]) > 2 and sum(isinstance(axis, str) for axis in shapes[name]) < 2
+        )
 
     @property
     def two_ranges(self) -> bool:
@@ -129,9 +163,9 @@ def _read_graph(path: Path, config: GenAIConfig) -> GraphFacts:
 def _check_cache(config: GenAIConfig, graph: GraphFacts) -> None:
     """Check that the KV cache has the size that the configuration says: memory is planned by it."""
     for layer in range(config.layers):
-        shape = graph.shapes.get(config.past_keys.replace("%d", str(layer)), ())
-        for axis, key in ((1, "heads"), (3, "head_size")):
-            length = shape[axis] if len(shape) == 4 else ""
+        shape = graph.shapes.get(config.past[0].replace("%d", str(layer)), ())
+        for axis, key in ((-3, "heads"), (-1, "head_size")):
+            length = shape[axis] if len(shape) >= 4 else ""
             if isinstance(length, int) and length != getattr(config, key):
                 name = {"heads": "num_key_value_heads"}.get(key, key)
                 raise InvalidModelError(

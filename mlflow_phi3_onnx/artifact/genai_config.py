@@ -70,11 +70,14 @@ class GenAIConfig:
         context_length: The most tokens of prompt and completion together.
         vocab_size: How many token ids there are.
         eos_token_ids: The ids that end a completion, one or more.
+        pad_token_id: The id that it pads batches with; where it names none, one that ends them.
         filename: The decoder's graph, relative to the folder.
         layers: How many layers the decoder has.
         heads: How many heads of keys and values each layer has.
         head_size: The width of one of them.
-        past_keys: The pattern of the names of the graph's inputs for keys, with one ``%d``.
+        past: The patterns of the names of the graph's inputs for keys and for values, each with one
+            ``%d``; only one where the graph has both in one tensor.
+        shares_buffer: Whether it says that keys and values are written in place.
         sliding_window: Whether the config says that attention has a window.
         threads: The threads of one operator that it asks for.
         providers: The execution providers that it asks for, by their short names; else ``cpu``.
@@ -85,11 +88,13 @@ class GenAIConfig:
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    pad_token_id: int
     filename: str
     layers: int
     heads: int
     head_size: int
-    past_keys: str
+    past: tuple[str, ...]
+    shares_buffer: bool
     sliding_window: bool
     threads: int | None
     providers: tuple[str, ...]
@@ -107,22 +112,26 @@ def read_config(folder: Path) -> GenAIConfig:
     _check_native(document)
     model = document.section("model")
     decoder = model.section("decoder")
+    search = _read_search(document.section("search", needed=False))
+    ends = _end_ids(model)
+    vocab_size = model.read("vocab_size", _count(MAX_VOCABULARY))
+    pad = model.values.get("pad_token_id")
     return GenAIConfig(
         model_type=model.read("type", _architecture),
         context_length=model.read("context_length", _count(MAX_CONTEXT)),
-        vocab_size=model.read("vocab_size", _count(MAX_VOCABULARY)),
-        eos_token_ids=_end_ids(model),
+        vocab_size=vocab_size,
+        eos_token_ids=ends,
+        pad_token_id=pad if type(pad) is int and 0 <= pad < vocab_size else ends[0],
         filename=decoder.read("filename", _graph_file),
         layers=decoder.read("num_hidden_layers", _count(MAX_LAYERS)),
         heads=decoder.read("num_key_value_heads", _count(MAX_HEADS)),
         head_size=decoder.read("head_size", _count(MAX_HEAD_SIZE)),
-        past_keys=decoder.section("inputs", needed=False).read(
-            "past_key_names", _pattern, "past_key_values.%d.key"
-        ),
+        past=_past(decoder.section("inputs", needed=False)),
+        shares_buffer=search.get("past_present_share_buffer", False),
         sliding_window=bool(decoder.values.get("sliding_window")),
         threads=decoder.section("session_options", needed=False).values.get("intra_op_num_threads"),
         providers=_providers(decoder),
-        search=_read_search(document.section("search", needed=False)),
+        search=search,
     )
 
 
@@ -157,6 +166,13 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _count(most: int) -> Check[int]:
     return allows(f"a positive integer up to {most:,}")(integer(1, most))
+
+
+def _past(inputs: Document) -> tuple[str, ...]:
+    if inputs.values.get("past_names"):
+        return (inputs.read("past_names", _pattern),)
+    kinds = ("key", "value")
+    return tuple(inputs.read(f"past_{k}_names", _pattern, f"past_key_values.%d.{k}") for k in kinds)
 
 
 def _end_ids(model: Document) -> tuple[int, ...]:

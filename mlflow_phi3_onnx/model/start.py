@@ -21,8 +21,8 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
     MemoryBudgetError,
 )
-from mlflow_phi3_onnx.model.trial import TRIED, try_genai, try_slots
-from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel
+from mlflow_phi3_onnx.model.trial import TRIED, goes_back, try_genai, try_padding, try_slots
+from mlflow_phi3_onnx.runtime.genai import NativeModel
 from mlflow_phi3_onnx.runtime.machine import available_memory, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
 
@@ -115,6 +115,9 @@ def why_not_slots(folder: ModelFolder, options: EngineOptions = EngineOptions())
         "session_options are for the genai loop": options.session_options,
         "it runs on CPU only": options.execution_provider not in (None, "cpu"),
         "its graph has inputs for adapters, which only the genai loop uses": graph.optional,
+        "its KV cache grows by appending, where this loop writes in place": (
+            folder.cache_grows and not attentions
+        ),
         "its graph has other inputs than ids, mask, keys and values": (
             set(graph.inputs) != past | {"input_ids", "attention_mask"}
         ),
@@ -169,14 +172,26 @@ def _start_genai(
     threads = {"intra_op_num_threads": options.intra_op_num_threads}
     decoder = repairs(folder).get("model", {}).get("decoder", {})
     decoder = {**decoder, "session_options": {**options.session_options, **threads}}
-    native = NativeModel(
+    load = partial(
+        NativeModel,
         folder.path,
-        {"model": {"pad_token_id": PAD, "decoder": decoder}},
+        {"model": {"decoder": decoder}},
         provider=provider,
         switch=provider != folder.providers[0],
         provider_options=options.provider_options,
     )
+    native = load()
     logits = try_genai(native, folder)
+    shared = options.max_batch_size > 1 and not folder.two_ranges
+    if shared and not (padded := try_padding(native)):
+        if padded is None:
+            # Its embedding cannot look -1 up.
+            native = None
+            native = load(pad=folder.pad_token_id)
+            padded = try_padding(native)
+        if not padded:
+            shared = False
+            _logger.info("Sequences are computed one at a time: padding changes their logits.")
     for name, file in adapters.items():
         native.load_adapter(name, file)
         misfit = (
@@ -188,15 +203,16 @@ def _start_genai(
         native,
         context_length=folder.context_length,
         eos=folder.eos_token_ids[0],
-        goes_back=_goes_back(folder),
+        goes_back=_goes_back(folder) and goes_back(native),
         reuse_prefixes=options.prefix_cache,
+        grows=folder.cache_grows,
     )
     return GenAILoop(
         pool,
         kv_tokens=kv_tokens,
         max_batch_size=options.max_batch_size,
         all_logits=len(logits) == TRIED,
-        groups=not folder.two_ranges,
+        widest=folder.context_length if shared else 0,
         patient=policy.may_hold_gil,
     )
 
@@ -204,12 +220,16 @@ def _start_genai(
 def _goes_back(folder: ModelFolder) -> bool:
     """Whether a model's cache can be taken back to any earlier state, and extended from there.
 
-    That is so where it holds the keys and values of full attention and nothing else.
+    That is so where it holds the keys and values of full attention and nothing else. One that grows
+    holds those of all tokens, whatever attends to them.
     """
     graph = folder.graph
-    others = {name for name in graph.inputs if not name.startswith("past_key_values.")}
+    others = graph.inputs.keys() - set(folder.kv_inputs)
     plain = others - graph.optional <= {"input_ids", "attention_mask", "position_ids"}
-    return plain and graph.attention_windows == FULL_ATTENTION and not folder.two_ranges
+    full = graph.attention_windows == FULL_ATTENTION
+    if folder.cache_grows and not folder.sliding_window:
+        full = graph.attention_windows <= FULL_ATTENTION
+    return plain and full and not folder.two_ranges
 
 
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:

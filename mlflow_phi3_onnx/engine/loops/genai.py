@@ -34,7 +34,8 @@ class GenAILoop(Loop):
         kv_tokens: How many tokens the KV memory holds.
         max_batch_size: The most sequences that are computed together.
         all_logits: Whether the graph gives the logits of every token of a prompt.
-        groups: Whether sequences can share a generator.
+        widest: The most tokens that each sequence may come to have in a generator that several
+            share; 0 where none can be shared.
         patient: Whether the interpreter's lock may be held for as long as the prompts of a batch
             take. Otherwise only short ones are computed together.
     """
@@ -48,7 +49,7 @@ class GenAILoop(Loop):
         kv_tokens: int,
         max_batch_size: int,
         all_logits: bool,
-        groups: bool,
+        widest: int,
         patient: bool,
     ) -> None:
         self.scores = all_logits
@@ -56,7 +57,7 @@ class GenAILoop(Loop):
         self._pool = pool
         self._kv_tokens = kv_tokens
         self._max_batch_size = max_batch_size
-        self._groups = groups
+        self._widest = widest
         self._patient = patient
         self._batches: list[Batch] = []
 
@@ -110,8 +111,13 @@ class GenAILoop(Loop):
         return self._kv_tokens - sum(other.kv_tokens for other in others)
 
     def _begin(self, states: Sequence[SequenceState]) -> None:
-        kind = Group if len(states) > 1 else Single
-        self._batches.append(kind(self._pool, states, self._free))
+        # The pad id at the end of one of several would be taken for padding.
+        pad = self._pool.pad
+        alone = [s for s in states if s.sequence[-1] == pad] if len(states) > 1 else []
+        rest = [state for state in states if state not in alone]
+        for group in [*([state] for state in alone), *([rest] if rest else [])]:
+            kind = Group if len(group) > 1 else Single
+            self._batches.append(kind(self._pool, group, self._free))
 
     def _next_batch(self, waiting: Sequence[SequenceState], most: int) -> list[SequenceState]:
         """Choose sequences around the one that has waited longest, as long as they fit."""
@@ -124,6 +130,8 @@ class GenAILoop(Loop):
             joined = [*states, state]
             if len(states) == most or most_kv_tokens(joined) > free:
                 break
+            if states and most_kv_tokens(joined) > len(joined) * self._widest:
+                break
             if states and not self._patient and not self._short(joined):
                 break
             states = joined
@@ -133,7 +141,7 @@ class GenAILoop(Loop):
         """Whether sequences can share a generator: none is scored, and no drafts are verified."""
         asked = [state.options for state in states]
         return (
-            self._groups
+            self._widest > 0
             and not any(options.prompt_logprobs or options.draft_tokens for options in asked)
             and len({options.adapter for options in asked}) == 1
         )
