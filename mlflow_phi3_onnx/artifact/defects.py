@@ -76,8 +76,13 @@ def _two_ranges(folder: ModelFolder) -> Defect | None:
     return Defect(
         "two ranges of positions",
         "The graph has other position factors beyond its original context (LongRoPE), and"
-        " onnxruntime-genai computes them rightly only for one row at a time.",
-        "Sequences are computed one at a time, and no prompt in chunks.",
+        " onnxruntime-genai computes them rightly only for one row at a time, and only as one"
+        " prompt.",
+        f"Sequences that may have more than {folder.graph.first_range:,} tokens are computed one at"
+        " a time, and once again as a whole where they come to have more. No prompt is computed in"
+        " chunks."
+        if folder.graph.first_range
+        else "Sequences are computed one at a time, and no prompt in chunks.",
     )
 
 

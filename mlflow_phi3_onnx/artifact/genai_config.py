@@ -71,7 +71,10 @@ class GenAIConfig:
         vocab_size: How many token ids there are.
         eos_token_ids: The ids that end a completion, one or more.
         pad_token_id: The id that it pads batches with; where it names none, one that ends them.
-        filename: The decoder's graph, relative to the folder.
+        graphs: The files of its graphs, relative to the folder, each by the place that names it. One
+            is the decoder's, or several, where it is a pipeline.
+        files: The other files that it names, likewise.
+        placeholders: The ids that stand for an image or a sound in a prompt.
         layers: How many layers the decoder has.
         heads: How many heads of keys and values each layer has.
         head_size: The width of one of them.
@@ -89,7 +92,9 @@ class GenAIConfig:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
-    filename: str
+    graphs: Mapping[str, str]
+    files: Mapping[str, str]
+    placeholders: frozenset[int]
     layers: int
     heads: int
     head_size: int
@@ -99,6 +104,18 @@ class GenAIConfig:
     threads: int | None
     providers: tuple[str, ...]
     search: Mapping[str, Any]
+
+    @property
+    def decoder_files(self) -> list[str]:
+        """The files of the decoder's graphs, in order."""
+        return [name for at, name in self.graphs.items() if at.startswith("model.decoder.")]
+
+    @property
+    def modalities(self) -> list[str]:
+        """What prompts of the model may hold: ``text``, and ``image`` and ``audio``."""
+        of_section = {"vision": "image", "speech": "audio"}
+        sections = {place.split(".")[1] for place in self.graphs}
+        return ["text", *(of_section[name] for name in of_section if name in sections)]
 
 
 def read_config(folder: Path) -> GenAIConfig:
@@ -122,7 +139,9 @@ def read_config(folder: Path) -> GenAIConfig:
         vocab_size=vocab_size,
         eos_token_ids=ends,
         pad_token_id=pad if type(pad) is int and 0 <= pad < vocab_size else ends[0],
-        filename=decoder.read("filename", _graph_file),
+        graphs=_graphs(model),
+        files=dict(_named(model, ("config_filename", "adapter_filename"))),
+        placeholders=_placeholders(model),
         layers=decoder.read("num_hidden_layers", _count(MAX_LAYERS)),
         heads=decoder.read("num_key_value_heads", _count(MAX_HEADS)),
         head_size=decoder.read("head_size", _count(MAX_HEAD_SIZE)),
@@ -142,8 +161,8 @@ def _architecture(value: Any) -> str:
     return string(value)
 
 
-@allows("the name of the graph's file")
-def _graph_file(value: Any) -> str:
+@allows("the name of a file")
+def _file(value: Any) -> str:
     if not value:
         raise ValueError
     return string(value)
@@ -166,6 +185,37 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _count(most: int) -> Check[int]:
     return allows(f"a positive integer up to {most:,}")(integer(1, most))
+
+
+def _named(part: Document, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Find the files that a part and all that is in it names under some keys."""
+    for key, value in part.values.items():
+        if key in keys and value:
+            yield part.place + key, part.read(key, _file)
+        for number, inner in enumerate(_flat(value)):
+            if isinstance(inner, dict):
+                at = f"{key}[{number}]" if isinstance(value, list) else key
+                yield from _named(Document(inner, part.file, f"{part.place}{at}."), keys)
+
+
+def _graphs(model: Document) -> dict[str, str]:
+    decoder = model.section("decoder")
+    if "encoder" in model.values:
+        raise InvalidModelError(
+            f"{CONFIG_FILE}: model.encoder is set. Models that write what an encoder has read, such"
+            " as Whisper and Marian, do not go on from a text; only those that do are taken."
+        )
+    graphs = dict(_named(model, ("filename",)))
+    if not any(place.startswith(decoder.place) for place in graphs):
+        raise decoder.refusal("filename", "must name the graph, or the graphs in pipeline")
+    return graphs
+
+
+def _placeholders(model: Document) -> frozenset[int]:
+    ids = {model.values.get(f"{kind}_token_id") for kind in ("image", "audio", "video")}
+    if model.values["type"] == "phi4mm":  # onnxruntime-genai knows them by heart
+        ids |= {200010, 200011}
+    return frozenset(one for one in ids if type(one) is int)
 
 
 def _past(inputs: Document) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.artifact.onnx.graph import FULL_ATTENTION
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
@@ -114,6 +116,8 @@ def why_not_slots(folder: ModelFolder, options: EngineOptions = EngineOptions())
     reasons = {
         "session_options are for the genai loop": options.session_options,
         "it runs on CPU only": options.execution_provider not in (None, "cpu"),
+        "its decoder is a pipeline of several graphs": len(folder.decoder_files) > 1,
+        "its prompts can hold more than text": len(folder.modalities) > 1,
         "its graph has inputs for adapters, which only the genai loop uses": graph.optional,
         "its KV cache grows by appending, where this loop writes in place": (
             folder.cache_grows and not attentions
@@ -143,6 +147,7 @@ def _start_loop(
     adapters: Mapping[str, Path],
 ) -> Loop:
     wanted = options.loop or policy.default_loop
+    reason = None
     if wanted != "genai":
         level, reason = logging.INFO, why_not_slots(folder, options)
         if reason is None:
@@ -158,7 +163,9 @@ def _start_loop(
                 param="loop",
             )
         _logger.log(level, "loop='auto' takes the genai loop, not slots: %s", reason)
-    return _start_genai(folder, options, policy, kv_tokens, adapters)
+    loop = _start_genai(folder, options, policy, kv_tokens, adapters)
+    loop.why = reason
+    return loop
 
 
 def _start_genai(
@@ -182,7 +189,9 @@ def _start_genai(
     )
     native = load()
     logits = try_genai(native, folder)
-    shared = options.max_batch_size > 1 and not folder.two_ranges
+    # In a batch, every sequence would get the factors of the longest.
+    widest = folder.graph.first_range if folder.two_ranges else folder.context_length
+    shared = options.max_batch_size > 1 and widest > 0
     if shared and not (padded := try_padding(native)):
         if padded is None:
             # Its embedding cannot look -1 up.
@@ -198,13 +207,21 @@ def _start_genai(
             f"adapters: the model cannot run with {name!r}: the shapes of its parameters do not"
             " belong together."
         )
-        try_genai(native, folder, misfit, name)
+        adapted = try_genai(native, folder, misfit, name)
+        if len(folder.modalities) > 1 and np.array_equal(adapted, logits):
+            # onnxruntime-genai may give adapters to another part of such a model, or to none.
+            raise InvalidModelError(
+                f"adapters: {name!r} changes nothing: with it, the model gives the same logits as"
+                " without. Its numbers are zeros, or onnxruntime-genai does not use it with"
+                f" {folder.model_type}. Leave it out."
+            )
     pool = GeneratorPool(
         native,
         context_length=folder.context_length,
         eos=folder.eos_token_ids[0],
         goes_back=_goes_back(folder) and goes_back(native),
         reuse_prefixes=options.prefix_cache,
+        first_range=folder.graph.first_range if folder.two_ranges else 0,
         grows=folder.cache_grows,
     )
     return GenAILoop(
@@ -212,7 +229,7 @@ def _start_genai(
         kv_tokens=kv_tokens,
         max_batch_size=options.max_batch_size,
         all_logits=len(logits) == TRIED,
-        widest=folder.context_length if shared else 0,
+        widest=widest if shared else 0,
         patient=policy.may_hold_gil,
     )
 
@@ -234,7 +251,7 @@ def _goes_back(folder: ModelFolder) -> bool:
 
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:
     session = SlotSession(
-        folder.path / folder.filename,
+        folder.path / folder.decoder_files[0],
         layers=folder.layers,
         heads=folder.heads,
         head_size=folder.head_size,

@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +55,8 @@ onnxruntime-genai finds the length of a prompt by comparing ids with the pad id,
 with the model's own pad token would lose it. No prompt holds -1, and most embedding lookups read it
 as the last row of their table, which the attention mask then hides.
 """
+
+_UNKNOWN_TYPE = "Unsupported model_type"
 
 # What the library says when it cannot load a model, and what that means.
 _LOAD_FAULTS = {
@@ -110,7 +114,7 @@ def _import_genai() -> Any:
 
 
 def check_config(folder: Path) -> None:
-    """Have onnxruntime-genai parse a folder's configuration, and nothing else of it.
+    """Have onnxruntime-genai parse a folder's configuration, and say whether it knows the type.
 
     Raises:
         InvalidModelError: If it refuses.
@@ -121,6 +125,16 @@ def check_config(folder: Path) -> None:
         genai.Config(str(folder))
     except Exception as error:
         raise _load_error(error, folder) from error
+    with tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-") as work:
+        # Without its graphs: a type that is known fails at the first of them.
+        shutil.copy(folder / "genai_config.json", work)
+        try:
+            config = genai.Config(work)
+            config.clear_providers()
+            genai.Model(config)
+        except Exception as error:
+            if _UNKNOWN_TYPE in str(error):
+                raise _load_error(error, folder) from error
 
 
 def _load_error(error: Exception, folder: Path) -> InvalidModelError:

@@ -41,6 +41,10 @@ class Graph:
         self._initializers.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
+    def default(self, name: str, value: Any) -> None:
+        """Give an input a default."""
+        self._initializers.append(numpy_helper.from_array(value, name))
+
     def weight(self, *shape: int, scale: float | None = None) -> str:
         values = self._random.normal(0, scale or shape[0] ** -0.5, shape)
         return self.constant(values, np.float32)
@@ -83,11 +87,11 @@ class Graph:
         return self.constant([1, 2])
 
     def save(self, file: Path, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-        infos = [
+        taken, given = (
             [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in tensors]
             for tensors in (inputs, outputs)
-        ]
-        graph = helper.make_graph(self._nodes, file.stem, *infos, self._initializers)
+        )
+        graph = helper.make_graph(self._nodes, file.stem, taken, given, self._initializers)
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid(MICROSOFT, 1)]
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), file)
 

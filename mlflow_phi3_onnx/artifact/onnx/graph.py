@@ -23,20 +23,21 @@ from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["FULL_ATTENTION", "GraphFacts", "read_graph"]
+__all__ = ["FULL_ATTENTION", "GraphFacts", "join", "read_graph"]
 
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTION = 7, 20, 25
 _TRAINING_GRAPHS = (1, 2)
 _FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
-_NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSES = (5, 10), (6, 11), (22, 23)
 _SPARSE_TENSORS = (1, 2)
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 1, 2, 8, 13
+_TENSOR_INT64S, _TENSOR_RAW, _INT64 = 7, 9, 7
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
 _TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION = 1, 2, 1
@@ -68,6 +69,8 @@ class GraphFacts:
         outputs: As ``inputs``, for the outputs.
         operators: How often each operator occurs, subgraphs included.
         attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
+        first_range: Of a graph that has other position factors beyond its original context, the
+            tokens of that context; 0 where there is no such graph, or it could not be told.
         external: The files that hold weights, each with the least bytes that it must have.
         block_sizes: How many quantized weights share a scale, each size that occurs.
         parameters: How many weights there are.
@@ -80,10 +83,38 @@ class GraphFacts:
     outputs: Mapping[str, int] = field(default_factory=dict[str, int])
     operators: Mapping[str, int] = field(default_factory=dict[str, int])
     attention_windows: frozenset[int] = frozenset()
+    first_range: int = 0
     external: Mapping[str, int] = field(default_factory=dict[str, int])
     block_sizes: frozenset[int] = frozenset()
     parameters: int = 0
     precision: str = "unknown"
+
+
+def join(stages: Sequence[GraphFacts]) -> GraphFacts:
+    """Return what is to be known of graphs that are run one after the other, as of one graph."""
+    if len(stages) == 1:
+        return stages[0]
+    inputs, outputs = (
+        {name: kind for facts in stages for name, kind in getattr(facts, field).items()}
+        for field in ("inputs", "outputs")
+    )
+    between = inputs.keys() & outputs.keys()
+    external: Counter[str] = Counter()
+    for facts in stages:
+        external |= Counter(facts.external)
+    return GraphFacts(
+        inputs={name: kind for name, kind in inputs.items() if name not in between},
+        shapes={n: s for facts in stages for n, s in facts.shapes.items() if n not in between},
+        optional=frozenset().union(*(facts.optional for facts in stages)),
+        outputs={name: kind for name, kind in outputs.items() if name not in between},
+        operators=sum((Counter(facts.operators) for facts in stages), Counter()),
+        attention_windows=frozenset().union(*(facts.attention_windows for facts in stages)),
+        first_range=max(facts.first_range for facts in stages),
+        external=external,
+        block_sizes=frozenset().union(*(facts.block_sizes for facts in stages)),
+        parameters=sum(facts.parameters for facts in stages),
+        precision=max(stages, key=lambda facts: facts.parameters).precision,
+    )
 
 
 def read_graph(path: Path) -> GraphFacts:
@@ -125,6 +156,9 @@ class _Reader:
         self._matrices: dict[str, tuple[int, int]] = {}  # bits and count
         self._embeddings: dict[str, tuple[int, str, int]] = {}  # bits, scales, block size
         self._not_weights: set[str] = set()
+        self._integers: dict[str, int] = {}
+        self._greater: dict[str, str] = {}  # what a comparison's number is called, by its output
+        self._conditions: list[str] = []
 
     def read_model(self, data: memoryview) -> None:
         for number, value in self._protobuf.messages(data):
@@ -161,11 +195,17 @@ class _Reader:
             outputs=self._outputs,
             operators=self._operators,
             attention_windows=frozenset(self._windows),
+            first_range=self._first_range(),
             external=self._external,
             block_sizes=frozenset(self._block_sizes),
             parameters=shares.total(),
             precision=max(shares, key=shares.__getitem__, default="unknown"),
         )
+
+    def _first_range(self) -> int:
+        """Return the number that an ``If`` compares with: LongRoPE's original context."""
+        numbers = [self._integers.get(self._greater.get(c, ""), 0) for c in self._conditions]
+        return max(numbers, default=0)
 
     def _quantized(self) -> dict[str, tuple[int, int]]:
         tables = {
@@ -203,10 +243,13 @@ class _Reader:
     def _read_node(self, data: memoryview, depth: int) -> None:
         operator = ""
         inputs: list[str] = []
+        output = ""
         numbers: dict[str, int] = {}
         for number, value in self._protobuf.messages(data):
             if number == _NODE_INPUT:
                 inputs.append(text(value))
+            elif number == _NODE_OUTPUT:
+                output = output or text(value)
             elif number == _NODE_OP_TYPE:
                 operator = text(value)
             elif number == _NODE_ATTRIBUTE:
@@ -214,6 +257,10 @@ class _Reader:
         self._operators[operator] += 1
         if operator == "GroupQueryAttention":
             self._windows.add(numbers.get("local_window_size", -1))
+        if operator == "Greater" and len(inputs) > 1:
+            self._greater[output] = inputs[1]
+        elif operator == "If":
+            self._conditions += inputs[:1]
         if operator in _QUANTIZED | _TABLES:
             self._not_weights.update(inputs)
         if operator in _QUANTIZED:
@@ -248,6 +295,7 @@ class _Reader:
         """Note a tensor, and the file that it lies in if it is in one, and return its name."""
         name, element = "", 0
         axes: list[int] = []
+        one: list[int] = []
         entries: list[tuple[str, str]] = []
         for number, value in self._protobuf.fields(data):
             if number == _TENSOR_DIMS and len(axes) <= MAX_RANK:
@@ -256,6 +304,10 @@ class _Reader:
                 element = value if number == _TENSOR_TYPE else element
             elif number == _TENSOR_NAME:
                 name = text(value)
+            elif number == _TENSOR_RAW and len(value) == 8:
+                one = [int.from_bytes(value, "little", signed=True)]
+            elif number == _TENSOR_INT64S and len(value) < 11:
+                one = integers(value, 2)
             elif number == _TENSOR_EXTERNAL_DATA:
                 pair = dict(self._protobuf.messages(value))
                 key, content = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
@@ -266,6 +318,8 @@ class _Reader:
                 f"has a tensor with more than {MAX_RANK} axes, or one of negative length"
             )
         self._tensors[name] = (element, math.prod(axes))
+        if element == _INT64 and len(one) == 1:
+            self._integers[name] = one[0]
         if entries:
             self._note_external(entries)
         return name

@@ -57,6 +57,7 @@ class GenAILoop(Loop):
         self._pool = pool
         self._kv_tokens = kv_tokens
         self._max_batch_size = max_batch_size
+        self.together = widest > 0
         self._widest = widest
         self._patient = patient
         self._batches: list[Batch] = []
@@ -141,7 +142,7 @@ class GenAILoop(Loop):
         """Whether sequences can share a generator: none is scored, and no drafts are verified."""
         asked = [state.options for state in states]
         return (
-            self._widest > 0
+            self.together
             and not any(options.prompt_logprobs or options.draft_tokens for options in asked)
             and len({options.adapter for options in asked}) == 1
         )

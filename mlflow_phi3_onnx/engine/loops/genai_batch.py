@@ -197,7 +197,11 @@ class Single(Batch):
         length = len(state.prompt) + len(state.tokens)
         # A prompt that is only scored needs no room behind it.
         needed = length + min(state.remaining, 1)
-        if self._generator is None or needed > self._generator.max_length:
+        if (
+            self._generator is None
+            or needed > self._generator.max_length
+            or self._computed <= self._pool.first_range < length
+        ):
             self._open()
         generator = self._take_generator()
         if not self._greedy and length - self._computed > bool(state.tokens):

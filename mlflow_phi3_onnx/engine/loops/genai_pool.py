@@ -63,6 +63,8 @@ class GeneratorPool:
         goes_back: Whether a cache can be taken back to an earlier state, and prompts be computed in
             chunks. No generators are kept where it cannot.
         reuse_prefixes: Whether what was computed is found again.
+        first_range: After how many tokens all positions have other factors (LongRoPE), so that
+            everything is computed again; 0 where that never is.
         grows: Whether each step makes a longer cache. Then none is allocated beforehand, and only
             what was computed is worth keeping.
 
@@ -80,10 +82,12 @@ class GeneratorPool:
         eos: int,
         goes_back: bool,
         reuse_prefixes: bool,
+        first_range: int,
         grows: bool,
     ) -> None:
         self._model = model
         self.pad = model.pad
+        self.first_range = first_range
         self.grows = grows
         self.context_length = context_length
         self.eos = eos
