@@ -211,8 +211,8 @@ def render(report: Mapping[str, Any]) -> str:
     for variant in report["variants"]:
         lines += _lines_of_variant(variant)
     if loaded := report.get("loaded"):
-        why = f", because {loaded['why_not_slots']}" if loaded["why_not_slots"] else ""
-        alone = "" if loaded["computes_together"] else "; requests are computed one at a time"
+        why = f" (not slots: {loaded['why_not_slots']})" if loaded["why_not_slots"] else ""
+        alone = "" if loaded["computes_together"] else ", one request at a time"
         lines.append(("loop='auto' here", f"{loaded['loop']}{why}{alone}"))
     head = (
         f"{report['kind']}: {report['model_type']}, {report['parameters']:,} parameters,"

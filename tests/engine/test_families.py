@@ -6,10 +6,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import numpy as np
 import pytest
 
-from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx import (
+    GenAIModel,
+    InvalidRequestError,
+    UnsupportedParameterError,
+    save_model,
+)
 from mlflow_phi3_onnx.engine.loops import prefill
 from tests.support import tiny
 from tests.support.raw_loop import RawLoop
@@ -175,6 +181,15 @@ def test_what_is_in_memory_twice_is_counted_twice(other: GenAIModel, family: str
     attentions = 1 if family == "convolution" else tiny.LAYERS
     once = 2 * attentions * tiny.WIDTH * 4
     assert other.limits.kv_bytes_per_token == 2 * once
+
+
+def test_what_is_saved_can_be_loaded(
+    folder: Path, raw: Any, other: GenAIModel, tmp_path: Path
+) -> None:
+    save_model(folder, tmp_path / "saved", task="llm/v1/completions")
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "saved"))
+    (answer,) = loaded.predict({"prompt": "Madrid"}, params={"max_tokens": 8})
+    assert texts(answer) == [spoken(other, raw(other.tokenize("Madrid"))[:8])]
 
 
 def test_the_slots_loop_says_why_not(folder: Path) -> None:

@@ -56,8 +56,8 @@ def test_loading_tells_which_loop_it_gets_here(
     assert not found["loaded"]["computes_together"]
     assert main(["inspect", "--load", str(demo)]) == 0
     (line,) = [li for li in capsys.readouterr().out.splitlines() if li.startswith("loop='auto'")]
-    assert line.startswith("loop='auto' here genai, because The slots loop computes")
-    assert line.endswith("; requests are computed one at a time")
+    assert line.startswith("loop='auto' here genai (not slots: The slots loop computes")
+    assert line.endswith("), one request at a time")
 
 
 def test_a_saved_model_and_a_uri(
