@@ -108,6 +108,18 @@ WIDE2 = Checkpoint(
         "initializer_range": 0.1,
     },
 )
+WORDS7 = Checkpoint(
+    "words7",
+    "bfloat16",
+    {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+    },
+)
 FULL = Checkpoint("full", "bfloat16", {**_WIDE, "num_hidden_layers": 32})
 
 MODELS = {
@@ -115,6 +127,7 @@ MODELS = {
     "tiny-int4": Recipe(TINY, "int4", {"block_size": 32, "accuracy_level": 4}),
     "mid4-int4-b32": Recipe(MID4, "int4", {"block_size": 32, "accuracy_level": 4}),
     "mid4-int4-b128": Recipe(MID4, "int4", {"block_size": 128, "accuracy_level": 4}),
+    "words7-int4-b128": Recipe(WORDS7, "int4", {"block_size": 128, "accuracy_level": 4}),
     # Building one takes 23 GB of memory.
     "full-int4-b32": Recipe(FULL, "int4", {"block_size": 32, "accuracy_level": 4}),
     "full-int4-b128": Recipe(FULL, "int4", {"block_size": 128, "accuracy_level": 4}),
@@ -122,7 +135,8 @@ MODELS = {
 """What can be built, by name; besides, there is ``demo``, which comes with the package.
 
 ``tiny`` has two narrow layers and a real vocabulary; ``mid4`` has four layers of Phi-3-mini's
-width, and ``full`` all 32.
+width, and ``full`` all 32. ``words7`` has
+Qwen2.5-1.5B's width and vocabulary, and 7 of its 28 layers.
 """
 
 
@@ -144,16 +158,16 @@ def model_folder(name: str) -> Path:
         return Path(mlflow_phi3_onnx.demo_model_path())
     recipe = MODELS[name]
     key = [asdict(recipe), importlib.metadata.version("onnxruntime-genai")]
-    return _kept(name, key, lambda target: _build(recipe, target))
+    return kept(name, key, lambda target: _build(recipe, target))
 
 
 def checkpoint_folder(checkpoint: Checkpoint) -> Path:
     """Return the folder of a checkpoint, as ``transformers`` loads it; see :func:`model_folder`."""
     make = functools.partial(_write_checkpoint, checkpoint)
-    return _kept(f"{checkpoint.name}-checkpoint", asdict(checkpoint), make)
+    return kept(f"{checkpoint.name}-checkpoint", asdict(checkpoint), make)
 
 
-def _kept(name: str, key: Any, make: Callable[[Path], None]) -> Path:
+def kept(name: str, key: Any, make: Callable[[Path], None]) -> Path:
     """Return a folder of the cache, made first if need be.
 
     It is made beside its place and moved there when it is whole. Of two processes that make the
@@ -241,9 +255,9 @@ def _write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
     disable_progress_bar()
     ids = {token["content"]: token["id"] for token in wide_tokenizer()["added_tokens"]}
     ends = [ids[name] for name in ENDS]
+    shape: dict[str, Any] = {"vocab_size": VOCABULARY, **checkpoint.config}
     config = transformers.Phi3Config(
-        **checkpoint.config,
-        vocab_size=VOCABULARY,
+        **shape,
         max_position_embeddings=4096,
         original_max_position_embeddings=4096,
         sliding_window=None,

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import TARGETS
+from benchmarks.timing import paired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,6 +26,7 @@ PAGES = ("performance.md", "sources.md")
 DATA, PICTURE = "performance.json", "performance.svg"
 MARKED = re.compile(r"(<!-- (\w+): made from performance.json -->\n).*?(\n<!-- end -->)", re.DOTALL)
 NOTHING = "Not measured yet."
+_DONE = {"prefill": "prompt of {}", "decode": "decoding, {} together"}
 # What a reader wants to know first, and the target whose figures say it.
 EXPECTED = {
     "one request: time, against onnxruntime-genai's own loop": "predict",
@@ -50,6 +53,9 @@ def line(row: Mapping[str, Any]) -> str:
     if row.get("kind") == "rounding":
         form = f"{row['precision']}, {row['algorithm']}, blocks of {row['block_size']}"
         return f"{form}: {_number(row['error'])}"
+    if row.get("kind") == "compared":
+        medians = {what: statistics.median(found) for what, found in row["samples"].items()}
+        return f"{row['program']}: {', '.join(f'{w} {_number(m)}' for w, m in medians.items())}"
     if "target" not in row:
         decode = ", ".join(f"{_number(speed)} at {rows}" for rows, speed in row["decode"].items())
         return f"{row['model']}: prompts {_number(row['prefill'])} tokens/s, decoding {decode}"
@@ -95,6 +101,22 @@ def speeds(report: Mapping[str, Any]) -> str:
     lines = [f"| {' | '.join(names)} |", f"| {' | '.join('---' for _ in names)} |"]
     for row in found:
         cells = [row["model"], *map(_number, [row["prefill"], *row["decode"].values()])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def beside(report: Mapping[str, Any]) -> str:
+    """Return tokens per second beside llama.cpp, with the ratio to its Q4_0, as a table."""
+    found: list[dict[str, Any]] = report["measures"].get("llama", {"rows": []})["rows"]
+    done = list(found[0]["samples"]) if found else []
+    heads = ["program", *(_DONE[what.split()[0]].format(what.split()[1]) for what in done)]
+    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
+    theirs = next((row["samples"] for row in found if row["program"].endswith("Q4_0")), {})
+    for row in found:
+        cells = [row["program"]]
+        for what in done:
+            ratio = statistics.median(paired(row["samples"][what], theirs[what]))
+            cells.append(f"{_number(statistics.median(row['samples'][what]))} ({ratio:.2f}×)")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -169,6 +191,8 @@ def page(text: str, report: Mapping[str, Any] | None) -> str:
             "machine": machine(report),
             "plot": picture,
         }
+        if "llama" in report["measures"]:
+            parts["llama"] = beside(report)
         if "conversion" in report["measures"]:
             parts |= {"conversion": conversion(report), "rounding": rounding(report)}
     return MARKED.sub(lambda found: found[1] + parts.get(found[2], NOTHING) + found[3], text)

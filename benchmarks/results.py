@@ -10,6 +10,7 @@ from benchmarks.timing import paired
 
 __all__ = [
     "TARGETS",
+    "Compared",
     "Converted",
     "Result",
     "Rounding",
@@ -72,6 +73,9 @@ TARGETS = {
         3,
         True,
         "%",
+    ),
+    "chosen-logits": Target(
+        "a prompt with the logits of its last token, against those of every token", 1.1, False
     ),
     "log-model": Target(
         "`log_model` of mid4 less `log_model` of the demo model, against a plain copy", 1.5, True
@@ -176,6 +180,23 @@ class Speeds:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What a program makes of a checkpoint, beside others in the same turns.
+
+    Attributes:
+        program: The program, or the loop, and the form of the weights.
+        samples: Tokens in a second, by what was done.
+    """
+
+    program: str
+    samples: dict[str, list[float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"kind": "compared", **asdict(self)}
+
+
+@dataclass(frozen=True)
 class Converted:
     """What it took to convert a checkpoint, log it, load it and ask it.
 
@@ -229,4 +250,4 @@ class Rounding:
         return {"kind": "rounding", **asdict(self)}
 
 
-Result: TypeAlias = Row | Speeds | Converted | Rounding
+Result: TypeAlias = Row | Speeds | Compared | Converted | Rounding

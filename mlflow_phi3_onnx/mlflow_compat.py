@@ -27,6 +27,7 @@ from mlflow.utils.environment import _process_pip_requirements as process_pip_re
 from mlflow.utils.environment import _PythonEnv as PythonEnv
 from mlflow.utils.environment import _validate_env_arguments as validate_env_arguments
 from mlflow.utils.file_utils import get_total_file_size
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE as DESCRIPTION_TAG
 from mlflow.utils.model_utils import _copy_extra_files as copy_extra_files
 from mlflow.utils.model_utils import _get_flavor_configuration as get_flavor_configuration
 from mlflow.utils.model_utils import _validate_and_copy_code_paths as copy_code_paths
@@ -36,18 +37,25 @@ from mlflow.utils.model_utils import (
 from mlflow.utils.model_utils import _validate_code_paths as validate_code_paths
 from mlflow.utils.model_utils import _validate_pyfunc_model_config as check_model_config_is_json
 from mlflow.utils.requirements_utils import _get_pinned_requirement as pinned_requirement
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+from mlflow.utils.validation import _validate_logged_model_name as check_logged_model_name
+from mlflow.utils.validation import _validate_model_name as check_model_name
 
 __all__ = [
     "CONDA_ENV_FILE",
     "CONSTRAINTS_FILE",
     "DEFAULT_AWAIT_MAX_SLEEP_SECONDS",
+    "DESCRIPTION_TAG",
+    "MAX_PARAM_VAL_LENGTH",
     "MLMODEL_FILE_NAME",
     "PYTHON_ENV_FILE",
     "REQUIREMENTS_FILE",
     "LocalArtifactRepository",
     "ModelsArtifactRepository",
     "PythonEnv",
+    "check_logged_model_name",
     "check_model_config_is_json",
+    "check_model_name",
     "copy_code_paths",
     "copy_extra_files",
     "get_artifact_repository",

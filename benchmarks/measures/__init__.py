@@ -8,8 +8,10 @@ from benchmarks.measures.artifact import log_model
 from benchmarks.measures.conversion import conversion
 from benchmarks.measures.frame import frame_throughput
 from benchmarks.measures.latency import late_arrival, second_turn
+from benchmarks.measures.llama import beside_llama
 from benchmarks.measures.memory import resident_memory
 from benchmarks.measures.overhead import predict, tokens
+from benchmarks.measures.prefill import chosen_logits
 from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.pytorch import decoding
 from benchmarks.measures.served import clients, ping
@@ -32,6 +34,8 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "second-turn": second_turn,
     "ping": ping,
     "transformers": decoding,
+    "chosen-logits": chosen_logits,
+    "llama": beside_llama,
     "memory": resident_memory,
     "log-model": log_model,
     "conversion": conversion,

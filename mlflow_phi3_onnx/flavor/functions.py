@@ -14,6 +14,7 @@ from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
 from mlflow_phi3_onnx.flavor.inspect import describe
 from mlflow_phi3_onnx.flavor.load import open_artifact
 from mlflow_phi3_onnx.flavor.save import check_target, prepare
@@ -103,10 +104,13 @@ def save_model(
         model_config: Defaults of generation parameters and runtime settings, as a mapping or the
             path of a YAML file. Every key can be given again when the model is loaded.
         conda_env: A conda environment, as a mapping or the path of a YAML file.
-        code_paths: Files and folders of code to save along; they are importable at load.
+        code_paths: Files and folders of code to save along; once the model is loaded they can be
+            imported.
         mlflow_model: The MLflow model that the flavor is added to.
-        signature: A signature to use instead of the task's, or False for none.
-        input_example: An input to save along; the model is not run with it.
+        signature: A signature to use instead of the task's, or False for none. It must have the
+            task's input.
+        input_example: An input to save along, instead of the task's own, or False for none. It is
+            checked as a request is; the model is not run with it.
         pip_requirements: Requirements, or the path of a file of them, instead of the default.
         extra_pip_requirements: Requirements to add to the default.
         metadata: Saved in the MLmodel file. Its ``task`` must be the model's, if it has one.
@@ -175,7 +179,10 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
             ``pip_requirements``, ``extra_pip_requirements``, ``metadata`` and ``extra_files``.
         artifact_path: Deprecated by MLflow; use ``name``.
         name: The logged model's name.
-        model_config: See :func:`save_model`. It is also logged as parameters of the run.
+        model_config: See :func:`save_model`. It is also logged as parameters of the run, and of
+            the logged model, beside what the model is: ``model_type``, ``parameters``,
+            ``precision``, ``block_size``, ``context_length``, ``vocab_size``,
+            ``execution_providers`` and ``task``.
         registered_model_name: Registers a version of the model under this name.
         await_registration_for: Seconds to wait until a registered version is ready; 0 or None
             does not wait.
@@ -197,8 +204,11 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
     Raises:
         GenAIError: As :func:`save_model` does, but for ``path``.
     """
-    with prepare(locals()) as prepared:
+    given = locals()
+    check_entry(given)
+    with prepare(given) as prepared:
         origin = prepared.source.origin
+        params, tags = page_of(prepared, params, tags)
         info = Model.log(
             artifact_path=artifact_path,
             name=name,
@@ -212,8 +222,8 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
             resources=resources,
             auth_policy=auth_policy,
             prompts=prompts,
-            params=None if params is None else dict(params),
-            tags={**mlflow_models.tags_of(origin), **(tags or {})} or None,
+            params=params,
+            tags=tags,
             model_type=model_type,
             step=step,
             model_id=model_id,

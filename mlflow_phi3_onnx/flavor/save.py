@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from mlflow import pyfunc as mlflow_pyfunc
-from mlflow.models import Model, ModelSignature
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat
@@ -26,14 +25,16 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
+from mlflow_phi3_onnx.flavor.fit import checked_example, checked_signature
 from mlflow_phi3_onnx.flavor.inspect import check_loadable, facts_of
-from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
 from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from mlflow.models import Model, ModelSignature
 
 __all__ = ["PreparedModel", "check_target", "prepare"]
 
@@ -54,6 +55,7 @@ class PreparedModel:
         task: What it is for.
         config: The saved configuration, as it was given.
         signature: The signature, or None for none.
+        example: The input example, or None for none.
         metadata: For the MLmodel file, the task included.
         environment: The conda environment, the pip requirements and their constraints.
         given: The arguments of ``save_model`` or ``log_model``, by name.
@@ -64,6 +66,7 @@ class PreparedModel:
     task: Task
     config: Mapping[str, Any]
     signature: ModelSignature | None
+    example: Any
     metadata: Mapping[str, Any]
     environment: tuple[Any, list[str], list[str]]
     given: Mapping[str, Any]
@@ -103,7 +106,7 @@ class PreparedModel:
                 staging = worker.submit(write_manifest, files)
             adapters = stage_adapters(self.adapters, work, link=link)
             code = _copy_code(given["code_paths"], work)
-            mlflow_compat.save_example(mlflow_model, given["input_example"], str(work))
+            mlflow_compat.save_example(mlflow_model, self.example, str(work))
             if self.signature is not None:
                 mlflow_model.signature = self.signature
             mlflow_model.metadata = {**(mlflow_model.metadata or {}), **self.metadata}
@@ -161,14 +164,16 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
         )
     metadata = _metadata(given["metadata"], task)
     config = _read_config(given["model_config"])
-    if Settings.check(config, task).verify is not None:
+    settings = Settings.check(config, task)
+    if settings.verify is not None:
         raise InvalidRequestError(
             "model_config: verify is for whoever loads the model to say, not for the model itself."
             " Leave it out.",
             param="verify",
         )
-    signature = _signature(given["signature"], task)
+    signature = checked_signature(given["signature"], task)
     wanted = check_adapters(given["adapters"])
+    example = checked_example(given["input_example"], task, settings, wanted)
     source = _source(given, adapted=bool(wanted))
     with source.resolve() as resolved, fitted(wanted, resolved.bundle.model) as adapters:
         check_loadable(resolved.bundle)
@@ -178,6 +183,7 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
             task=task,
             config=config,
             signature=signature,
+            example=example,
             metadata=metadata,
             environment=environment,
             given=given,
@@ -257,18 +263,6 @@ def _read_config(model_config: Any) -> dict[str, Any]:
     config = dict(config)
     mlflow_compat.check_model_config_is_json(config)
     return config
-
-
-def _signature(given: Any, task: Task) -> ModelSignature | None:
-    if given is False:
-        return None
-    if given is None or isinstance(given, ModelSignature):
-        return given or task_signature(task)
-    raise InvalidRequestError(
-        "signature must be a ModelSignature, None for the task's own, or False for none; got"
-        f" {describe_kind(given)}.",
-        param="signature",
-    )
 
 
 @contextmanager

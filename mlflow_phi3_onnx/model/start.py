@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_phi3_onnx.artifact.defects import repairs
+from mlflow_phi3_onnx.artifact.onnx.chosen_logits import FIRST_WANTED, with_chosen_logits
 from mlflow_phi3_onnx.artifact.onnx.graph import FULL_ATTENTION
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.engine.loops.genai import GenAILoop
@@ -250,8 +251,11 @@ def _goes_back(folder: ModelFolder) -> bool:
 
 
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:
+    graph = folder.path / folder.decoder_files[0]
     session = SlotSession(
-        folder.path / folder.decoder_files[0],
+        graph,
+        chosen=with_chosen_logits(graph),
+        first_wanted=FIRST_WANTED,
         layers=folder.layers,
         heads=folder.heads,
         head_size=folder.head_size,

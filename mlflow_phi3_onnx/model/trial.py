@@ -115,20 +115,21 @@ def try_slots(session: SlotSession, folder: ModelFolder) -> None:
     length = min(LENGTH, session.capacity - 1)
     ids = np.random.default_rng(0).integers(0, folder.vocab_size, (1, length))
     half = length // 2
+    even = 2 * half
     found: list[float] = []
     try:
         whole = session.run(0, ids, [length], length)[0]
         for first, second in (*CUTS, (half, half)):
-            if (end := first + second) <= length:
+            end = first + second
+            if end <= length:
                 session.run(1, ids[:, :first], [first])
                 pieces = session.run(1, ids[:, first:end], [end])[0, -1]
                 found.append(_difference(pieces, whole[end - 1]))
-        end = 2 * half
-        step = np.concatenate([ids[:, :1], ids[:, end - 1 : end]])
-        beside = session.run(0, step, [length + 1, end])[1, -1]
+        step = np.concatenate([ids[:, :1], ids[:, even - 1 : even]])
+        beside = session.run(0, step, [length + 1, even])[1, -1]
     except (GenerationError, ValueError) as error:
         raise InvalidModelError(MISFIT) from error
-    found.append(_difference(beside, whole[end - 1]))
+    found.append(_difference(beside, whole[even - 1]))
     if not (np.max(found) <= ALLOWED and found[-2] <= ALLOWED_IN_HALVES):
         raise InvalidModelError(
             "The slots loop computes this model otherwise in pieces than at once: its logits differ"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,9 @@ __all__ = ["PromptTokenizer"]
 
 # Reasoning templates cut an assistant's history at these, so there they stay as they are.
 _REASONING_MARKS = {"<think>", "</think>"}
+_BLOCK = 1 << 16
+"""Characters that are counted at once: the interpreter is held for so many, not for them all."""
+
 _NEVER = "(?!)"
 MAX_TOKEN_TEXTS = 1 << 16
 """The most tokens whose texts are kept: log-probabilities name the same ones again and again."""
@@ -193,7 +197,9 @@ class PromptTokenizer:
         if context is None or most is None or len(text) <= context * most:
             return
         # Tokens that strip, and some tokenizers, take any number of spaces into one token.
-        if len("".join(text.split())) > context * most:
+        blocks = (text[start : start + _BLOCK] for start in range(0, len(text), _BLOCK))
+        shown = accumulate(len("".join(block.split())) for block in blocks)
+        if any(count > context * most for count in shown):
             raise ContextLengthError(
                 f"{subject} has {len(text):,} characters, more than fit in the model's maximum"
                 f" context length of {context:,} tokens. Shorten it."

@@ -40,6 +40,8 @@ _NEEDED_FOR = (
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+_WEIGHTS_IN = "session.model_external_initializers_file_folder_path"
+
 _LOGITS = {"tensor(float)": FLOATS[1], "tensor(float16)": FLOATS[10]}
 
 CACHE_TYPES = frozenset(FLOATS)
@@ -55,6 +57,9 @@ class SlotSession:
 
     Args:
         graph: The ONNX file.
+        chosen: The same graph without its weights, with an input that chooses the tokens that
+            logits are computed of, where there is one.
+        first_wanted: What that input is called.
         layers: How many decoder layers.
         heads: How many key and value heads.
         head_size: Numbers in one head.
@@ -78,6 +83,8 @@ class SlotSession:
         self,
         graph: Path,
         *,
+        chosen: bytes | None = None,
+        first_wanted: str = "",
         layers: int,
         heads: int,
         head_size: int,
@@ -89,9 +96,11 @@ class SlotSession:
         self._ort = import_onnxruntime(_NEEDED_FOR)
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = threads
+        if chosen is not None:
+            options.add_session_config_entry(_WEIGHTS_IN, str(graph.parent))
         try:
             self._session = self._ort.InferenceSession(
-                str(graph), options, providers=["CPUExecutionProvider"]
+                chosen or str(graph), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise InvalidModelError(
@@ -114,6 +123,7 @@ class SlotSession:
         if logits.type not in _LOGITS or not isinstance(logits.shape[-1], int):
             raise InvalidModelError("The graph does not say how wide its logits are.")
         self.vocab_size = logits.shape[-1]
+        self._first_wanted = first_wanted if chosen is not None else None
         self._logits = np.zeros(0, dtype=_LOGITS[logits.type])
         self._bindings: dict[tuple[int, int], Any] = {}
         self._running: Any = None
@@ -148,12 +158,16 @@ class SlotSession:
         binding = self._binding(first, len(ids))
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids))
         binding.bind_cpu_input("attention_mask", mask)
-        logits = self._bind_logits(binding, (*ids.shape, self.vocab_size))
+        computed = ids.shape[1]
+        if self._first_wanted is not None:
+            computed = max(wanted, 1)
+            binding.bind_cpu_input(self._first_wanted, np.array([-computed]))
+        logits = self._bind_logits(binding, (len(ids), computed, self.vocab_size))
         options = self._ort.RunOptions() if interruptible else None
         self._running = options
         try:
             self._session.run_with_iobinding(binding, options)
-            return logits[:, logits.shape[1] - wanted :].astype(np.float32)
+            return logits[:, computed - wanted :].astype(np.float32)
         except Exception as error:
             if options is not None and options.terminate:
                 raise Interrupted from None

@@ -140,8 +140,14 @@ def link_back(origin: Mapping[str, Any], uri: str) -> None:
 
 
 def describe_version(name: str, version: int | str, text: str) -> None:
-    """Give a registered version a description, unless the store refuses."""
+    """Describe a registered version, and its model if that has no description yet.
+
+    A store that refuses is only warned of.
+    """
+    client = MlflowClient()
     try:
-        MlflowClient().update_model_version(name, str(version), text)
+        client.update_model_version(name, str(version), text)
+        if not client.get_registered_model(name).description:
+            client.update_registered_model(name, f"{text} Described as of version {version}.")
     except MlflowException as error:
         _logger.warning("MLflow refused to describe the registered version (%s).", error.error_code)

@@ -116,7 +116,8 @@ def test_an_interrupted_wait_stops_the_work(
             model.generate(["Once"] * rows, min_tokens=3000)
         interrupting.join()
         assert len(taken) == rows
-        assert all(state.finished and len(state.tokens) < 3000 for state in taken)
+        until(lambda: all(state.finished for state in taken))
+        assert all(len(state.tokens) < 3000 for state in taken)
 
 
 def test_a_stop_sequence_stops_the_work_for_one_of_several(

@@ -22,6 +22,7 @@ from mlflow_phi3_onnx.artifact.folder import read_folder
 from tests.support.edits import edit_json
 
 TASKS = ("llm/v1/chat", "llm/v1/completions", "text-generation")
+EXAMPLE = {"input_example.json", "serving_input_example.json"}
 ENVIRONMENT = {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt"}
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}
 
@@ -36,7 +37,7 @@ def flavors(path: Path) -> dict[str, Any]:
 
 
 def test_the_folder_holds_the_model_its_environment_and_this_package(saved: Path) -> None:
-    assert {path.name for path in saved.iterdir()} == ENVIRONMENT | {"model", "code"}
+    assert {path.name for path in saved.iterdir()} == ENVIRONMENT | EXAMPLE | {"model", "code"}
 
 
 def test_the_model_files_are_saved_unchanged(saved: Path, demo: Path) -> None:
@@ -233,7 +234,11 @@ def test_metadata_of_the_caller_is_not_changed(demo: Path, tmp_path: Path) -> No
     [
         CHAT,
         [CHAT, {**CHAT, "stop": ["."], "temperature": 0.5}],
-        {**CHAT, "logit_bias": {"7": -1}, "tools": [{"type": "function"}]},
+        {
+            **CHAT,
+            "logit_bias": {"7": -1},
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
     ],
     ids=["one", "several", "nested"],
 )

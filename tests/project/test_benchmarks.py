@@ -53,7 +53,7 @@ def test_prompts_of_built_models_are_those_of_the_demo_model(tiny: Path, demo: P
 
 
 # Servers take longer to start than all the rest, and building takes the export extra.
-SLOW = {"clients", "ping", "transformers", "conversion"}
+SLOW = {"clients", "ping", "transformers", "conversion", "llama"}
 
 
 def check(folder: Path, names: Sequence[str]) -> None:

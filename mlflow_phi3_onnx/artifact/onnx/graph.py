@@ -261,6 +261,9 @@ class _Reader:
             self._greater[output] = inputs[1]
         elif operator == "If":
             self._conditions += inputs[:1]
+        self._note_weights(operator, inputs, numbers)
+
+    def _note_weights(self, operator: str, inputs: list[str], numbers: dict[str, int]) -> None:
         if operator in _QUANTIZED | _TABLES:
             self._not_weights.update(inputs)
         if operator in _QUANTIZED:

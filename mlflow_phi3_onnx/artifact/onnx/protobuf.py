@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["NotProtobufError", "ProtobufReader", "integers", "text"]
+__all__ = ["NotProtobufError", "ProtobufReader", "encoded", "integers", "text"]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -85,6 +85,17 @@ def integers(value: int | memoryview, most: int) -> list[int]:
     return found
 
 
+def encoded(fields: Iterable[tuple[int, int | memoryview | bytes]]) -> bytes:
+    """Write fields, each an int or bytes, as a protocol buffer."""
+    parts: list[bytes | memoryview] = []
+    for number, value in fields:
+        if isinstance(value, int):
+            parts += [_as_varint(number << 3 | _VARINT), _as_varint(value)]
+        else:
+            parts += [_as_varint(number << 3 | _BYTES), _as_varint(len(value)), value]
+    return b"".join(parts)
+
+
 def text(data: memoryview) -> str:
     """Decode a text."""
     return bytes(data).decode("utf-8")
@@ -101,3 +112,11 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return result, position
         shift += 7
+
+
+def _as_varint(value: int) -> bytes:
+    digits = bytearray()
+    while value > 0x7F:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*digits, value])

@@ -1,0 +1,108 @@
+"""Whether a signature and an input example fit a task, told before anything is saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlflow.models import ModelSignature
+from mlflow.types.schema import DataType
+
+from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, Task
+from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
+from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
+from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS, parse_request
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from mlflow_phi3_onnx.model.settings import Settings
+
+__all__ = ["checked_example", "checked_signature"]
+
+_QUESTION = "What is the capital of Spain?"
+
+
+def checked_signature(given: Any, task: Task) -> ModelSignature | None:
+    """Return the signature to save: the caller's, or the task's own.
+
+    Args:
+        given: A signature, None for the task's own, or False for none.
+        task: The task.
+
+    Raises:
+        InvalidRequestError: If it is none of these, or has not the task's input.
+    """
+    if given is False:
+        return None
+    if given is None:
+        return task_signature(task)
+    if not isinstance(given, ModelSignature):
+        raise InvalidRequestError(
+            "signature must be a ModelSignature, None for the task's own, or False for none; got"
+            f" {describe_kind(given)}.",
+            param="signature",
+        )
+    if given.inputs is not None and not _has_input(given, task):
+        fitting = [other for other in ALL_TASKS if _has_input(given, other)]
+        named = given.inputs.has_input_names()
+        names = ", ".join(map(str, given.inputs.input_names())) if named else "they have no names"
+        raise InvalidRequestError(
+            f"signature: {task} reads {INPUT_FIELDS[task]}, which is none of the inputs: {names}."
+            f"{_advice(fitting)} Leave signature out for the task's own.",
+            param="signature",
+        )
+    return given
+
+
+def checked_example(given: Any, task: Task, settings: Settings, adapters: Collection[str]) -> Any:
+    """Return the input example to save: the caller's, or one of the task's own.
+
+    Args:
+        given: An example, or one with ``params`` as a tuple; None for the task's own, or False for
+            none.
+        task: The task.
+        settings: The checked configuration of the model.
+        adapters: The names of its adapters.
+
+    Raises:
+        InvalidRequestError: If the model would refuse it.
+    """
+    if given is False:
+        return None
+    if given is None:
+        message = {"role": "user", "content": _QUESTION}
+        return {"messages": [message]} if task == CHAT else {"prompt": _QUESTION}
+    data, params = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+
+    def parse(task: Task, config: Mapping[str, Any]) -> None:
+        for row in rows(data, task):
+            parse_request(row, task, params=clean_params(params), config=config, adapters=adapters)
+
+    try:
+        parse(task, settings.generation)
+    except GenAIError as error:
+        fitting: list[str] = []
+        for other in ALL_TASKS:
+            try:
+                parse(other, {})
+            except GenAIError:
+                continue
+            fitting.append(other)
+        raise type(error)(
+            f"input_example: {error.message}{_advice(fitting)}", param="input_example"
+        ) from error
+    return given
+
+
+def _has_input(signature: ModelSignature, task: Task) -> bool:
+    inputs = signature.inputs
+    if not inputs.has_input_names():
+        plain = not inputs.is_tensor_spec() and inputs.input_types() == [DataType.string]
+        return task != CHAT and plain
+    return INPUT_FIELDS[task] in inputs.input_names()
+
+
+def _advice(fitting: list[str]) -> str:
+    return f" It fits task={' or '.join(map(repr, fitting))}." if fitting else ""

@@ -1,0 +1,98 @@
+"""Signatures and input examples that cannot work are refused before anything is saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+from mlflow_phi3_onnx import InvalidRequestError, UnsupportedParameterError, save_model
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MESSAGES = {"messages": [{"role": "user", "content": "Hello"}]}
+PROMPT = {"prompt": "Hello"}
+
+
+@pytest.mark.parametrize(
+    ("task", "example", "says"),
+    [
+        (CHAT, PROMPT, r"input_example: .*task='llm/v1/completions' or 'text-generation'"),
+        (TEXT, MESSAGES, r"input_example: .*It fits task='llm/v1/chat'\."),
+        (CHAT, {**MESSAGES, "temperature": 9}, r"input_example: temperature must .*got 9\.$"),
+        (CHAT, (MESSAGES, {"temperature": 9}), r"input_example: params: temperature must"),
+        (CHAT, [MESSAGES, {"messages": "Hello"}], r"input_example: messages must be a list"),
+        (CHAT, {**MESSAGES, "no_such": 1}, r"input_example: no_such is not a parameter"),
+        (TEXT, pd.DataFrame({"prompt": ["Hello"], "other": [1]}), r"input_example: other is not"),
+        (COMPLETIONS, 5, r"input_example: The input must be a data frame"),
+    ],
+)
+def test_an_example_that_the_model_would_refuse_is_never_saved(
+    demo: Path, tmp_path: Path, task: Task, example: Any, says: str
+) -> None:
+    target = tmp_path / "model"
+    with pytest.raises((InvalidRequestError, UnsupportedParameterError), match=says) as caught:
+        save_model(demo, target, task=task, input_example=example)
+    assert caught.value.param == "input_example"
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("task", [CHAT, COMPLETIONS, TEXT])
+def test_a_model_has_an_example_of_its_task_that_works(
+    demo: Path, tmp_path: Path, task: Task
+) -> None:
+    save_model(demo, tmp_path / "model", task=task, model_config={"max_tokens": 2})
+    saved: Any = Model.load(str(tmp_path / "model"))
+    example = saved.load_input_example(str(tmp_path / "model"))
+    loaded: Any = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert len(loaded.predict(example)) == 1
+    assert saved.get_serving_input(str(tmp_path / "model"))
+    loaded.get_raw_model().close()
+
+
+def test_a_model_may_have_no_example(demo: Path, tmp_path: Path) -> None:
+    save_model(demo, tmp_path / "model", input_example=False)
+    assert Model.load(str(tmp_path / "model")).saved_input_example_info is None
+
+
+TENSOR = ModelSignature(Schema([TensorSpec(np.dtype("float32"), (-1, 3), "x")]))
+TEXT_COLUMN = ModelSignature(Schema([ColSpec(DataType.string)]))
+
+
+@pytest.mark.parametrize(
+    ("task", "signature", "says"),
+    [
+        (
+            CHAT,
+            infer_signature(PROMPT, ["Hi"]),
+            r"llm/v1/chat reads messages, which is none of the inputs: prompt\."
+            r" It fits task='llm/v1/completions' or 'text-generation'\.",
+        ),
+        (TEXT, infer_signature(MESSAGES, ["Hi"]), r"reads prompt, .* It fits task='llm/v1/chat'"),
+        (CHAT, TENSOR, r"none of the inputs: x\. Leave signature out"),
+        (CHAT, TEXT_COLUMN, r"no names\. It fits task='llm/v1/completions' or 'text-generation'"),
+    ],
+)
+def test_a_signature_without_the_tasks_input_is_refused(
+    demo: Path, tmp_path: Path, task: Task, signature: ModelSignature, says: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=says) as caught:
+        save_model(demo, tmp_path / "model", task=task, signature=signature)
+    assert caught.value.param == "signature"
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("signature", [infer_signature(PROMPT, ["Hi"]), TEXT_COLUMN])
+@pytest.mark.parametrize("task", [TEXT, COMPLETIONS])
+def test_a_signature_of_one_text_is_taken_for_prompts(
+    demo: Path, tmp_path: Path, task: Task, signature: ModelSignature
+) -> None:
+    save_model(demo, tmp_path / "model", task=task, signature=signature)
+    assert Model.load(str(tmp_path / "model")).signature == signature
