@@ -101,7 +101,8 @@ class ModelFolder(GenAIConfig):
     @property
     def native_files(self) -> set[str]:
         """The names of the files that ONNX Runtime reads."""
-        external = [name for facts in (self.graph, *self.others.values()) for name in facts.external]
+        read = (self.graph, *self.others.values())
+        external = {name for facts in read for name in facts.external}
         return {CONFIG_FILE, *self.graphs.values(), *self.files.values(), *external}
 
 

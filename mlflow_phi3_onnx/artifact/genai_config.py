@@ -71,8 +71,8 @@ class GenAIConfig:
         vocab_size: How many token ids there are.
         eos_token_ids: The ids that end a completion, one or more.
         pad_token_id: The id that it pads batches with; where it names none, one that ends them.
-        graphs: The files of its graphs, relative to the folder, each by the place that names it. One
-            is the decoder's, or several, where it is a pipeline.
+        graphs: The files of its graphs, relative to the folder, each by the place that names it.
+            One is the decoder's, or several, where that is a pipeline.
         files: The other files that it names, likewise.
         placeholders: The ids that stand for an image or a sound in a prompt.
         layers: How many layers the decoder has.
@@ -109,6 +109,11 @@ class GenAIConfig:
     def decoder_files(self) -> list[str]:
         """The files of the decoder's graphs, in order."""
         return [name for at, name in self.graphs.items() if at.startswith("model.decoder.")]
+
+    @property
+    def filename(self) -> str:
+        """The file of the decoder's graph, or of the first of them."""
+        return self.decoder_files[0]
 
     @property
     def modalities(self) -> list[str]:
@@ -192,10 +197,10 @@ def _named(part: Document, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     for key, value in part.values.items():
         if key in keys and value:
             yield part.place + key, part.read(key, _file)
-        for number, inner in enumerate(_flat(value)):
+        for at, inner in enumerate(_flat(value)):
             if isinstance(inner, dict):
-                at = f"{key}[{number}]" if isinstance(value, list) else key
-                yield from _named(Document(inner, part.file, f"{part.place}{at}."), keys)
+                place = f"{key}[{at}]" if isinstance(value, list) else key
+                yield from _named(Document(inner, part.file, f"{part.place}{place}."), keys)
 
 
 def _graphs(model: Document) -> dict[str, str]:

@@ -69,9 +69,7 @@ def describe(flavor: Mapping[str, Any]) -> str:
     )
 
 
-def inspect_model(
-    source: str, *, verify: Verify = "size", load: bool = False
-) -> dict[str, Any]:
+def inspect_model(source: str, *, verify: Verify = "size", load: bool = False) -> dict[str, Any]:
     """Check a model as loading it would, and tell what is in it.
 
     Args:

@@ -251,7 +251,7 @@ def _goes_back(folder: ModelFolder) -> bool:
 
 
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:
-    graph = folder.path / folder.decoder_files[0]
+    graph = folder.path / folder.filename
     session = SlotSession(
         graph,
         chosen=with_chosen_logits(graph),

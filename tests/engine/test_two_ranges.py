@@ -108,7 +108,7 @@ def test_sequences_that_stay_in_the_first_range_are_computed_together(
 
 def test_a_template_and_an_artifact(folder: Path, kind: Kind, tmp_path: Path) -> None:
     save_model(folder, tmp_path / "saved")
-    question = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
+    question: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
     with GenAIModel(folder) as model:
         wanted = model.chat(**question)["choices"]
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "saved"))
