@@ -113,3 +113,34 @@ def test_weights_beside_a_stage_are_checked(folder: Path, tmp_path: Path) -> Non
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(InvalidModelError, match=r"head/weights\.data is cut short"):
         read_folder(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "embedded", "says"),
+    [
+        ("npu.bin", 0, None),
+        ("gone.bin", 0, r"no gone\.bin \(head\.onnx: external data\)"),
+        ("../npu.bin", 0, r"external data leads out of the model folder"),
+        ("", 0, r"external data leads out of the model folder"),
+        ("\xff compiled", 1, None),
+    ],
+)
+def test_what_a_compiler_has_made_for_an_npu_is_checked(
+    folder: Path, tmp_path: Path, name: str, embedded: int, says: str | None
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "model"))
+    (copy / "npu.bin").write_bytes(b"compiled")
+    graph = onnx.load(copy / "lm_head.onnx")
+    content = name.encode("latin-1")
+    node = onnx.helper.make_node("EPContext", [], [], domain="com.microsoft")
+    node.attribute.append(onnx.helper.make_attribute("ep_cache_context", content))
+    node.attribute.append(onnx.helper.make_attribute("embed_mode", embedded))
+    graph.graph.node.append(node)
+    onnx.save(graph, copy / "head.onnx")
+    rename = stage(lambda stages: stages["lm_head"].update(filename="head.onnx"))
+    edit_json(copy / "genai_config.json", rename)
+    if says is None:
+        assert ("npu.bin" in read_folder(copy).native_files) == (not embedded)
+        return
+    with pytest.raises(InvalidModelError, match=says):
+        read_folder(copy)

@@ -13,6 +13,7 @@ import pytest
 from mlflow_phi3_onnx import (
     GenAIModel,
     InvalidRequestError,
+    MemoryBudgetError,
     UnsupportedParameterError,
     save_model,
 )
@@ -181,6 +182,21 @@ def test_what_is_in_memory_twice_is_counted_twice(other: GenAIModel, family: str
     attentions = 1 if family == "convolution" else tiny.LAYERS
     once = 2 * attentions * tiny.WIDTH * 4
     assert other.limits.kv_bytes_per_token == 2 * once
+
+
+def test_what_is_kept_gives_way_where_memory_is_short(folder: Path, raw: Any) -> None:
+    with GenAIModel(folder) as model:
+        per_token = model.limits.kv_bytes_per_token
+    most = len(PROMPTS[2]) + MAX_TOKENS
+    with GenAIModel(folder, model_config={"kv_cache_memory": most * per_token}) as model:
+        pool = model._engine._loop._pool  # type: ignore[attr-defined] - below every interface
+        for prompt in (PROMPTS[0], PROMPTS[4], PROMPTS[2], PROMPTS[1], PROMPTS[0]):
+            text = spoken(model, raw(prompt))
+            assert texts(model.complete(prompt, max_tokens=MAX_TOKENS)) == [text]
+            assert texts(model.complete([prompt, PROMPTS[1]], max_tokens=MAX_TOKENS))[0] == text
+            assert sum(kept.kv_tokens for kept in pool._kept) <= most
+        with pytest.raises(MemoryBudgetError, match=f"allows {most * per_token:,}"):
+            model.complete([*PROMPTS[2], 5], max_tokens=MAX_TOKENS)
 
 
 def test_what_is_saved_can_be_loaded(

@@ -33,7 +33,7 @@ _TRAINING_GRAPHS = (1, 2)
 _FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT = 1, 3, 4
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSES = (5, 10), (6, 11), (22, 23)
 _SPARSE_TENSORS = (1, 2)
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 1, 2, 8, 13
@@ -71,7 +71,8 @@ class GraphFacts:
         attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
         first_range: Of a graph that has other position factors beyond its original context, the
             tokens of that context; 0 where there is no such graph, or it could not be told.
-        external: The files that hold weights, each with the least bytes that it must have.
+        external: The files that hold weights, or what an execution provider has compiled, each with
+            the least bytes that it must have.
         block_sizes: How many quantized weights share a scale, each size that occurs.
         parameters: How many weights there are.
         precision: The form that most weights have: ``int4``, ``int8``, ``fp32``, ...
@@ -99,9 +100,9 @@ def join(stages: Sequence[GraphFacts]) -> GraphFacts:
         for field in ("inputs", "outputs")
     )
     between = inputs.keys() & outputs.keys()
-    external: Counter[str] = Counter()
-    for facts in stages:
-        external |= Counter(facts.external)
+    external: dict[str, int] = {}
+    for file, least in (item for facts in stages for item in facts.external.items()):
+        external[file] = max(external.get(file, 0), least)
     return GraphFacts(
         inputs={name: kind for name, kind in inputs.items() if name not in between},
         shapes={n: s for facts in stages for n, s in facts.shapes.items() if n not in between},
@@ -169,7 +170,7 @@ class _Reader:
                     if inner == _FUNCTION_NODE:
                         self._read_node(part, 1)
                     elif inner == _FUNCTION_ATTRIBUTE:
-                        self._read_attribute(part, {}, 1)
+                        self._read_attribute(part, {}, {}, 1)
             elif number == _MODEL_TRAINING:
                 for graph in self._parts(value, _TRAINING_GRAPHS):
                     self._read_graph(graph, 1)
@@ -245,6 +246,7 @@ class _Reader:
         inputs: list[str] = []
         output = ""
         numbers: dict[str, int] = {}
+        texts: dict[str, memoryview] = {}
         for number, value in self._protobuf.messages(data):
             if number == _NODE_INPUT:
                 inputs.append(text(value))
@@ -253,7 +255,7 @@ class _Reader:
             elif number == _NODE_OP_TYPE:
                 operator = text(value)
             elif number == _NODE_ATTRIBUTE:
-                self._read_attribute(value, numbers, depth)
+                self._read_attribute(value, numbers, texts, depth)
         self._operators[operator] += 1
         if operator == "GroupQueryAttention":
             self._windows.add(numbers.get("local_window_size", -1))
@@ -261,6 +263,8 @@ class _Reader:
             self._greater[output] = inputs[1]
         elif operator == "If":
             self._conditions += inputs[:1]
+        elif operator == "EPContext" and not numbers.get("embed_mode", 1):
+            self._external.setdefault(text(texts.get("ep_cache_context", memoryview(b""))), 0)
         self._note_weights(operator, inputs, numbers)
 
     def _note_weights(self, operator: str, inputs: list[str], numbers: dict[str, int]) -> None:
@@ -275,7 +279,9 @@ class _Reader:
             size = numbers.get("block_size", 0)
             self._embeddings[inputs[0]] = (numbers.get("bits", 4), inputs[2], size)
 
-    def _read_attribute(self, data: memoryview, numbers: dict[str, int], depth: int) -> None:
+    def _read_attribute(
+        self, data: memoryview, numbers: dict[str, int], texts: dict[str, memoryview], depth: int
+    ) -> None:
         name = ""
         for number, value in self._protobuf.fields(data):
             if isinstance(value, int):
@@ -283,6 +289,8 @@ class _Reader:
                     numbers[name] = _signed(value)
             elif number == _ATTRIBUTE_NAME:
                 name = text(value)
+            elif number == _ATTRIBUTE_TEXT:
+                texts[name] = value
             elif number in _ATTRIBUTE_TENSORS:
                 self._read_tensor(value)
             elif number in _ATTRIBUTE_GRAPHS:
