@@ -10,7 +10,7 @@ from mlflow_phi3_onnx.artifact.genai_config import CONFIG_FILE, GenAIConfig, rea
 from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, join, read_graph
 from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
-from mlflow_phi3_onnx.core.files import inside, read_json_object
+from mlflow_phi3_onnx.core.files import inside, read_json_object, show_path
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _check_layout(path: Path) -> None:
     if not path.is_dir():
         kind = "a file" if path.is_file() else "no folder"
         raise InvalidModelError(
-            f"A model must be a folder with {CONFIG_FILE}; there is {kind} at the path given."
+            f"There is {kind} at the path {show_path(path)}. A model must be a folder with"
+            f" {CONFIG_FILE}; saved models and URIs are for load_model."
         )
     if (path / CONFIG_FILE).is_file():
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from mlflow_phi3_onnx.core.files import inside, link_or_copy, list_visible, refuse_links_out
+from mlflow_phi3_onnx.core.files import inside, link_or_copy, list_own, open_file
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -82,14 +82,15 @@ def check_files(folder: Path, manifest: Manifest, level: Verify, *, own: bool = 
         InvalidModelError: If a file is missing, is not as it was saved, was not saved, or is a link
             that leads out of the folder.
     """
-    if own and folder.exists():
-        refuse_links_out(folder)
+    found = list_own(folder) if own and folder.exists() else []
     if level == "off":
         return
     for name, facts in manifest.items():
         _check_file(folder, name, facts["size"], own=own)
-    if own:
-        _check_no_others(folder, manifest)
+    if others := [name for name in found if name not in manifest]:
+        raise InvalidModelError(
+            f"{others[0]} was not saved with the model: remove it, or log the model again with it."
+        )
     known = [
         name for name, facts in manifest.items() if level == "hash" or facts["size"] <= SMALL_FILE
     ]
@@ -115,14 +116,6 @@ def _check_file(folder: Path, name: str, size: int, *, own: bool) -> None:
         )
 
 
-def _check_no_others(folder: Path, manifest: Manifest) -> None:
-    for name in list_visible(folder):
-        if name not in manifest:
-            raise InvalidModelError(
-                f"{name} was not saved with the model: remove it, or log the model again with it."
-            )
-
-
 def _hashes(files: Mapping[str, Path], total: int) -> Iterator[tuple[str, str]]:
     """Yield the SHA-256 of each file, in hexadecimal."""
     with tqdm(
@@ -130,7 +123,7 @@ def _hashes(files: Mapping[str, Path], total: int) -> Iterator[tuple[str, str]]:
     ) as progress:
         for name, path in files.items():
             digest = hashlib.sha256()
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 while block := file.read(_BLOCK):
                     digest.update(block)
                     progress.update(len(block))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_phi3_onnx.core.bounds import MAX_JSON_BYTES
-from mlflow_phi3_onnx.core.files import parse_json_object
+from mlflow_phi3_onnx.core.files import open_file, parse_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
     Raises:
         InvalidModelError: If it is no such file, or cut short.
     """
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
+        size = path.stat().st_size
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(size, MAX_JSON_BYTES):
                 raise ValueError(length)

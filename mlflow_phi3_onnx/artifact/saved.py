@@ -132,9 +132,10 @@ def read_saved(path: Path) -> SavedModel:
         path: The folder with the MLmodel file.
 
     Raises:
-        InvalidModelError: If the MLmodel file is damaged, of a later layout, names what is outside
-            the model, or says how the model is to be verified, which is not its business.
-        mlflow.exceptions.MlflowException: If there is no such file, or it has not this flavor.
+        InvalidModelError: If the MLmodel file is missing, damaged or of a later layout, names what
+            is outside the model, or says how the model is to be verified, which is not its
+            business.
+        mlflow.exceptions.MlflowException: If it has not this flavor.
     """
     file = path / mlflow_compat.MLMODEL_FILE_NAME
     if not file.is_file() and (path / CONFIG_FILE).is_file():
@@ -143,7 +144,11 @@ def read_saved(path: Path) -> SavedModel:
             " a saved model. Load it with GenAIModel(path), or log it with log_model first."
         )
     if not file.is_file():
-        mlflow_compat.get_flavor_configuration(str(path), FLAVOR_NAME)
+        what = "is a file" if path.is_file() else f"has no {file.name} file"
+        raise InvalidModelError(
+            f"{path.name} is not the folder of a saved model: it {what}. Give the folder that"
+            " save_model wrote, or the model_uri that log_model returned."
+        )
     flavors = Document(read_yaml_object(file), file.name).section("flavors")
     if FLAVOR_NAME not in flavors.values:
         mlflow_compat.get_flavor_configuration(str(path), FLAVOR_NAME)

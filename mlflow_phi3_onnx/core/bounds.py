@@ -5,7 +5,13 @@ in proportion to it. Each is well above what published models have.
 """
 
 MAX_JSON_BYTES = 1 << 26
-"""A JSON or YAML document. The largest tokenizers that are published have 33 MB."""
+"""A JSON document. The largest tokenizers that are published have 33 MB."""
+
+MAX_YAML_BYTES = 1 << 21
+"""A YAML document, which takes some seconds for a megabyte. MLmodel files have some kilobytes."""
+
+MAX_DIGITS = 1000
+"""Characters of an integer in a YAML document."""
 
 MAX_DEPTH = 64
 """Levels of nesting in a JSON or YAML document."""
@@ -23,8 +29,14 @@ MAX_END_IDS = 1024
 MAX_ADDED_TOKENS = 1 << 16
 """Added tokens of a tokenizer, which are searched for in every text."""
 
-MAX_TOKEN_CHARACTERS = 1024
+MAX_TOKEN_CHARACTERS = 256
 """Characters of one added token."""
+
+MAX_ADDED_CHARACTERS = 1 << 21
+"""Characters of all added tokens. Published ones have up to a million, for sounds and pictures."""
+
+MAX_TOKENIZER_STEPS = 128
+"""Steps of a tokenizer's normalizer, pre-tokenizer or decoder, each of which reads every text."""
 
 MAX_WORD_CHARACTERS = 1000
 """Characters that a WordPiece model may take for one word; it tries all parts of it."""

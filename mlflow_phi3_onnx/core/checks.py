@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import reprlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 T = TypeVar("T")
 
 MAX_SHOWN_BITS = 256
+MAX_SHOWN_CHARACTERS = 80
 SHOWN_NAMES = 12
 
 MAX_EXACT_FLOAT = 2**53
@@ -27,10 +30,12 @@ class Check(Generic[T]):
     Attributes:
         allowed: What values it lets through, in words.
         function: Returns the clean value or raises ValueError.
+        choices: The values that it lets through, where they are a few words.
     """
 
     allowed: str
     function: Callable[[Any], T]
+    choices: tuple[T, ...] = ()
 
     def __call__(self, value: Any) -> T:
         """Return the clean value or raise ValueError."""
@@ -51,7 +56,35 @@ def describe_kind(value: Any) -> str:
     if isinstance(value, bool | int | float | np.number | np.bool_):
         return str(value)
     names = {str: "a string", bytes: "bytes", dict: "an object", list: "a list", tuple: "a list"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    name = type(value).__name__
+    return names.get(type(value), f"{'an' if name[:1] in 'aeiouAEIOU' else 'a'} {name}")
+
+
+def show(value: Any) -> str:
+    """Show a setting's value in an error message, cut where it is long; never a request's."""
+    if isinstance(value, str | list | tuple | dict):
+        return _SHORT.repr(value)
+    return describe_kind(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = MAX_SHOWN_CHARACTERS
+
+
+def did_you_mean(value: Any, known: Iterable[Any], alike: float = 0.6) -> str:
+    """Ask for the known word that is most like a value, to end a message with; else nothing."""
+    words = [word for word in known if isinstance(word, str)]
+    given = value[:MAX_SHOWN_CHARACTERS] if isinstance(value, str) else ""
+    close = difflib.get_close_matches(given, words, 1, alike)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def is_one(value: Any, *allowed: T) -> TypeGuard[T]:
+    """Tell whether a value is one of some; foreign objects are not asked if they are equal.
+
+    Arrays and pandas' missing values answer that with no truth value.
+    """
+    return isinstance(value, str | float | int | None) and value in allowed
 
 
 def some_of(names: Sequence[str], shown: int = SHOWN_NAMES) -> str:
@@ -104,11 +137,12 @@ def integer(low: int | None = None, high: int | None = None, *, bits: int = 32) 
 def one_of(*allowed: T, note: str = "") -> Check[T]:
     """Make a check for one of some values; the note follows their list."""
 
-    @allows(f"one of {', '.join(map(str, allowed))}{note}")
     def check(value: Any) -> T:
+        if not is_one(value, *allowed):
+            raise ValueError
         return allowed[allowed.index(value)]
 
-    return check
+    return Check(f"one of {', '.join(map(str, allowed))}{note}", check, allowed)
 
 
 @allows("anything")

@@ -7,6 +7,7 @@ refused, so that what was checked is what runs.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -15,30 +16,36 @@ import shutil
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import yaml
 
-from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_JSON_BYTES
+from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_DIGITS, MAX_JSON_BYTES, MAX_YAML_BYTES
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
+    "LONGEST_NAME",
     "inside",
     "link_or_copy",
+    "list_own",
     "list_visible",
+    "open_file",
     "parse_json_object",
     "read_json_object",
     "read_text",
     "read_yaml_object",
-    "refuse_links_out",
+    "refuse_link_out",
+    "show_path",
 ]
 
 _SHOWN = 80
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
+"""Bytes of a name, as file systems take them."""
+
 _ALIASES = 1000
 _NOT_IN_NAMES = re.compile(r"[\\:\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -84,7 +91,9 @@ def parse_json_object(
     except UnicodeDecodeError as cause:
         raise error(f"{name} is not valid JSON: it is not text in UTF-8.") from cause
     except json.JSONDecodeError as cause:
-        raise error(f"{name} is not valid JSON: {cause.msg} in line {cause.lineno}.") from cause
+        # As the library says it: some of its sentences end with "at".
+        place = f"line {cause.lineno}, column {cause.colno}"
+        raise error(f"{name} is not valid JSON: {cause.msg.rstrip(': ')}: {place}.") from cause
     except ValueError as cause:
         raise error(f"{name} is not valid JSON: {cause}.") from cause
     except RecursionError:
@@ -105,11 +114,11 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        InvalidModelError: If the file is missing, larger than 64 MiB, nested deeper than 64 levels,
-            no YAML of plain data in UTF-8 or no mapping, has a key twice in one mapping, or refers
-            to itself.
+        InvalidModelError: If the file is missing, larger than 2 MiB, nested deeper than 64 levels,
+            no YAML of plain data in UTF-8 or no mapping, has a key twice in one mapping, tells the
+            type of a value, or refers to itself.
     """
-    data = _read(path, MAX_JSON_BYTES, path.name, InvalidModelError)
+    data = _read(path, MAX_YAML_BYTES, path.name, InvalidModelError)
     try:
         text = data.decode("utf-8-sig")
         _check_events(yaml.parse(text, Loader=_Loader))
@@ -126,6 +135,12 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
             f"{path.name} must hold a mapping; it holds {describe_kind(value)}."
         )
     return value
+
+
+def show_path(path: object) -> str:
+    """Show a path in a message: quoted, or ``given`` where the text could hardly be one."""
+    text = str(path)
+    return repr(text) if text.isprintable() and 0 < len(text) <= LONGEST_NAME else "given"
 
 
 def read_text(path: Path, most: int) -> str:
@@ -173,14 +188,14 @@ def inside(
     if (
         _NOT_IN_NAMES.search(name)
         or not {"", ".", ".."}.isdisjoint(parts)
-        or any(len(part.encode()) > _LONGEST_NAME for part in parts)
+        or any(len(part.encode()) > LONGEST_NAME for part in parts)
     ):
         raise error(
             f"{refusal}: {name[:_SHOWN]!r} is no plain relative path, of names joined by '/',"
             " without '.', '..', ':' and '\\'."
         )
     path = root / name
-    if not links and not path.resolve().is_relative_to(root.resolve()):
+    if not links and not _real(path).is_relative_to(_real(root)):
         raise error(f"{name} is a symbolic link that leads out of the model: copy the file itself.")
     return path
 
@@ -194,13 +209,49 @@ def list_visible(root: Path, depth: int | None = None) -> list[str]:
         root: The folder.
         depth: How many folders deep to look; None for all of them.
     """
-    found: list[tuple[str, ...]] = []
-    for parent, folders, files in os.walk(root):
-        here = Path(parent).relative_to(root).parts
-        shown = [name for name in folders if not name.startswith(".")]
-        folders[:] = shown if depth is None or len(here) < depth else []
-        found += [(*here, name) for name in files if not name.startswith(".")]
-    return ["/".join(parts) for parts in sorted(found)]
+    return _listed(root, [(place, files) for place, _, files in _walk(root, depth)])
+
+
+def list_own(root: Path) -> list[str]:
+    """List a folder's files as :func:`list_visible`, and refuse links that lead out of it.
+
+    Those of the hub's cache are taken. Another would publish a file of whoever saves the folder, or
+    have one read that the model does not bring. What is hidden is never saved, and not looked at.
+
+    Raises:
+        InvalidModelError: If there is one.
+    """
+    found: list[tuple[Path, list[str]]] = []
+    for place, folders, files in _walk(root):
+        found.append((place, files))
+        for name in (*folders, *files):
+            refuse_link_out(root, place / name)
+    return _listed(root, found)
+
+
+def refuse_link_out(root: Path, path: Path) -> None:
+    """Refuse what is in a folder if it is a link that leads out of it; see :func:`list_own`."""
+    if not path.is_symlink():
+        return
+    top, goal = _real(root), _real(path)
+    caches = [folder.parent / "blobs" for folder in top.parents if folder.name == "snapshots"]
+    if not any(goal.is_relative_to(allowed) for allowed in (top, *caches)):
+        raise InvalidModelError(
+            f"{path.relative_to(root).as_posix()} is a symbolic link that leads out of the model:"
+            " copy the file itself."
+        )
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file that a folder brings.
+
+    Raises:
+        OSError: If it is not there; ``UnsupportedOperation`` if it is no regular file: a pipe would
+            be waited for, and a device has no end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise io.UnsupportedOperation("it is no file")
+    return path.open("rb")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -209,30 +260,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.symlink_to(source.resolve())
     except OSError:
         shutil.copyfile(source, target)
-
-
-def refuse_links_out(root: Path) -> None:
-    """Refuse a folder with a symbolic link that leads out of it, but for those of the hub's cache.
-
-    Such a link would publish a file of whoever saves the folder. What is hidden is never saved, and
-    not looked at.
-
-    Raises:
-        InvalidModelError: If there is one.
-    """
-    top = root.resolve()
-    caches = [folder.parent / "blobs" for folder in top.parents if folder.name == "snapshots"]
-    for parent, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in (*folders, *files):
-            path = Path(parent, name)
-            if name.startswith(".") or not path.is_symlink():
-                continue
-            if not any(path.resolve().is_relative_to(place) for place in (top, *caches)):
-                raise InvalidModelError(
-                    f"{path.relative_to(root).as_posix()} is a symbolic link that leads out of the"
-                    " model: copy the file itself."
-                )
 
 
 _SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -244,16 +271,36 @@ class _Loader(_SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [str(key.value) for key, _ in node.value]
         if "<<" in keys:
-            problem = "it merges mappings with '<<'"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            raise _not_plain("it merges mappings with '<<'", node)
         if len({*keys}) != len(keys):
-            problem = f"it has the key {_twice(keys)} twice in one mapping"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            raise _not_plain(f"it has the key {_twice(keys)} twice in one mapping", node)
         return super().construct_mapping(node, deep=deep)
 
 
+def _not_plain(problem: str, node_or_event: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node_or_event.start_mark)
+
+
+def _number_or_text(construct: Callable[..., Any]) -> Callable[[_Loader, Any], Any]:
+    """Leave a number to base 60, as ``1:30``, a text: YAML 1.2 has none, and they take long."""
+
+    def make(loader: _Loader, node: Any) -> Any:
+        if len(node.value) > MAX_DIGITS:  # the next reader, MLflow, might compute it
+            raise _not_plain(f"a number has more than {MAX_DIGITS:,} digits", node)
+        return node.value if ":" in node.value else construct(loader, node)
+
+    return make
+
+
+_constructor = yaml.constructor.SafeConstructor
+_Loader.add_constructor("tag:yaml.org,2002:int", _number_or_text(_constructor.construct_yaml_int))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float", _number_or_text(_constructor.construct_yaml_float)
+)
+
+
 def _check_events(events: Iterable[Any]) -> None:
-    """Refuse what would take more than its length: deep nesting, and aliases within aliases."""
+    """Refuse tags, and what takes more than its length: deep nesting, and aliases in aliases."""
     depth = aliases = 0
     anchored: list[int] = []  # the depths of the anchored collections that are open
     for event in events:
@@ -267,21 +314,41 @@ def _check_events(events: Iterable[Any]) -> None:
             depth -= 1
         elif isinstance(event, yaml.AliasEvent):
             aliases += 1
+        if getattr(event, "tag", None):  # a scalar may not be what its tag says
+            raise _not_plain("it says of what type a value is, with '!'", event)
         if depth > MAX_DEPTH or aliases > _ALIASES or (anchored and type(event) is yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem=f"it is nested deeper than {MAX_DEPTH} levels, or by aliases",
-                problem_mark=event.start_mark,  # pyright: ignore[reportArgumentType] - stubs name two
-            )
+            problem = f"it is nested deeper than {MAX_DEPTH} levels, or by aliases"
+            raise _not_plain(problem, event)
+
+
+def _real(path: Path) -> Path:
+    """Follow links. A circle of them leads nowhere, where ``Path.resolve`` raises RuntimeError."""
+    return Path(os.path.realpath(path))
+
+
+def _walk(root: Path, depth: int | None = None) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield the folders in a folder, each with the names of what is visible in it."""
+    for parent, folders, files in os.walk(root):
+        place = Path(parent)
+        visible = [name for name in folders if not name.startswith(".")]
+        too_deep = depth is not None and len(place.relative_to(root).parts) >= depth
+        folders[:] = [] if too_deep else visible
+        yield place, visible, [name for name in files if not name.startswith(".")]
+
+
+def _listed(root: Path, found: list[tuple[Path, list[str]]]) -> list[str]:
+    parts = [(*place.relative_to(root).parts, name) for place, names in found for name in names]
+    return ["/".join(names) for names in sorted(parts)]
 
 
 def _read(path: Path, most: int, name: str, error: Callable[[str], Exception]) -> bytes:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device has no end
-            raise error(f"{name} cannot be read: it is no file.")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError) as cause:
         raise error(f"{name} is missing.") from cause
+    except io.UnsupportedOperation as cause:
+        raise error(f"{name} cannot be read: {cause}.") from cause
     except OSError as cause:
         raise error(f"{name} cannot be read.") from cause
     if len(data) > most:

@@ -7,7 +7,6 @@ Request parameters, runtime settings, export options and the config of a deploym
 
 from __future__ import annotations
 
-import difflib
 import json
 import textwrap
 from collections.abc import Mapping
@@ -15,17 +14,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlflow_phi3_onnx.core.checks import Check, anything, describe_kind
+from mlflow_phi3_onnx.core.checks import Check, anything, describe_kind, did_you_mean, show
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Option", "Status", "find", "help_text", "markdown", "read", "table"]
+__all__ = ["Option", "Status", "check_mapping", "find", "help_text", "markdown", "read", "table"]
 
 Status: TypeAlias = Literal["honoured", "unused", "refused"]
 
 _MOST_LISTED = 12
+_ALIKE = 0.8  # of a choice: int5 is as much like int8 as like int4
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ class Option:
         shown = self.default if plain else json.dumps(self.default).removesuffix(".0")
         return self.otherwise.format(shown)
 
-    def read(self, value: Any, where: str = "") -> Any:
+    def read(self, value: Any, where: str = "", *, shown: bool = False) -> Any:
         """Check a value.
 
         Args:
             value: What came.
             where: What the value was given in, for messages.
+            shown: Whether messages may hold the value: a setting's, never a request's.
 
         Raises:
             InvalidRequestError: If it is not what it may be.
@@ -82,9 +83,10 @@ class Option:
         try:
             return self.check(value)
         except (ValueError, OverflowError) as error:
+            came = show(value) if shown else describe_kind(value)
             raise InvalidRequestError(
-                f"{_prefix(where)}{self.name} must be {self.check.allowed}; got"
-                f" {describe_kind(value)}.",
+                f"{_prefix(where)}{self.name} must be {self.check.allowed}; got {came}."
+                f"{did_you_mean(value, self.check.choices, _ALIKE)}",
                 param=self.name,
             ) from error
 
@@ -109,8 +111,7 @@ def find(options: Mapping[str, Option], name: str, what: str, where: str = "") -
     if name in options:
         return options[name]
     usable = [key for key, option in options.items() if option.status != "refused"]
-    close = difflib.get_close_matches(str(name), usable, n=1)
-    advice = f" Did you mean {close[0]}?" if close else ""
+    advice = did_you_mean(name, usable)
     if len(usable) <= _MOST_LISTED:
         advice += f" There are {', '.join(usable)}."
     raise UnsupportedParameterError(f"{_prefix(where)}{name} is not {what}.{advice}", param=name)
@@ -123,6 +124,7 @@ def read(
     where: str = "",
     *,
     known: Iterable[str] = (),
+    shown: bool = False,
 ) -> dict[str, Any]:
     """Check values against a table and return those that are given, clean.
 
@@ -132,27 +134,39 @@ def read(
         what: What the table's options are, for messages: ``"an export option"``.
         where: What the values were given in, for messages: ``"export_options"``.
         known: Other names that may stand beside them.
+        shown: Whether messages may hold values: those of settings, never a request's.
 
     Raises:
         UnsupportedParameterError: If one is not known or not supported.
         InvalidRequestError: If one is not what it may be.
     """
-    if values is not None and not isinstance(values, Mapping):
-        raise InvalidRequestError(
-            f"{where} must be a mapping; got {describe_kind(values)}.", param=where
-        )
     clean: dict[str, Any] = {}
-    for name, value in (values or {}).items():
+    for name, value in check_mapping(values, where).items():
         if name in known or value is None:
             continue
         option = find(options, name, what, where)
         if option.status != "refused":
-            clean[name] = option.read(value, where)
+            clean[name] = option.read(value, where, shown=shown)
         elif value is not option.default:
             raise UnsupportedParameterError(
                 f"{_prefix(where)}{name} is not supported. {option.about}", param=name
             )
     return clean
+
+
+def check_mapping(values: Any, name: str) -> Mapping[str, Any]:
+    """Check that what came under a name is a mapping; None is an empty one.
+
+    Raises:
+        InvalidRequestError: If it is none.
+    """
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise InvalidRequestError(
+            f"{name} must be a mapping; got {describe_kind(values)}.", param=name
+        )
+    return values
 
 
 def help_text(options: Mapping[str, Option]) -> str:

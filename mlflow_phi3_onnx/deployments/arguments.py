@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mlflow.protos import databricks_pb2
 from mlflow_phi3_onnx.core.checks import allows, integer, number, one_of
 from mlflow_phi3_onnx.core.checks import json_object as any_object
 from mlflow_phi3_onnx.core.options import Option, find, read, table
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS
 from mlflow_phi3_onnx.deployments.store import Recipe
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
@@ -155,11 +157,11 @@ def check_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     what, where = "a key of a deployment's config", "config"
     if not isinstance(config, Mapping):
-        return read(OPTIONS, config, what, where)
+        return read(OPTIONS, config, what, where, shown=True)
     unset = [name for name, value in config.items() if value is None or value == ""]
     for name in unset:
         find(OPTIONS, name, what, where)
-    return {**dict.fromkeys(unset), **read(OPTIONS, config, what, where, known=unset)}
+    return {**dict.fromkeys(unset), **read(OPTIONS, config, what, where, known=unset, shown=True)}
 
 
 def merge(kept: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +183,8 @@ def make_recipe(model_uri: Any, flavor: Any, config: dict[str, Any]) -> Recipe:
         config: The checked config.
 
     Raises:
-        InvalidRequestError: The URI is blank, or the flavor is none that this target deploys.
+        InvalidRequestError: The URI is blank, the flavor is none that this target deploys, or the
+            model cannot be loaded with the config's model_config.
         InvalidModelError: The model cannot be read, or lacks a flavor.
     """
     import mlflow
@@ -201,28 +204,53 @@ def make_recipe(model_uri: Any, flavor: Any, config: dict[str, Any]) -> Recipe:
                 f"{', '.join(sorted(flavors)) or 'none'}.",
                 param="flavor" if needed == flavor else "model_uri",
             )
-    return Recipe(
+    task = flavors.get(_NATIVE, {}).get("task")
+    recipe = Recipe(
         model_uri=model_uri,
         flavor=flavor or (_NATIVE if _NATIVE in flavors else _PYFUNC),
-        config=config,
+        config={},
         cwd=str(Path.cwd()),
         tracking_uri=mlflow.get_tracking_uri(),
         registry_uri=mlflow.get_registry_uri(),
+        task=task if task in ALL_TASKS else "",
     )
+    return with_config(recipe, config)
 
 
-def _read_flavors(model_uri: str) -> set[str]:
+def with_config(recipe: Recipe, config: dict[str, Any]) -> Recipe:
+    """Give a recipe another config.
+
+    Its model_config is checked as loading checks it, for MLflow drops what the model does not know.
+    A server with an environment of its own may have another version of this package: it checks.
+
+    Raises:
+        InvalidRequestError: The model cannot be loaded with the model_config.
+    """
+    if recipe.task and setting(config, "env_manager") == "local":
+        # It imports the libraries that run models, which no other command needs.
+        from mlflow_phi3_onnx.model.settings import Settings
+
+        Settings.check(config.get("model_config"), recipe.task)
+    return replace(recipe, config=config)
+
+
+def _read_flavors(model_uri: str) -> dict[str, Any]:
     """The flavors of a model, from its MLmodel file alone."""
     from mlflow.models import get_model_info
 
     code = databricks_pb2.INVALID_PARAMETER_VALUE
     try:
-        return set(get_model_info(model_uri).flavors)
+        return get_model_info(model_uri).flavors
     except MlflowException as error:
         reason = error.message
         code = databricks_pb2.ErrorCode.Value(error.error_code)
     except Exception as error:  # noqa: BLE001 - stores and parsers raise what they like
         reason = f"{type(error).__name__}: {error}"
+    from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES
+
     raise InvalidModelError(
-        f"The model {model_uri!r} cannot be read: {reason}", param="model_uri", error_code=code
+        f"The model {model_uri!r} cannot be read: {reason.rstrip('.')}. Expected"
+        f" {EXPECTED_PLACES}.",
+        param="model_uri",
+        error_code=code,
     )

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlflow.deployments.base import BaseDeploymentClient
@@ -23,6 +22,7 @@ from mlflow_phi3_onnx.deployments.arguments import (
     make_recipe,
     merge,
     refuse_endpoint,
+    with_config,
 )
 from mlflow_phi3_onnx.deployments.store import FOLDER_VARIABLE, Record, Store
 from mlflow_phi3_onnx.errors import (
@@ -141,7 +141,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             lifecycle.recover(self._store, name)
             merged = merge(old.recipe.config, changes)
             if model_uri is None:
-                recipe = replace(old.recipe, config=merged)
+                recipe = with_config(old.recipe, merged)
             else:
                 recipe = make_recipe(model_uri, flavor, merged)
             return _describe(lifecycle.swap(self._store, old, recipe))
@@ -154,7 +154,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
     ) -> None:
         """Stop a deployment's server with all its processes, and remove its record and logs.
 
-        That there is no such deployment is no error.
+        That there is no such deployment is no error, as MLflow asks of its targets.
 
         Args:
             name: The deployment.
@@ -321,7 +321,8 @@ an update. Records and logs: {Store().folder}
 Config (-C key=value, or the config dict of the Python client):
 {help_text(OPTIONS)}
 
-At an update, an empty value puts a key back to its default.
+At an update, an empty value puts a key back to its default. To delete a deployment that does not
+exist is no error.
 
 Examples:
   mlflow deployments create -t {TARGET} --name phi3 -m models:/phi3/1 -C port=5001
@@ -331,7 +332,8 @@ Examples:
   mlflow deployments update -t {TARGET} --name phi3 -m models:/phi3/2
   mlflow deployments delete -t {TARGET} --name phi3
 
-requests.json is a list with one request per item, because MLflow reads it as a table:
+requests.json is a file that you write: a list with one request per item, because MLflow reads it
+as a table. A request has the fields of the model's task, here of llm/v1/chat:
   [{{"messages": [{{"role": "user", "content": "What is the capital of Spain?"}}]}}]
 """
 

@@ -15,6 +15,7 @@ from mlflow.deployments import PredictionsResponse
 from mlflow.exceptions import MlflowException, get_error_code
 from mlflow.protos import databricks_pb2
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import (
     GenAIError,
     InvalidRequestError,
@@ -61,7 +62,8 @@ def to_payload(inputs: Any) -> dict[str, Any]:
     payload = _wrap(inputs)
     if payload.get("stream"):
         raise UnsupportedParameterError(
-            "'stream' cannot be honoured: MLflow's scoring server does not stream. Leave it out.",
+            "stream cannot be honoured: MLflow's scoring server does not stream. Leave it out of"
+            " the request.",
             param="stream",
         )
     return cast("dict[str, Any]", _to_json_value(payload))
@@ -122,8 +124,8 @@ def _wrap(inputs: Any) -> dict[str, Any]:
         all_records = bool(rows) and all(isinstance(row, dict) for row in rows)
         return {"dataframe_records" if all_records else "inputs": rows}
     raise InvalidRequestError(
-        "predict takes a dict, a DataFrame, a list, an array or a text as inputs, not "
-        f"{type(inputs).__name__}.",
+        "inputs must be a dict, a DataFrame, a list, an array or a text; got"
+        f" {describe_kind(inputs)}.",
         param="inputs",
     )
 
@@ -175,7 +177,7 @@ def _to_json_value(value: Any) -> Any:
         return None if math.isnan(value) else value
     if not isinstance(value, (str, bool, int)):
         raise InvalidRequestError(
-            f"The inputs hold a {type(value).__name__}, which JSON cannot.", param="inputs"
+            f"inputs must hold what JSON can; got {describe_kind(value)}.", param="inputs"
         )
     return value
 

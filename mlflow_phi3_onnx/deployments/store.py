@@ -18,7 +18,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow.protos import databricks_pb2
 
@@ -32,6 +32,8 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+    from mlflow_phi3_onnx.core.tasks import Task
 
 FOLDER_VARIABLE = "MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR"
 CURRENT = "record"
@@ -73,6 +75,7 @@ class Recipe:
             in a tracking URI, mean what they meant there.
         tracking_uri: Where that command tracked. It may hold a password: never shown.
         registry_uri: Where that command looked for registered models. Never shown either.
+        task: The task of a model of this package; empty for others.
     """
 
     model_uri: str
@@ -81,6 +84,7 @@ class Recipe:
     cwd: str
     tracking_uri: str
     registry_uri: str
+    task: Task | Literal[""] = ""
 
 
 @dataclass(frozen=True)

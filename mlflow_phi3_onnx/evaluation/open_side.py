@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import DependencyError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.functions import load_model
 from mlflow_phi3_onnx.model.native import GenAIModel
@@ -90,7 +91,7 @@ def open_side(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
         return _OnnxSide(model, uri)
     if not is_of_transformers(model):
         raise InvalidRequestError(
-            f"{name} must be {_EXPECTED}; got a {type(model).__name__}.", param=name
+            f"{name} must be {_EXPECTED}; got {describe_kind(model)}.", param=name
         )
     try:
         parts = generator_parts(model, tokenizer if takes_tokenizer(model) else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,14 @@ from mlflow.models import Model
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
 from mlflow_phi3_onnx.flavor.inspect import describe
 from mlflow_phi3_onnx.flavor.load import open_artifact
-from mlflow_phi3_onnx.flavor.save import check_target, prepare
+from mlflow_phi3_onnx.flavor.save import CODE, check_target, prepare
+from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.local import checked_files, download
 
@@ -125,8 +128,7 @@ def save_model(
         mlflow.exceptions.MlflowException: If path exists and is not empty.
     """
     given = locals()
-    target = Path(path).absolute()
-    check_target(target)
+    target = check_target(path)
     with prepare(given) as prepared:
         prepared.write(target, mlflow_model or Model(), link=False)
 
@@ -247,6 +249,8 @@ def load_model(
 ) -> GenAIModel:
     """Load a model as this package's own object.
 
+    Code that was saved with it (``code_paths``) can be imported afterwards; none of it is run.
+
     Args:
         model_uri: Where it is: a local path, ``models:/``, ``runs:/`` or any URI that MLflow
             reads.
@@ -264,10 +268,12 @@ def load_model(
         SourceError: If its files are in a repository and cannot be fetched.
         mlflow.exceptions.MlflowException: If there is no model, or it has not this flavor.
     """
-    local = download(str(model_uri), dst_path)
     given = {"execution_provider": execution_provider, "verify": verify}
-    own = {name: value for name, value in given.items() if value is not None}
-    model, _ = open_artifact(local, {**(model_config or {}), **own})
+    own = read(RUNTIME_SETTINGS, given, "a runtime setting", shown=True)
+    config = check_mapping(model_config, "model_config")
+    local = download(model_uri, dst_path, param="model_uri")
+    model, _ = open_artifact(local, {**config, **own})
+    _add_code(local / CODE)
     return model
 
 
@@ -290,7 +296,7 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
     root, name = mlflow_compat.get_root_uri_and_artifact_path(str(model_uri))
     store = mlflow_compat.get_artifact_repository(root)
     with tempfile.TemporaryDirectory() as work:
-        local = download(str(model_uri), work)
+        local = download(model_uri, work, param="model_uri")
         saved = read_saved(local)
         if not saved.by_reference:
             return
@@ -308,6 +314,12 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
         target = local / mlflow_compat.MLMODEL_FILE_NAME
         model.save(str(target))
         store.log_artifact(str(target), name)
+
+
+def _add_code(folder: Path) -> None:
+    """Let a model's own code be imported, where nothing that is installed has the same name."""
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def _upload(store: ArtifactRepository, folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import uuid
@@ -21,7 +22,9 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted, stage_adapters
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import describe_kind, one_of
+from mlflow_phi3_onnx.core.files import LONGEST_NAME
+from mlflow_phi3_onnx.core.options import Option
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
@@ -36,12 +39,16 @@ if TYPE_CHECKING:
 
     from mlflow.models import Model, ModelSignature
 
-__all__ = ["PreparedModel", "check_target", "prepare"]
+__all__ = ["CODE", "PreparedModel", "check_target", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
 CODE = "code"
+"""The folder of a saved model that holds its code."""
 
+_TASK = Option("task", "What the model is for.", one_of(*ALL_TASKS))
+
+_NOT_IN_PATHS = re.compile(r"[\0\ud800-\udfff]")
 _SAID = re.compile(r"\[Errno \d+\] ([^:']+)")
 
 
@@ -58,7 +65,8 @@ class PreparedModel:
         example: The input example, or None for none.
         metadata: For the MLmodel file, the task included.
         environment: The conda environment, the pip requirements and their constraints.
-        given: The arguments of ``save_model`` or ``log_model``, by name.
+        code_paths: Files and folders of code to save along.
+        extra_files: Other files to save along, as paths or URIs.
     """
 
     source: ResolvedSource
@@ -69,7 +77,8 @@ class PreparedModel:
     example: Any
     metadata: Mapping[str, Any]
     environment: tuple[Any, list[str], list[str]]
-    given: Mapping[str, Any]
+    code_paths: list[str] | None
+    extra_files: list[str] | None
 
     def save_model(
         self,
@@ -94,7 +103,7 @@ class PreparedModel:
             mlflow_model: The MLflow model that the flavor is added to.
             link: Whether to link the model's files, where the folder is copied again at once.
         """
-        source, given = self.source, self.given
+        source = self.source
         files = source.bundle.files
         data = None if source.reference else DATA
         where = {"reference": dict(source.reference)} if source.reference else {"data": DATA}
@@ -105,7 +114,7 @@ class PreparedModel:
             else:
                 staging = worker.submit(write_manifest, files)
             adapters = stage_adapters(self.adapters, work, link=link)
-            code = _copy_code(given["code_paths"], work)
+            code = _copy_code(self.code_paths, work)
             mlflow_compat.save_example(mlflow_model, self.example, str(work))
             if self.signature is not None:
                 mlflow_model.signature = self.signature
@@ -134,7 +143,7 @@ class PreparedModel:
                 code=code,
                 files=manifest,
                 **({"adapters": adapters} if adapters else {}),
-                **mlflow_compat.copy_extra_files(given["extra_files"], str(work)),
+                **mlflow_compat.copy_extra_files(self.extra_files, str(work)),
             )
             mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(work))
             mlflow_model.save(str(work / mlflow_compat.MLMODEL_FILE_NAME))
@@ -158,17 +167,14 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
     )
     _check_code_paths(given["code_paths"])
     task = given["task"]
-    if task not in ALL_TASKS:
-        raise InvalidRequestError(
-            f"task must be one of {', '.join(ALL_TASKS)}; got {task!r}.", param="task"
-        )
+    _TASK.read(task, shown=True)
     metadata = _metadata(given["metadata"], task)
     config = _read_config(given["model_config"])
     settings = Settings.check(config, task)
     if settings.verify is not None:
         raise InvalidRequestError(
             "model_config: verify is for whoever loads the model to say, not for the model itself."
-            " Leave it out.",
+            " Leave it out of model_config, and give it to load_model.",
             param="verify",
         )
     signature = checked_signature(given["signature"], task)
@@ -186,24 +192,56 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
             example=example,
             metadata=metadata,
             environment=environment,
-            given=given,
+            **{name: given[name] for name in ("code_paths", "extra_files")},
         )
 
 
-def check_target(path: Path) -> None:
-    """Check that a model can be saved to a path.
+def check_target(given: Any) -> Path:
+    """Check that a model can be saved to a path, and return it.
 
     Raises:
-        InvalidRequestError: If it is a file, or a folder that is not empty.
+        InvalidRequestError: If it is no path, or that of a file or a folder that is not empty.
+        SaveError: If the system cannot tell what is there.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = _read_target(given)
+    try:
+        path.stat()
+        taken = not path.is_dir() or any(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        taken = False
+    except OSError as error:
+        raise _not_saved(path, error) from error
+    if taken:
         kind = "is not empty" if path.is_dir() else "is a file"
         raise InvalidRequestError(
-            f"The path to save to, {path.name}, {kind}. Give a folder that is empty or does not"
-            " exist.",
+            f"The path to save to, {path.name or path}, {kind}. Give a folder that is empty or does"
+            " not exist.",
             param="path",
             error_code=RESOURCE_ALREADY_EXISTS,
         )
+    return path
+
+
+def _read_target(given: Any) -> Path:
+    """Make an absolute path of what was given."""
+    text = os.fspath(given) if isinstance(given, str | os.PathLike) else given
+    parts = Path(text).parts if isinstance(text, str) else ()
+    came = ""
+    if not isinstance(text, str):
+        came = describe_kind(text)
+    elif not text:
+        came = "an empty string"
+    elif _NOT_IN_PATHS.search(text):
+        came = "a string with a NUL or a lone surrogate"
+    elif (longest := max((len(part.encode()) for part in parts), default=0)) > LONGEST_NAME:
+        came = f"a name of {longest:,} bytes"
+    if came:
+        raise InvalidRequestError(
+            f"path must be a string or a pathlib.Path, of names of up to {LONGEST_NAME} bytes; got"
+            f" {came}. Give a folder that is empty or does not exist.",
+            param="path",
+        )
+    return Path(text).absolute()
 
 
 def _check_code_paths(code_paths: Any) -> None:
@@ -276,9 +314,8 @@ def _beside(path: Path) -> Generator[Path]:
         InvalidRequestError: If there is something at the path.
         SaveError: If it cannot be written to.
     """
-    check_target(path)
-    goal = path.resolve()
-    hidden = f".{goal.name}.{uuid.uuid4().hex[:8]}.partial"
+    goal = Path(os.path.realpath(check_target(path)))
+    hidden = f".{uuid.uuid4().hex[:8]}.partial"
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
         apart = not goal.exists()  # a folder that is there may be a volume, or in use
@@ -294,9 +331,7 @@ def _beside(path: Path) -> Generator[Path]:
             shutil.rmtree(work, ignore_errors=True)
             raise
     except OSError as error:
-        raise SaveError(
-            f"The model cannot be saved to {path}: {_reason(error)}. Nothing was left there."
-        ) from error
+        raise _not_saved(path, error) from error
 
 
 def _move_up(work: Path, goal: Path) -> None:
@@ -304,6 +339,12 @@ def _move_up(work: Path, goal: Path) -> None:
     for item in items:
         item.rename(goal / item.name)
     work.rmdir()
+
+
+def _not_saved(path: Path, error: OSError) -> SaveError:
+    return SaveError(
+        f"The model cannot be saved to {path}: {_reason(error)}. Nothing was left there."
+    )
 
 
 def _reason(error: OSError) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
+from mlflow_phi3_onnx.core.files import list_own
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
@@ -20,8 +22,7 @@ from mlflow_phi3_onnx.model.tokens import TokenModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
     from typing_extensions import Self
 
@@ -38,6 +39,8 @@ class GenAIModel(TokenModel):
     and answers and raises the same. Whatever takes long runs outside of the event loop. The request
     is checked when the twin is awaited, or its stream is first asked for a delta. Cancelling the
     task, or closing the stream, stops the generation.
+
+    It can be pickled by its folder: a copy in another process checks and loads the model again.
 
     Args:
         path: A model folder, with ``genai_config.json``; or one that has been read.
@@ -73,10 +76,10 @@ class GenAIModel(TokenModel):
         if not isinstance(path, ModelFolder) and settings.verify is not None:
             raise InvalidRequestError(
                 "model_config: verify is for saved models: of a plain folder, nothing is known to"
-                " compare its files with. Leave it out.",
+                " compare its files with. Leave it out of model_config.",
                 param="verify",
             )
-        folder = path if isinstance(path, ModelFolder) else read_folder(path)
+        folder = path if isinstance(path, ModelFolder) else _read_own(path)
         tokenizer = PromptTokenizer(folder.tokenizer_path)
         with fitted(checked, folder) as files:
             self._adapters = tuple(files)
@@ -85,6 +88,14 @@ class GenAIModel(TokenModel):
         texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
         super().__init__(tokenizer, planner, texts)
         self._folder = folder
+        self._places = (folder.path.absolute(), folder.tokenizer_path.absolute())
+        self._given = {
+            "adapters": {name: Path(file).absolute() for name, file in checked.items()},
+            "model_config": settings,
+            "task": task,
+            "origin": origin,
+            "policy": policy,
+        }
         self._origin = origin or {}
         self._execution_provider = settings.engine.provider(folder)
         # The engine's thread keeps the engine alive, but must not outlive its model.
@@ -96,6 +107,10 @@ class GenAIModel(TokenModel):
             f"<GenAIModel {folder.model_type}, context length {folder.context_length:,},"
             f" {self.execution_provider}>"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what is needed to load the model again, from the same folder, elsewhere."""
+        return _load_again, (*self._places, self._given)
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +221,7 @@ class GenAIModel(TokenModel):
             InvalidRequestError: If a field is not what it may be, or a prompt is too long.
             UnsupportedParameterError: If a parameter is unknown or not supported.
         """
-        if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        if _is_one(prompt):
             return self.run(TEXT, [{"prompt": prompt, **params}])[0]
         return self.run(TEXT, [{"prompt": text, **params} for text in prompt])
 
@@ -244,7 +259,7 @@ class GenAIModel(TokenModel):
 
     async def agenerate(self, prompt: str | list[str], **params: Any) -> str | list[str]:
         """Continue one prompt or many, text in and text out, as ``generate``."""
-        if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        if _is_one(prompt):
             return (await self.arun(TEXT, [{"prompt": prompt, **params}]))[0]
         return await self.arun(TEXT, [{"prompt": text, **params} for text in prompt])
 
@@ -298,3 +313,21 @@ class GenAIModel(TokenModel):
         return self._texts.awrite(
             lambda: self._planner.plan_request(task, fields, params, stream=True)
         )
+
+
+def _is_one(prompt: Any) -> bool:
+    """Whether it is for one request to check, and not a row of several prompts."""
+    return isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable)
+
+
+def _read_own(path: str | Path) -> ModelFolder:
+    """Read a folder that is not an artifact's, whose files nothing else has looked at."""
+    folder = read_folder(path)
+    list_own(folder.path)
+    return folder
+
+
+def _load_again(path: Path, tokenizer_path: Path, given: Mapping[str, Any]) -> GenAIModel:
+    folder = read_folder(path, tokenizer_path)
+    list_own(path)
+    return GenAIModel(folder, **given)

@@ -167,7 +167,7 @@ class Settings:
             UnsupportedParameterError: If a key is not one of :func:`config_keys`.
         """
         options = {**PARAMETERS[task], **RUNTIME_SETTINGS}
-        clean = read(options, config, f"a parameter of {task}", "model_config")
+        clean = read(options, config, f"a parameter of {task}", "model_config", shown=True)
         for name in clean:
             if not options[name].configurable:
                 raise UnsupportedParameterError(

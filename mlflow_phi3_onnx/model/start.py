@@ -17,14 +17,21 @@ from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.engine.loops.genai import GenAILoop
 from mlflow_phi3_onnx.engine.loops.genai_pool import GeneratorPool
 from mlflow_phi3_onnx.engine.loops.slots import SlotsLoop
-from mlflow_phi3_onnx.engine.options import EngineOptions
+from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import (
     DependencyError,
     InvalidModelError,
     InvalidRequestError,
     MemoryBudgetError,
 )
-from mlflow_phi3_onnx.model.trial import TRIED, goes_back, try_genai, try_padding, try_slots
+from mlflow_phi3_onnx.model.trial import (
+    FEWEST_FOR_SLOTS,
+    TRIED,
+    goes_back,
+    try_genai,
+    try_padding,
+    try_slots,
+)
 from mlflow_phi3_onnx.runtime.genai import NativeModel
 from mlflow_phi3_onnx.runtime.machine import available_memory, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
@@ -63,8 +70,8 @@ def start_engine(
 
     Raises:
         InvalidModelError: If the model cannot be loaded, or does not fit its configuration.
-        InvalidRequestError: If the loop that was asked for cannot run the model, or the execution
-            provider has no options.
+        InvalidRequestError: If the loop that was asked for cannot run the model, the execution
+            provider has no options, or the KV cache's memory is too little for any request.
     """
     if options.provider_options and options.provider(folder) == "cpu":
         raise InvalidRequestError(
@@ -74,22 +81,22 @@ def start_engine(
     memory = options.kv_cache_memory
     if memory is None:
         memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY / policy.processes)
-    kv_tokens = max(1, memory // folder.kv_bytes_per_token)
     eos = frozenset(folder.eos_token_ids)
     threads = max(1, available_threads() // policy.processes)
     threads = options.intra_op_num_threads or folder.threads or threads
     options = replace(options, intra_op_num_threads=threads)
     begun = time.monotonic()
+    kv_tokens = memory // folder.kv_bytes_per_token
     loop = _start_loop(folder, options, policy, kv_tokens, adapters)
     _logger.info(
-        "Loaded %s in %.1f s: %s loop, %s, %d threads, KV cache of at most %d tokens (%d bytes).",
+        "Loaded %s in %.1f s: %s loop, %s, %d threads, KV cache of at most %s tokens (%s bytes).",
         folder.model_type,
         time.monotonic() - begun,
         loop.name,
         options.provider(folder),
         threads,
-        kv_tokens,
-        kv_tokens * folder.kv_bytes_per_token,
+        f"{kv_tokens:,}",
+        f"{kv_tokens * folder.kv_bytes_per_token:,}",
     )
     return InProcessEngine(
         loop,
@@ -154,7 +161,7 @@ def _start_loop(
         if reason is None:
             try:
                 return _start_slots(folder, options, kv_tokens)
-            except (InvalidModelError, DependencyError, MemoryBudgetError) as error:
+            except _NO_SLOTS as error:
                 if wanted == "slots":
                     raise
                 level, reason = logging.WARNING, error.message
@@ -176,6 +183,7 @@ def _start_genai(
     kv_tokens: int,
     adapters: Mapping[str, Path],
 ) -> GenAILoop:
+    _check_memory(folder, options, "genai", kv_tokens, _FEWEST)
     provider = options.provider(folder)
     threads = {"intra_op_num_threads": options.intra_op_num_threads}
     decoder = repairs(folder).get("model", {}).get("decoder", {})
@@ -251,6 +259,7 @@ def _goes_back(folder: ModelFolder) -> bool:
 
 
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:
+    _check_memory(folder, options, "slots", kv_tokens, FEWEST_FOR_SLOTS)
     graph = folder.path / folder.filename
     session = SlotSession(
         graph,
@@ -266,3 +275,26 @@ def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) ->
     )
     try_slots(session, folder)
     return SlotsLoop(session, kv_tokens=kv_tokens, reuse_prefixes=options.prefix_cache)
+
+
+def _check_memory(
+    folder: ModelFolder, options: EngineOptions, loop: LoopName, kv_tokens: int, fewest: int
+) -> None:
+    """Check that the KV cache has room for so few tokens as a loop cannot do with less than."""
+    if kv_tokens >= fewest:
+        return
+    given = options.kv_cache_memory
+    came = "half of the memory that is available is less" if given is None else f"got {given:,}"
+    raise InvalidRequestError(
+        f"kv_cache_memory must be at least {fewest * folder.kv_bytes_per_token:,} bytes for the"
+        f" {loop} loop, the KV cache of {fewest} tokens; {came}. A request takes"
+        f" {folder.kv_bytes_per_token:,} bytes for each token of prompt and completion.",
+        param="kv_cache_memory",
+    )
+
+
+_NO_SLOTS = (InvalidModelError, InvalidRequestError, DependencyError, MemoryBudgetError)
+"""What the slots loop fails with where it cannot run a model, and another loop may."""
+
+_FEWEST = 2
+"""Tokens of the shortest request: one of its prompt and one of its completion."""

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.runtime.genai import NativeModel
     from mlflow_phi3_onnx.runtime.ort import SlotSession
 
-__all__ = ["MISFIT", "TRIED", "goes_back", "try_genai", "try_padding", "try_slots"]
+__all__ = [
+    "FEWEST_FOR_SLOTS",
+    "MISFIT",
+    "TRIED",
+    "goes_back",
+    "try_genai",
+    "try_padding",
+    "try_slots",
+]
 
 TRIED = 2
 """Of how many tokens the genai loop's model is tried out with."""
@@ -34,6 +42,9 @@ PADDED, WIDEST = 2, 4
 
 LENGTH = 32
 """Tokens of the prompt that the slots loop's model is tried out with, if the cache holds them."""
+
+FEWEST_FOR_SLOTS = 7
+"""Tokens that the cache must hold at least: six of the prompt, and one more."""
 
 CUTS = ((1, 7), (5, 1))
 """How it is cut, besides in halves: so many tokens in a first run, and so many in a second."""

@@ -52,12 +52,12 @@ class Watch:
         """Write how a request went, and return its response."""
         if _logger.isEnabledFor(logging.DEBUG):
             _logger.debug(
-                "Answered %s in %.3f s: %d prompt tokens (%d cached), %d completion tokens, %s.",
+                "Answered %s in %.3f s: %s prompt tokens (%s cached), %s completion tokens, %s.",
                 response["id"] if isinstance(response, dict) else "a request",
                 time.monotonic() - self._begun,
-                sum(len(job.prompt) for job in jobs if job.index == 0),
-                sum(completion.cached_tokens for completion in completions),
-                sum(completion.tokens for completion in completions),
+                f"{sum(len(job.prompt) for job in jobs if job.index == 0):,}",
+                f"{sum(completion.cached_tokens for completion in completions):,}",
+                f"{sum(completion.tokens for completion in completions):,}",
                 ", ".join(sorted({str(completion.finish_reason) for completion in completions})),
             )
         return response
@@ -65,8 +65,8 @@ class Watch:
     def left(self, token_counts: Sequence[int]) -> None:
         """Write that a stream has ended, wherever it was."""
         _logger.debug(
-            "A stream of %d completions ended after %.3f s and %d completion tokens.",
+            "A stream of %d completions ended after %.3f s and %s completion tokens.",
             len(token_counts),
             time.monotonic() - self._begun,
-            sum(token_counts),
+            f"{sum(token_counts):,}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_phi3_onnx.core.checks import allows, boolean, integer, json_object, number
+from mlflow_phi3_onnx.core.checks import allows, boolean, integer, is_one, json_object, number
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
@@ -70,9 +70,9 @@ def tools(value: Any) -> tuple[dict[str, Any], ...]:
         raise ValueError
     for tool in value:
         function = json_object(json_object(tool).get("function"))
-        if tool.get("type") != "function" or not isinstance(function.get("name"), str):
+        if not is_one(tool.get("type"), "function") or not isinstance(function.get("name"), str):
             raise ValueError
-        if function.get("strict") not in (None, False, True):
+        if not is_one(function.get("strict"), None, False, True):
             raise ValueError
     return tuple(value)
 
@@ -85,7 +85,7 @@ def tool_choice(value: Any) -> str | dict[str, Any]:
             raise ValueError
         return value
     function = json_object(json_object(value).get("function"))
-    if value.keys() != {"type", "function"} or value["type"] != "function":
+    if value.keys() != {"type", "function"} or not is_one(value["type"], "function"):
         raise ValueError
     if function.keys() != {"name"} or not isinstance(function["name"], str):
         raise ValueError

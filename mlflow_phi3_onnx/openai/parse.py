@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mlflow_phi3_onnx.core.checks import is_one
 from mlflow_phi3_onnx.core.options import read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
@@ -204,8 +205,18 @@ def _prompts(value: Any, settled: Mapping[str, Any], task: Task) -> tuple[Prompt
         return (ChatPrompt(check_messages(value), tools, more),)
     if task == COMPLETIONS:
         return check_prompts(value)
-    advice = " Send several prompts as rows of a data frame, or as a list to generate."
-    return check_text(value, advice=advice)
+    return check_text(value, advice=_advice(value))
+
+
+def _advice(value: Any) -> str:
+    """Say what takes the prompt that is no single text."""
+    several = isinstance(value, list | tuple) and bool(value)
+    first = value[0] if several else value
+    if isinstance(first, int) and not isinstance(first, bool):
+        return f" Token ids are for complete, and for models of the task {COMPLETIONS}."
+    if several and isinstance(first, str):
+        return " Send several prompts as rows of a data frame, or as a list to generate."
+    return ""
 
 
 def _adapter(settled: Mapping[str, Any], adapters: Collection[str], own_name: str) -> str | None:
@@ -213,15 +224,16 @@ def _adapter(settled: Mapping[str, Any], adapters: Collection[str], own_name: st
     chosen = settled.get("adapter")
     if chosen is not None and chosen not in adapters:
         allowed = f"must be one of {', '.join(adapters)}; got another name"
-        message = allowed if adapters else "cannot be chosen: this model has none. Leave it out"
-        raise InvalidRequestError(f"adapter {message}.", param="adapter")
+        none = "cannot be chosen: this model has none. Leave it out of the request"
+        raise InvalidRequestError(f"adapter {allowed if adapters else none}.", param="adapter")
     named = settled.get("model")
-    if not adapters or named in (None, own_name) or (named not in adapters and chosen):
+    known = is_one(named, *adapters)
+    if not adapters or is_one(named, None, own_name) or (chosen and not known):
         return chosen
-    if not isinstance(named, str) or named not in adapters:
+    if not known:
         raise InvalidRequestError(
             f"model must be {own_name}, the model itself, or one of its adapters,"
-            f" {', '.join(adapters)}; got another name. Or leave it out.",
+            f" {', '.join(adapters)}; got another name. Or leave it out of the request.",
             param="model",
         )
     if chosen not in (None, named):

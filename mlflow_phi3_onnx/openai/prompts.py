@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_phi3_onnx.core.checks import allows, describe_kind, integer
+from mlflow_phi3_onnx.core.checks import allows, describe_kind, integer, is_one
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
@@ -145,7 +145,7 @@ def prediction(value: Any) -> str:
     text = value["content"]
     if isinstance(text, list | tuple):
         text = "".join(_part(part, f"prediction.content[{i}]") for i, part in enumerate(text))
-    if value["type"] != "content" or not isinstance(text, str):
+    if not is_one(value["type"], "content") or not isinstance(text, str):
         raise ValueError
     if len(text) > MAX_PREDICTION_CHARACTERS:
         raise ValueError
@@ -168,7 +168,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
         raise _refusal(where, "an object with role and content", value)
     message = {key: item for key, item in value.items() if item is not None}
     role = message.get("role")
-    if role not in ROLES:
+    if not is_one(role, *ROLES):
         kind = "it is missing" if role is None else "got something else"
         raise InvalidRequestError(
             f"{where}.role must be one of {', '.join(ROLES)}; {kind}.", param=f"{where}.role"
@@ -189,19 +189,25 @@ def _content(value: Any, where: str, message: dict[str, Any]) -> str:
         return value
     if isinstance(value, list | tuple):
         return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(value))
-    if value is None and message["role"] == "assistant" and message.get("tool_calls"):
+    calls = message.get("tool_calls")
+    if (
+        value is None
+        and message["role"] == "assistant"
+        and isinstance(calls, list | tuple)
+        and calls
+    ):
         return ""
     raise _refusal(where, "a string or a list of text parts", value, none="it is missing")
 
 
 def _part(value: Any, where: str) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind in _OTHER_PARTS:
+    if is_one(kind, *_OTHER_PARTS):
         raise UnsupportedParameterError(
             f"{where}: parts of type {kind} are not supported; this model reads only text.",
             param=where,
         )
-    text = value.get(_TEXT_PARTS[kind]) if isinstance(kind, str) and kind in _TEXT_PARTS else None
+    text = value.get(_TEXT_PARTS[kind]) if is_one(kind, *_TEXT_PARTS) else None
     if not isinstance(text, str):
         raise _refusal(where, "an object with type 'text' and a string as text", value)
     return text

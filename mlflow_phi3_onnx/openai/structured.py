@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from mlflow_phi3_onnx.core.checks import allows, describe_kind, json_object
+from mlflow_phi3_onnx.core.checks import allows, describe_kind, is_one, json_object
 from mlflow_phi3_onnx.core.request import Grammar
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
@@ -29,8 +29,9 @@ _JSON_BLOCK = re.compile(r"%json\b\s*")
 def response_format(value: Any) -> Grammar | None:
     """Check a response format: ``text``, ``json_object`` or ``json_schema``."""
     kind = json_object(value).get("type")
-    allowed = {"type", "json_schema"} if kind == "json_schema" else {"type"}
-    if kind not in ("text", "json_object", "json_schema") or value.keys() - allowed:
+    if not is_one(kind, "text", "json_object", "json_schema"):
+        raise ValueError
+    if value.keys() - ({"type", "json_schema"} if kind == "json_schema" else {"type"}):
         raise ValueError
     if kind == "text":
         return None
@@ -46,9 +47,9 @@ def _named_schema(value: Any) -> Any:
         not isinstance(value, dict)
         or value.keys() - known
         or not isinstance(value.get("schema"), dict)
-        or not isinstance(value.get("name") or "", str)
-        or not isinstance(value.get("description") or "", str)
-        or value.get("strict") not in (None, False, True)
+        or not isinstance(value.get("name"), str | None)
+        or not isinstance(value.get("description"), str | None)
+        or not is_one(value.get("strict"), None, False, True)
     ):
         raise InvalidRequestError(
             "response_format.json_schema must be an object with a schema, and maybe name,"

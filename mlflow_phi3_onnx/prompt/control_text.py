@@ -6,9 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.prompt.finder import sorted_texts_begin
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+
+    from mlflow_phi3_onnx.prompt.finder import TextFinder
 
 __all__ = ["Fragments", "Hidden"]
 
@@ -30,9 +33,8 @@ class Fragments:
     def __init__(self, tokens: Collection[str]) -> None:
         self._tokens = frozenset(tokens)
         self._longest = max(map(len, tokens), default=1) - 1
-        # Backwards, as both are looked for from the outside in.
-        self._beginnings = {token[:n][::-1] for token in tokens for n in range(1, len(token))}
-        self._ends = {token[n:] for token in tokens for n in range(1, len(token))}
+        self._forwards = sorted(tokens)
+        self._backwards = sorted(token[::-1] for token in tokens)
         self._first = {token[0] for token in tokens}
         self._last = {token[-1] for token in tokens}
         self._all = "\0".join(tokens)
@@ -48,17 +50,22 @@ class Fragments:
         core = text.strip()
         if len(core) <= self._longest and core in self._all and core not in self._tokens:
             return (len(text), 0) if core else (0, 0)
-        head = _longest_of(core[: self._longest], self._ends, self._last)
-        tail = _longest_of(core[-self._longest :][::-1], self._beginnings, self._first)
+        head = _longest_of(core[: self._longest], self._backwards, self._last)
+        tail = _longest_of(core[-self._longest :][::-1], self._forwards, self._first)
         before = len(text) - len(text.lstrip())
         after = len(text) - len(text.rstrip())
         return head and before + head, tail and after + tail
 
 
-def _longest_of(text: str, parts: Collection[str], last: Collection[str]) -> int:
-    """Measure the longest beginning of a text among the parts, each of which ends with a last."""
+def _longest_of(text: str, tokens: list[str], first: Collection[str]) -> int:
+    """Measure the longest beginning of a text that, backwards, sorted tokens begin with."""
     return next(
-        (n for n in range(len(text), 0, -1) if text[n - 1] in last and text[:n] in parts), 0
+        (
+            n
+            for n in range(len(text), 0, -1)
+            if text[n - 1] in first and sorted_texts_begin(tokens, text[:n][::-1])
+        ),
+        0,
     )
 
 
@@ -69,8 +76,8 @@ class Hidden:
 
     Args:
         texts: Every text of the conversation, to find a character that none of them uses.
-        pattern: What is hidden.
-        history_pattern: What is hidden instead in an assistant's messages.
+        control: What is hidden.
+        in_history: What is hidden instead in an assistant's messages.
         fragments: What is hidden too, where a text begins or ends with it.
 
     Attributes:
@@ -80,15 +87,15 @@ class Hidden:
     def __init__(
         self,
         texts: Sequence[str],
-        pattern: re.Pattern[str],
-        history_pattern: re.Pattern[str],
+        control: TextFinder,
+        in_history: TextFinder,
         fragments: Fragments | None = None,
     ) -> None:
         self.found: dict[str, int] = {}
-        self._pattern = pattern
-        self._history_pattern = history_pattern
+        self._control = control
+        self._in_history = in_history
         self._fragments = fragments
-        hides = fragments or any(pattern.search(text) for text in texts)
+        hides = fragments or any(map(control.is_in, texts))
         self._mark = _unused_character(texts) if hides else ""
 
     def replace_in(self, value: Any, role: str = "", *, by_name: bool = False) -> Any:
@@ -135,8 +142,8 @@ class Hidden:
     def _replace(self, text: str, role: str, fragments: Fragments | None) -> str:
         head, tail = fragments.edges(text) if fragments else (0, 0)
         end = max(head, len(text) - tail)
-        pattern = self._history_pattern if role == "assistant" else self._pattern
-        middle = pattern.sub(lambda match: self._hide(match.group()), text[head:end])
+        finder = self._in_history if role == "assistant" else self._control
+        middle = finder.replace(text[head:end], self._hide)
         return self._hide(text[:head]) + middle + self._hide(text[end:])
 
     def _hide(self, text: str) -> str:

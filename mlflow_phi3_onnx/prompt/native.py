@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from mlflow_phi3_onnx.core.bounds import (
-    MAX_ADDED_TOKENS,
-    MAX_JSON_BYTES,
-    MAX_TEXT_GROWTH,
-    MAX_TOKEN_CHARACTERS,
-    MAX_UNUSED_IDS,
-    MAX_WORD_CHARACTERS,
-)
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.bounds import MAX_JSON_BYTES, MAX_UNUSED_IDS
 from mlflow_phi3_onnx.core.files import parse_json_object, read_text
 from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.prompt.spec import TOKENIZER_FILE, check_spec, longest_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["TOKENIZER_FILE", "NativeTokenizer"]
-
-TOKENIZER_FILE = "tokenizer.json"
+__all__ = ["NativeTokenizer"]
 
 _LONG = 20_000
 """From so many characters on, a text is encoded without the interpreter's lock.
@@ -60,9 +49,15 @@ class NativeTokenizer:
     Args:
         spec: What ``tokenizer.json`` holds.
 
+    Attributes:
+        longest_token: The most characters other than spaces that one token can stand for; None
+            where no bound is known.
+
     Raises:
         InvalidModelError: If the library cannot use it.
     """
+
+    longest_token: int | None = None
 
     def __init__(self, spec: str) -> None:
         with NativeErrors(_not_read):
@@ -80,8 +75,9 @@ class NativeTokenizer:
         """
         text = read_text(folder / TOKENIZER_FILE, MAX_JSON_BYTES)
         spec = parse_json_object(text.encode("utf-8", "surrogatepass"), TOKENIZER_FILE)
-        _check_spec(spec)
+        check_spec(spec)
         made = cls(text)
+        made.longest_token = longest_token(spec, made.vocabulary)
         highest, count = max(made.vocabulary.values(), default=0), len(made.vocabulary)
         if highest >= count + MAX_UNUSED_IDS:
             raise InvalidModelError(
@@ -169,67 +165,3 @@ def _not_encoded(param: str) -> InvalidRequestError:
         f" {TOKENIZER_FILE}.",
         param=param,
     )
-
-
-def _check_spec(spec: Mapping[str, Any]) -> None:
-    """Refuse what would take time or memory beyond the file's own size."""
-    added = spec.get("added_tokens")
-    added = added if isinstance(added, list) else []
-    if len(added) > MAX_ADDED_TOKENS:
-        raise InvalidModelError(
-            f"{TOKENIZER_FILE} has {len(added):,} added tokens; up to {MAX_ADDED_TOKENS:,} are"
-            " read, because every text is searched for them."
-        )
-    contents = [t.get("content") for t in added if isinstance(t, dict)]
-    if any(isinstance(c, str) and len(c) > MAX_TOKEN_CHARACTERS for c in contents):
-        raise InvalidModelError(
-            f"{TOKENIZER_FILE} has an added token of more than {MAX_TOKEN_CHARACTERS:,} characters."
-        )
-    model = spec.get("model")
-    longest = model.get("max_input_chars_per_word", 0) if isinstance(model, dict) else 0
-    if isinstance(longest, int) and longest > MAX_WORD_CHARACTERS:
-        raise InvalidModelError(
-            f"{TOKENIZER_FILE}: model.max_input_chars_per_word is {describe_kind(longest)}; up to"
-            f" {MAX_WORD_CHARACTERS:,} is taken."
-        )
-    for part in ("normalizer", "decoder"):
-        if _growth(spec.get(part)) > MAX_TEXT_GROWTH:
-            raise InvalidModelError(
-                f"{TOKENIZER_FILE}: {part} makes more than {MAX_TEXT_GROWTH} characters of one, so"
-                " a short text could take all memory."
-            )
-
-
-def _growth(part: Any) -> float:
-    """Count how many characters a normalizer or decoder makes of one, at most.
-
-    Unicode's own forms make up to 18 of one, and are not counted: nobody can choose them.
-    """
-    match part:
-        case {"type": "Sequence", "normalizers": list(parts)}:
-            return math.prod(map(_growth, parts))
-        case {"type": "Sequence", "decoders": list(parts)}:
-            return math.prod(map(_growth, parts))
-        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
-            return max(1, len(content) / len(pattern)) if pattern else 1 + len(content)
-        case {"type": "Replace", "content": str(content)}:
-            return 1 + len(content)  # an expression can match nothing, before every character
-        case {"type": "Prepend", "prepend": str(content)}:
-            return max(1, len(content))
-        case {"type": "Precompiled", "precompiled_charsmap": str(table)}:
-            return _longest_entry(table)
-        case _:
-            return 1
-
-
-def _longest_entry(table: str) -> int:
-    """Count the characters of the longest text in a table of SentencePiece's.
-
-    It is the size of a trie in four bytes, the trie, and texts that end with a zero.
-    """
-    try:
-        data = base64.b64decode(table, validate=True)
-    except ValueError:
-        return 1  # the library refuses it
-    texts = data[4 + int.from_bytes(data[:4], "little") :]
-    return max(map(len, texts.split(b"\0")), default=1)

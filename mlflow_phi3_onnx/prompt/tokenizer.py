@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -13,9 +12,10 @@ import numpy as np
 from mlflow_phi3_onnx.errors import ContextLengthError, InvalidRequestError
 from mlflow_phi3_onnx.prompt.control_text import Fragments, Hidden
 from mlflow_phi3_onnx.prompt.detokenizer import Detokenizer, byte_tokens, token_bytes
-from mlflow_phi3_onnx.prompt.encoding import longest_token
+from mlflow_phi3_onnx.prompt.finder import Found, TextFinder
 from mlflow_phi3_onnx.prompt.literal import control_tokens, literal_tokenizers
-from mlflow_phi3_onnx.prompt.native import TOKENIZER_FILE, NativeTokenizer
+from mlflow_phi3_onnx.prompt.native import NativeTokenizer
+from mlflow_phi3_onnx.prompt.spec import TOKENIZER_FILE
 from mlflow_phi3_onnx.prompt.template.conversation import Conversation, check_text
 from mlflow_phi3_onnx.prompt.template.files import load_template
 
@@ -35,7 +35,6 @@ _REASONING_MARKS = {"<think>", "</think>"}
 _BLOCK = 1 << 16
 """Characters that are counted at once: the interpreter is held for so many, not for them all."""
 
-_NEVER = "(?!)"
 MAX_TOKEN_TEXTS = 1 << 16
 """The most tokens whose texts are kept: log-probabilities name the same ones again and again."""
 
@@ -73,8 +72,8 @@ class PromptTokenizer:
         self.control_ids = frozenset(control)
         self._strips_right = {token.content for token in control.values() if token.rstrip}
         self._strips_left = {token.content for token in control.values() if token.lstrip}
-        self._control_pattern = _any_of(self._control)
-        self._history_pattern = _any_of(self._control.keys() - _REASONING_MARKS)
+        self._finder = TextFinder(self._control)
+        self._in_history = TextFinder(self._control.keys() - _REASONING_MARKS)
         self._byte_tokens = byte_tokens(self._tokenizer)
         self._anchor = self._tokenizer.encode("a", TOKENIZER_FILE)[-1:]
         self.token_text = lru_cache(maxsize=MAX_TOKEN_TEXTS)(self._token_text)
@@ -123,8 +122,8 @@ class PromptTokenizer:
         if not hidden.found:
             ids = self._tokenizer.encode(rendered, "messages")
             # Other control ids than the text shows: a normalizer made them out of other characters.
-            shown = self._control_pattern.findall(rendered)
-            if self._control_of(ids) == [self._control[text] for text in shown]:
+            shown = [self._control[found.text] for found in self._finder.find(rendered)]
+            if self._control_of(ids) == shown:
                 return _ids(ids)
         return _ids(self._encode_in_pieces(rendered, hidden))
 
@@ -193,7 +192,7 @@ class PromptTokenizer:
 
     def _check_length(self, text: str, context: int | None, subject: str) -> None:
         """Refuse a text that has more tokens than a context, where its characters tell."""
-        most = None if context is None else self._token_length
+        most = self._tokenizer.longest_token
         if context is None or most is None or len(text) <= context * most:
             return
         # Tokens that strip, and some tokenizers, take any number of spaces into one token.
@@ -205,10 +204,6 @@ class PromptTokenizer:
                 f" context length of {context:,} tokens. Shorten it."
             )
 
-    @cached_property
-    def _token_length(self) -> int | None:
-        return longest_token(self._tokenizer)
-
     def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, Hidden]:
         """Render a conversation, with the caller's texts of control tokens hidden in it."""
         conversation = Conversation(chat)
@@ -217,16 +212,16 @@ class PromptTokenizer:
                 "This model has no chat template, so it cannot answer messages. Send a prompt.",
                 param="messages",
             )
-        patterns = (self._control_pattern, self._history_pattern)
-        whole = Hidden(conversation.texts, *patterns)
+        finders = (self._finder, self._in_history)
+        whole = Hidden(conversation.texts, *finders)
         rendered = conversation.render(self._template, whole, add_generation_prompt)
         if any(any(self._fragments.edges(text)) for text in conversation.chosen):
             # A template may put texts side by side, or between "<" and ">": then parts of control
             # tokens become whole ones. They do where there are fewer with the parts hidden.
-            parts = Hidden(conversation.texts, *patterns, self._fragments)
+            parts = Hidden(conversation.texts, *finders, self._fragments)
             apart = conversation.render(self._template, parts, add_generation_prompt)
-            shown = self._control_pattern.findall
-            if shown(apart) != shown(rendered):
+            shown = [[f.text for f in self._finder.find(text)] for text in (apart, rendered)]
+            if shown[0] != shown[1]:
                 return apart, parts
         return rendered, whole
 
@@ -244,13 +239,13 @@ class PromptTokenizer:
     def _encode_in_pieces(self, rendered: str, hidden: Hidden) -> list[int]:
         """Encode between the template's own control tokens, so that nothing else can become one."""
         ids: list[int] = []
-        previous: re.Match[str] | None = None
-        for match in [*self._control_pattern.finditer(rendered), None]:
-            start = previous.end() if previous else 0
-            piece = rendered[start : match.start() if match else len(rendered)]
-            if previous and previous.group() in self._strips_right:
+        previous: Found | None = None
+        for found in [*self._finder.find(rendered), None]:
+            start = previous.end if previous else 0
+            piece = rendered[start : found.start if found else len(rendered)]
+            if previous and previous.text in self._strips_right:
                 piece = piece.lstrip(_SPACE)
-            if match and match.group() in self._strips_left:
+            if found and found.text in self._strips_left:
                 piece = piece.rstrip(_SPACE)
             if piece:
                 literal = self._literal[0 if previous is None else 1]
@@ -262,15 +257,10 @@ class PromptTokenizer:
                         param="messages",
                     )
                 ids += text
-            if match:
-                ids.append(self._control[match.group()])
-            previous = match
+            if found:
+                ids.append(self._control[found.text])
+            previous = found
         return ids
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    ordered = sorted(texts, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered)) or _NEVER)
 
 
 def _ids(ids: list[int]) -> NDArray[np.int32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
 from mlflow_phi3_onnx.artifact.package import MANIFEST_FILE
 from mlflow_phi3_onnx.core.checks import some_of
-from mlflow_phi3_onnx.core.files import inside, list_visible
+from mlflow_phi3_onnx.core.files import inside, list_visible, refuse_link_out
 from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
@@ -123,7 +123,8 @@ def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str)
     names = _below(files, subfolder)
     if subfolder and not names:
         raise SourceNotFoundError(
-            f"{place} has no folder {subfolder}.{_list_models(_models(files))}", param="subfolder"
+            f"{place} has no subfolder {subfolder!r}.{_list_models(_models(files))}",
+            param="subfolder",
         )
     models = _models(names)
     checkpoint = CHECKPOINT_CONFIG in names and any(WEIGHTS.fullmatch(name) for name in names)
@@ -185,8 +186,15 @@ def list_files(folder: Path) -> list[str]:
 
 
 def list_cards(folder: Path) -> dict[str, Path]:
-    """Find the licence and the card of a model at the top of a folder, by name."""
-    return {path.name: path for path in sorted(folder.glob("*")) if CARD.fullmatch(path.name)}
+    """Find the licence and the card of a model at the top of a folder, by name.
+
+    Raises:
+        InvalidModelError: If one is a link that leads out of the folder.
+    """
+    cards = [path for path in sorted(folder.glob("*")) if CARD.fullmatch(path.name)]
+    for path in cards:
+        refuse_link_out(folder, path)
+    return {path.name: path for path in cards if path.is_file()}
 
 
 def _below(files: Iterable[str], subfolder: str) -> set[str]:

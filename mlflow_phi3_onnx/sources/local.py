@@ -19,8 +19,9 @@ from mlflow.protos.databricks_pb2 import (
 )
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.core.files import inside
-from mlflow_phi3_onnx.errors import SourceNotFoundError
+from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.files import inside, show_path
+from mlflow_phi3_onnx.errors import InvalidRequestError, SourceNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -28,12 +29,26 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.manifest import Verify
     from mlflow_phi3_onnx.artifact.saved import Reference, SavedModel
 
-__all__ = ["MIRROR_VARIABLE", "checked_files", "download", "existing", "local_copy"]
+__all__ = [
+    "EXPECTED_PLACES",
+    "MIRROR_VARIABLE",
+    "checked_files",
+    "download",
+    "existing",
+    "local_copy",
+]
 
 MIRROR_VARIABLE = "MLFLOW_PHI3_ONNX_MIRROR"
 """Names a folder that holds repositories, as ``<owner>/<name>``, to be read instead of the hub."""
 
+EXPECTED_PLACES = (
+    "models:/<name>/<version>, models:/<name>@<alias>, models:/<model id>, runs:/<run id>/<path> or"
+    " the folder of a saved model"
+)
+"""Where a saved model can be, in words."""
+
 _URI = re.compile(r"(models|runs):/")
+_SCHEME = re.compile(r"\w{2,}:")  # one letter is a drive of Windows
 _NOT_FOUND = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
 
 
@@ -69,32 +84,37 @@ def local_copy(
         prefix="mlflow-phi3-onnx-", ignore_cleanup_errors=True
     ) as work:
         if path is None and isinstance(place, str) and _URI.match(place):
-            with _told_what_is_missing(place):
+            with _told_what_is_missing(place, param):
                 uri, is_here = _pinned(place)
-            path = download(uri, None if is_here else work)
+            path = download(uri, None if is_here else work, param=param)
         if path is None or not path.is_dir():
             kind = "nothing" if path is None else "a file"
-            at = "the path given" if uri is None else uri
+            at = f"the path {show_path(place)}" if uri is None else uri
             raise SourceNotFoundError(
-                f"{param} must be {expected}; there is {kind} at {at}.", param=param
+                f"{param}: there is {kind} at {at}. It must be {expected}.", param=param
             )
         yield path, uri
 
 
-def download(uri: str, folder: str | Path | None) -> Path:
+def download(place: str | Path, folder: str | Path | None, *, param: str = "model") -> Path:
     """Bring what is at any URI that MLflow reads onto this machine.
 
     Args:
-        uri: The URI, or a local path.
+        place: The URI, or a local path.
         folder: Where to; None leaves what is on this machine where it is, and puts the rest into a
             folder of MLflow's that stays.
+        param: The argument that the place came in.
 
     Raises:
+        InvalidRequestError: If it is neither a path nor a URI.
         SourceNotFoundError: If there is nothing at the URI, or it is none.
         mlflow.exceptions.MlflowException: If MLflow fails otherwise.
     """
-    with _told_what_is_missing(uri):
-        return Path(download_artifacts(artifact_uri=uri, dst_path=folder and str(folder)))
+    if not isinstance(place, str | Path) or not str(place):
+        came = "an empty string" if place == "" else describe_kind(place)
+        raise InvalidRequestError(f"{param} must be a path or a URI; got {came}.", param=param)
+    with _told_what_is_missing(str(place), param):
+        return Path(download_artifacts(artifact_uri=str(place), dst_path=folder and str(folder)))
 
 
 def checked_files(saved: SavedModel, level: Verify) -> Path:
@@ -140,7 +160,7 @@ def _pinned(uri: str) -> tuple[str, bool]:
 
 
 @contextmanager
-def _told_what_is_missing(uri: str) -> Generator[None]:
+def _told_what_is_missing(place: str, param: str) -> Generator[None]:
     """Say what was expected where MLflow finds nothing."""
     try:
         yield
@@ -148,8 +168,10 @@ def _told_what_is_missing(uri: str) -> Generator[None]:
         # What is no URI at all has the same code as failures inside MLflow.
         if error.error_code not in _NOT_FOUND and "Not a proper" not in error.message:
             raise
+        local = not _SCHEME.match(place)
+        nothing = f"there is nothing at the path {show_path(place)}"
         raise SourceNotFoundError(
-            f"MLflow has no model at {uri}. Expected models:/<name>/<version>,"
-            " models:/<name>@<alias>, models:/<model id> or runs:/<run id>/<path>.",
-            param="model",
+            f"{param}: {nothing if local else f'MLflow has no model at {place}'}."
+            f" Expected {EXPECTED_PLACES}.",
+            param=param,
         ) from error

@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.core.files import inside, link_or_copy
+from mlflow_phi3_onnx.core.files import inside, link_or_copy, read_yaml_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def read_mlmodel(folder: Path) -> Model | None:
     Raises:
         InvalidModelError: If the file cannot be read.
     """
-    if not (folder / mlflow_compat.MLMODEL_FILE_NAME).is_file():
+    file = folder / mlflow_compat.MLMODEL_FILE_NAME
+    if not file.is_file():
         return None
+    content = read_yaml_object(file)
     try:
-        return Model.load(str(folder))
+        return Model.from_dict(content)
     except Exception as error:
         raise InvalidModelError("The MLmodel file cannot be read.") from error
 

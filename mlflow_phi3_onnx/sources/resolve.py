@@ -14,6 +14,7 @@ from mlflow_phi3_onnx.artifact.bundle import Bundle, bundle_of_folder, bundle_of
 from mlflow_phi3_onnx.artifact.folder import ModelFolder
 from mlflow_phi3_onnx.artifact.lora.adapters import NO_ADAPTER_INPUTS
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx.core.checks import describe_kind, did_you_mean
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS
 from mlflow_phi3_onnx.sources import mlflow_models
@@ -162,7 +163,7 @@ class Source:
         if type(model).__module__.partition(".")[0] == "peft":
             hint = " Merge a LoRA adapter into its model first: model.merge_and_unload()."
         raise InvalidRequestError(
-            f"model must be {_EXPECTED}; got a {type(model).__name__}.{hint}", param="model"
+            f"model must be {_EXPECTED}; got {describe_kind(model)}.{hint}", param="model"
         )
 
     def _refuse(self, where: str, *names: str) -> None:
@@ -252,9 +253,10 @@ class Source:
     def _from_variants(self, models: Mapping[Any, Any]) -> ResolvedSource:
         if not models or not set(models) <= set(PROVIDERS):
             names = ", ".join(map(repr, models)) or "none"
+            wrong = next((name for name in models if name not in PROVIDERS), None)
             raise InvalidRequestError(
                 "model: variants are named by their execution providers, one or more of"
-                f" {', '.join(PROVIDERS)}; got {names}.",
+                f" {', '.join(PROVIDERS)}; got {names}.{did_you_mean(wrong, PROVIDERS)}",
                 param="model",
             )
         resolved = {

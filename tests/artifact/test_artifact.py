@@ -153,10 +153,10 @@ def test_damage_that_only_loading_finds(
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(InvalidModelError, match="there is no folder at the path"):
+    with pytest.raises(InvalidModelError, match=r"^There is no folder at the path '"):
         read_folder(tmp_path / "nothing")
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidModelError, match="there is a file at the path"):
+    with pytest.raises(InvalidModelError, match="There is a file at the path"):
         read_folder(tmp_path / "file")
 
 

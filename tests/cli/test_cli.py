@@ -47,11 +47,16 @@ def test_export_registers_a_model(demo: Path, capsys: Captured) -> None:
 
 
 BAD = {
-    "nothing there": (["nowhere"], "there is nothing at the path given"),
+    "nothing there": (
+        ["nowhere"],
+        "error: model: there is nothing at the path 'nowhere'. It must be",
+    ),
     "no task": (["{demo}", "--task", "chat"], "task must be one of llm/v1/chat"),
     "ready": (["{demo}", "--precision", "int8"], "is in ONNX form already"),
     "options": (["{demo}", "--block-size", "100"], "block_size must be one of 16"),
-    "algorithm": (["{demo}", "--algorithm", "gptq"], "algorithm must be one of default"),
+    "algorithm": (["{demo}", "--algorithm", "k_quants"], "; got 'k_quants'. Did you mean k_quant?"),
+    "precision": (["{demo}", "--precision", "int5"], "fp32 on cpu; got 'int5'.\n"),
+    "a misspelt task": (["{demo}", "--task", "lm/v1/chat"], "Did you mean llm/v1/chat?"),
     "provider": (["{demo}", "--execution-provider", "tpu"], "execution_provider must be one of"),
     "revision": (["{demo}", "--revision", "main"], "revision is for repositories on the hub"),
 }
@@ -95,7 +100,7 @@ def test_a_process_tells_its_error_without_a_traceback(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("mlflow-phi3-onnx: error: model must be the path of a folder")
+    assert done.stderr.startswith("mlflow-phi3-onnx: error: model: there is nothing at the")
     assert "Traceback" not in done.stderr
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 JSON: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "Expecting value in line 1"),
+    "empty": (b"", "Expecting value: line 1, column 1\\."),
     "a list": (b"[]", "must hold a JSON object; it holds a list"),
     "null": (b"null", "must hold a JSON object; it holds null"),
     "a key twice": (b'{"a": {"b": 1, "b": 2}}', "has the key 'b' twice"),
@@ -40,8 +40,14 @@ JSON: dict[str, tuple[bytes, str]] = {
     "Infinity": (b'{"a": -Infinity}', "has the number -Infinity"),
     "more than a float holds": (b'{"a": 1e999}', "has the number 1e999"),
     "more digits than Python reads": (b'{"a": 1' + b"0" * 5000 + b"}", "is not valid JSON"),
-    "text behind the end": (b"{}\n{}", "Extra data in line 2"),
+    "text behind the end": (b"{}\n{}", "Extra data: line 2, column 1\\."),
     "a comment": (b"{} // x", "Extra data"),
+    "a string without end": (
+        b'{"a":\n "b}',
+        r"is not valid JSON: Unterminated string starting at: line 2, column 2\.",
+    ),
+    "a control character": (b'{"a": "\n"}', r"Invalid control character at: line 1, column 8\."),
+    "an escape": (b'{"a": "\\x"}', r"Invalid \\escape: line 1, column 8\."),
     "not UTF-8": (b'{"a": "\xff"}', "it is not text in UTF-8"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "it is not text in UTF-8"),
     "deep": (b'{"a":' * 65 + b"1" + b"}" * 65, "nested deeper than 64 levels"),
@@ -100,6 +106,44 @@ def test_yaml_is_nested_and_refers_as_much_as_it_may(tmp_path: Path) -> None:
             InvalidModelError, match=r"MLmodel .*deeper than 64 levels, or by alias"
         ):
             read(text)
+
+
+def test_yaml_s_numbers_to_base_60_are_texts(tmp_path: Path) -> None:
+    file = tmp_path / "MLmodel"
+    long = "1:" * 499 + "10"
+    file.write_text(f"a: 1:30\nb: -1:30.5\nc: 90\nd: 9.5\ne: {long}\n")
+    assert read_yaml_object(file) == {"a": "1:30", "b": "-1:30.5", "c": 90, "d": 9.5, "e": long}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: " + "1:" * 900_000 + "1", "a number has more than 1,000 digits in line 1"),
+        ("a: " + "1:" * 900_000 + "1.5", "a number has more than 1,000 digits in line 1"),
+        ("a: 0x" + "f" * 999, "a number has more than 1,000 digits in line 1"),
+        ("a: !!timestamp x", "it says of what type a value is"),
+        ("a: !!bool x", "it says of what type a value is"),
+        ("a: ! 1", "it says of what type a value is"),
+        ("a: !!set {x}", "it says of what type a value is"),
+        ("a: 2001-99-99", r"\(ValueError\)"),
+        ("a: <<", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "MLmodel").write_text(text)
+    with pytest.raises(InvalidModelError, match=f"^MLmodel is not valid YAML.*{says}"):
+        read_yaml_object(tmp_path / "MLmodel")
+
+
+def test_yaml_is_as_large_as_it_may_be(tmp_path: Path) -> None:
+    file = tmp_path / "MLmodel"
+    file.write_text("a: 0x" + "f" * 998 + "\n#" + "x" * ((1 << 21) - 1005))
+    assert read_yaml_object(file) == {"a": 16**998 - 1}
+    with file.open("a") as more:
+        more.write("x")
+    with pytest.raises(InvalidModelError, match="MLmodel is larger than 2 MiB"):
+        read_yaml_object(file)
 
 
 @pytest.mark.parametrize("part", ["x" * 255, "é" * 127 + "x"], ids=["ASCII", "two bytes each"])

@@ -67,6 +67,7 @@ def test_a_fresh_interpreter_finds_the_target_through_mlflow_alone(
         (("get", "--name", "none"), "Error: There is no deployment 'none'"),
         (("create", "--name", "a/b", "-m", "models:/x/1"), "Error: "),
         (("create", "--name", "x", "-m", "models:/x/1", "-C", "port=x"), "Error: .*port must be"),
+        (("create", "--name", "x", "-m", "models:/x/1"), "Error: The model .* Expected models:/"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(

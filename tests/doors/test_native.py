@@ -328,3 +328,34 @@ def test_a_prompt_that_is_no_text_is_refused(model: GenAIModel, prompt: Any) -> 
     assert caught.value.param == "prompt"
     with pytest.raises(InvalidRequestError, match="prompt must be a string"):
         asyncio.run(model.agenerate(prompt))
+
+
+OF_TOKENS = "Token ids are for complete, and for models of the task llm/v1/completions."
+SEVERAL = "Send several prompts as rows of a data frame, or as a list to generate."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ([1, 2], f"row 0: prompt must be a string; got 1. {OF_TOKENS}"),
+        ([[1]], f"prompt must be a string; got a list. {OF_TOKENS}"),
+        (["a", ["b"]], f"row 1: prompt must be a string; got a list. {SEVERAL}"),
+        (["a", None], "row 1: prompt must be a string; it is missing."),
+        ({"a": 1}, "prompt must be a string; got an object."),
+        (True, "prompt must be a string; got True."),
+    ],
+)
+def test_what_generate_cannot_take_says_what_does(
+    model: GenAIModel, prompt: Any, says: str
+) -> None:
+    for refused in (model.generate, lambda given: asyncio.run(model.agenerate(given))):
+        with pytest.raises(InvalidRequestError) as caught:
+            refused(prompt)
+        assert caught.value.message == says
+
+
+def test_one_prompt_at_a_time_is_streamed(model: GenAIModel) -> None:
+    wrong: Any = ["a", "b"]
+    with pytest.raises(InvalidRequestError) as caught:
+        next(model.stream_generate(wrong))
+    assert caught.value.message == f"prompt must be a string; got a list. {SEVERAL}"

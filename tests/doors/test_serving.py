@@ -199,3 +199,24 @@ def test_the_server_log_holds_no_prompt(chat: Server) -> None:
     chat.post({"messages": [{"role": "user", "content": CANARY}]})
     chat.post({"messages": [{"role": "user", "content": CANARY}], "temperature": 7})
     assert CANARY not in chat.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "quoted", "logged"),
+    [
+        ({"temperature": 7}, False, "Refused a request: InvalidRequestError, temperature."),
+        ({"max_tokens": "many"}, True, ""),
+        ({"messages": CANARY}, True, ""),
+    ],
+)
+def test_what_mlflow_refuses_it_quotes_and_does_not_log(
+    chat: Server, body: dict[str, Any], quoted: bool, logged: str
+) -> None:
+    before = len(chat.log.read_text())
+    status, answer = chat.post({"messages": [{"role": "user", "content": CANARY}], **body})
+    assert status == 400
+    assert (CANARY in answer["message"]) == quoted
+    lines = chat.log.read_text()[before:]
+    assert CANARY not in lines
+    assert logged in lines
+    assert ("Refused a request" in lines) == bool(logged)

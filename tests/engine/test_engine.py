@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from mlflow_phi3_onnx import (
     MemoryBudgetError,
     UnsupportedParameterError,
 )
+from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.core.request import Options, Sampling
 from mlflow_phi3_onnx.runtime.genai import NativeModel
 from tests.support.engines import ScriptedLoop, engine, job, submit, until
@@ -434,12 +436,54 @@ def test_a_model_that_nobody_holds_is_freed(demo: Path, loop: str) -> None:
     until(lambda: engine() is None)
 
 
+@pytest.mark.parametrize(("name", "fewest"), [("genai", 2), ("slots", 7)])
+def test_kv_memory_that_is_too_little_for_any_request_is_refused(
+    demo: Path, name: str, fewest: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    least = fewest * read_folder(demo).kv_bytes_per_token
+    with pytest.raises(InvalidRequestError) as caught:
+        GenAIModel(demo, model_config={"loop": name, "kv_cache_memory": least - 1})
+    assert caught.value.param == "kv_cache_memory"
+    assert caught.value.message.startswith(
+        f"kv_cache_memory must be at least {least:,} bytes for the {name} loop, the KV cache of"
+        f" {fewest} tokens; got {least - 1:,}."
+    )
+    caplog.set_level(logging.INFO)
+    with GenAIModel(demo, model_config={"loop": name, "kv_cache_memory": least}) as model:
+        assert model.complete([5], max_tokens=1)["usage"]["total_tokens"] == 2
+    assert f"KV cache of at most {fewest} tokens ({least:,} bytes)." in caplog.text
+
+
+def test_a_loop_is_chosen_that_the_memory_is_enough_for(
+    demo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    per_token = read_folder(demo).kv_bytes_per_token
+    caplog.set_level(logging.INFO)
+    config = {"loop": "auto", "kv_cache_memory": 7 * per_token - 1}
+    with GenAIModel(demo, model_config=config) as model:
+        assert model._engine._loop.name == "genai"
+    assert f"not slots: kv_cache_memory must be at least {7 * per_token:,} bytes" in caplog.text
+    config["kv_cache_memory"] = 2 * per_token - 1
+    with pytest.raises(
+        InvalidRequestError, match=f"at least {2 * per_token:,} bytes for the genai"
+    ):
+        GenAIModel(demo, model_config=config)
+
+
+def test_a_machine_with_too_little_memory_says_so(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_phi3_onnx.model.start.available_memory", lambda: 1000)
+    with pytest.raises(InvalidRequestError, match="half of the memory that is available is less"):
+        GenAIModel(demo)
+
+
 @pytest.mark.parametrize(
     ("config", "error", "says"),
     [
         ({"max_tokens": 0}, InvalidRequestError, "model_config: max_tokens must be"),
         ({"max_batch_size": 33}, InvalidRequestError, "model_config: max_batch_size must be"),
-        ({"kv_cache_memory": "1GB"}, InvalidRequestError, "got a string"),
+        ({"kv_cache_memory": "1GB"}, InvalidRequestError, "integer from 1; got '1GB'"),
         ({"max_new_tokens": 3}, UnsupportedParameterError, "Use max_tokens"),
         ({"tools": []}, UnsupportedParameterError, "belongs to a single request"),
         ({"max_tokenz": 3}, UnsupportedParameterError, "Did you mean max_tokens"),

@@ -372,11 +372,11 @@ def test_what_is_no_model_is_refused_by_the_name_of_its_argument(
     (tmp_path / "nothing").mkdir()
     echo = mlflow.pyfunc.PyFuncModel(Model(), Echo())
     cases: list[tuple[Any, type[Exception], str]] = [
-        (5, InvalidRequestError, "model_b must be a GenAIModel, .*; got a int"),
-        (None, InvalidRequestError, "got a NoneType"),
+        (5, InvalidRequestError, "model_b must be a GenAIModel, .*; got 5"),
+        (None, InvalidRequestError, "got null"),
         (echo, InvalidRequestError, "got a PyFuncModel"),
-        ("org/model", SourceNotFoundError, "model_b must be .*; there is nothing at the path"),
-        (tmp_path / "file", SourceNotFoundError, "there is a file at the path given"),
+        ("org/model", SourceNotFoundError, "model_b: there is nothing at the path 'org/model'"),
+        (tmp_path / "file", SourceNotFoundError, "model_b: there is a file at the path"),
         ("models:/none/1", SourceNotFoundError, "MLflow has no model at models:/none/1"),
         (tmp_path / "empty", InvalidModelError, "model_b has the flavors sklearn; expected mlflow"),
         (tmp_path / "nothing", InvalidModelError, "genai_config"),

@@ -91,6 +91,22 @@ def test_code_paths_are_copied(demo: Path, tmp_path: Path) -> None:
     assert flavors["python_function"]["code"] == flavors["mlflow_phi3_onnx"]["code"] == "code"
 
 
+def test_code_paths_can_be_imported_after_the_native_load_and_replace_nothing(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("code_of_a_user", "colorsys"):
+        (tmp_path / f"{name}.py").write_text("ORIGIN = 'the model'\n")
+    paths = [str(tmp_path / f"{name}.py") for name in ("code_of_a_user", "colorsys")]
+    save_model(demo, tmp_path / "saved", code_paths=paths)
+    for _ in range(2):
+        mlflow_phi3_onnx.load_model(tmp_path / "saved").close()
+    assert sys.path.count(str(tmp_path / "saved" / "code")) == 1
+    assert "code_of_a_user" not in sys.modules
+    assert importlib.import_module("code_of_a_user").ORIGIN == "the model"
+    assert not hasattr(importlib.import_module("colorsys"), "ORIGIN")
+
+
 def test_code_paths_are_importable_where_pyfunc_has_loaded_the_model(
     demo: Path, tmp_path: Path
 ) -> None:
@@ -102,14 +118,18 @@ def test_code_paths_are_importable_where_pyfunc_has_loaded_the_model(
     assert Path(helper.__file__).parent == tmp_path / "saved" / "code"
 
 
-def test_the_native_model_runs_no_saved_code(demo: Path, tmp_path: Path) -> None:
+def test_the_native_model_runs_no_saved_code(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "bad.py").write_text("raise SystemExit('ran')\n")
     save_model(demo, tmp_path / "saved", code_paths=[str(tmp_path / "bad.py")])
     (tmp_path / "saved" / "code" / "mlflow_phi3_onnx" / "__init__.py").write_text("1 / 0")
     before = list(sys.path)
     with load_model(tmp_path / "saved") as model:
         assert model.generate("Spain", max_tokens=1)
-    assert sys.path == before
+    assert sys.path == [*before, str(tmp_path / "saved" / "code")]
+    assert "bad" not in sys.modules
 
 
 def test_a_code_path_that_is_missing_is_named(demo: Path, tmp_path: Path) -> None:

@@ -121,6 +121,12 @@ def test_an_unknown_key_is_refused_at_native_load(configured: Path) -> None:
         mlflow_phi3_onnx.load_model(configured, model_config={"color": "blue"})
 
 
+def test_what_is_no_mapping_is_refused_at_native_load(configured: Path) -> None:
+    wrong: Any = "max_tokens"
+    with pytest.raises(InvalidRequestError, match=r"^model_config must be a mapping; got a string"):
+        mlflow_phi3_onnx.load_model(configured, model_config=wrong)
+
+
 def test_params_and_fields_do_not_change_the_config(configured: Path) -> None:
     with loaded(configured) as model:
         before = dict(model.model_config)

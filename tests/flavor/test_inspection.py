@@ -118,7 +118,7 @@ def test_what_is_broken_has_status_1(demo: Path, tmp_path: Path, capsys: Capture
         assert captured.out == ""
         assert "error: model.onnx.data has" in captured.err
     assert main(["inspect", str(tmp_path / "nothing")]) == 1
-    assert "there is nothing at the path given" in capsys.readouterr().err
+    assert "error: model: there is nothing at the path '" in capsys.readouterr().err
 
 
 def test_parameters_and_precision_of_the_demo_model(demo: Path) -> None:

@@ -15,7 +15,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx import GenAIModel, InvalidModelError, load_model
+from mlflow_phi3_onnx import (
+    GenAIModel,
+    InvalidModelError,
+    InvalidRequestError,
+    SourceNotFoundError,
+    load_model,
+    persist_pretrained_model,
+)
 from mlflow_phi3_onnx.artifact.saved import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -148,6 +155,34 @@ def test_a_model_of_another_flavor_is_refused(copy: Path) -> None:
 def test_a_folder_without_an_mlmodel_file_is_refused(demo: Path, load: Load) -> None:
     with pytest.raises(MlflowException, match="MLmodel"):
         load(str(demo))
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("empty", "^empty is not the folder of a saved model: it has no MLmodel file. Give the"),
+        ("file", "^file is not the folder of a saved model: it is a file. Give the folder that"),
+        ("gone", "^model_uri: there is nothing at the path '.*gone'. Expected models:/<name>/"),
+    ],
+)
+def test_a_place_without_a_saved_model_says_what_to_give(
+    tmp_path: Path, place: str, says: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / place, str(tmp_path / place)):
+        with pytest.raises((InvalidModelError, SourceNotFoundError), match=says):
+            load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "came"), [("", "an empty string"), (None, "null"), (5, "5"), ([], "a list")]
+)
+def test_what_is_no_place_is_refused(place: Any, came: str) -> None:
+    for function in (load_model, persist_pretrained_model):
+        with pytest.raises(InvalidRequestError) as caught:
+            function(place)
+        assert caught.value.message == f"model_uri must be a path or a URI; got {came}."
 
 
 @BOTH

@@ -359,6 +359,6 @@ def test_a_model_that_could_not_be_loaded_is_refused_in_the_same_words(
 
 
 def test_what_is_no_path_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="got a int"):
+    with pytest.raises(InvalidRequestError, match="got 7"):
         save_model(7, tmp_path / "saved")  # type: ignore[arg-type] - the wrong type is the point
     assert not (tmp_path / "saved").exists()

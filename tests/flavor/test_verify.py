@@ -114,14 +114,20 @@ def test_what_off_does_not_check_the_folder_still_must_be(copy: Path) -> None:
 
 def test_a_level_that_is_none_is_refused(copy: Path) -> None:
     wrong: Any = "md5"
-    with pytest.raises(InvalidRequestError, match="verify must be one of size, hash, off; got"):
+    with pytest.raises(InvalidRequestError) as caught:
         load_model(copy, verify=wrong)
+    assert caught.value.message == "verify must be one of size, hash, off; got 'md5'."
+    with pytest.raises(InvalidRequestError, match=r"^model_config: verify must be .*; got 'md5'"):
+        load_model(copy, model_config={"verify": wrong})
+    with pytest.raises(InvalidRequestError, match=r"^execution_provider must be .*; got 'gpu'"):
+        load_model(copy, execution_provider="gpu")
 
 
 def test_a_plain_folder_has_nothing_to_be_verified_by(demo: Path) -> None:
     with pytest.raises(InvalidRequestError, match="verify is for saved models") as caught:
         GenAIModel(demo, model_config={"verify": "hash"})
     assert caught.value.param == "verify"
+    assert caught.value.message.endswith("Leave it out of model_config.")
 
 
 def config_with(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

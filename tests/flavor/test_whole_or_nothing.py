@@ -74,6 +74,7 @@ def test_how_it_is_verified_is_not_saved(demo: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="verify is for whoever loads") as caught:
         save_model(demo, tmp_path / "saved", model_config={"verify": "off"})
     assert caught.value.param == "verify"
+    assert caught.value.message.endswith("Leave it out of model_config, and give it to load_model.")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mlflow_phi3_onnx import ContextLengthError, GenAIError, GenAIModel
-from mlflow_phi3_onnx.prompt.encoding import longest_token
 from mlflow_phi3_onnx.prompt.native import NativeTokenizer
+from mlflow_phi3_onnx.prompt.spec import longest_token
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -25,7 +26,7 @@ def small(**model: Any) -> Tokenizer:
 
 
 def longest(made: Any) -> int | None:
-    return longest_token(NativeTokenizer(made.to_str()))
+    return longest_token(json.loads(made.to_str()), made.get_vocab())
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_long_texts_are_encoded_as_short_ones_are() -> None:
 
 @pytest.fixture(scope="module")
 def longest_of_demo(demo: Any) -> int:
-    length = longest_token(NativeTokenizer.read(demo))
+    length = NativeTokenizer.read(demo).longest_token
     assert length is not None
     return length
 

@@ -40,6 +40,11 @@ def normalize(*parts: Spec) -> Callable[[Spec], Any]:
     return lambda spec: spec.update(normalizer={"type": "Sequence", "normalizers": list(parts)})
 
 
+def split(expression: str) -> Spec:
+    pattern = {"Regex": expression}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
 def put_token(number: int) -> Callable[[Spec], Any]:
     return lambda spec: spec["model"]["vocab"].update({"\u2581x\u2581": number})
 
@@ -78,8 +83,14 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
         GROWING,
     ),
     "a long token": (
-        lambda spec: spec["added_tokens"].append({**token(0), "content": "x" * 1025}),
-        "an added token of more than 1,024",
+        lambda spec: spec["added_tokens"].append({**token(0), "content": "x" * 257}),
+        "an added token of more than 256",
+    ),
+    "long tokens": (
+        lambda spec: spec.update(
+            added_tokens=[{**token(i), "content": f"{i:0256}"} for i in range(2**13 + 1)]
+        ),
+        "has added tokens of 2,097,408 characters together; up to 2,097,152 are read",
     ),
     "a long word": (
         lambda spec: spec["model"].update(max_input_chars_per_word=1001),
@@ -89,6 +100,34 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
     "a table of long texts": (
         normalize({"type": "Precompiled", "precompiled_charsmap": charsmap(b"x" * 65)}),
         GROWING,
+    ),
+    "a long piece of Unigram": (
+        lambda spec: spec.update(
+            model={"type": "Unigram", "unk_id": 0, "vocab": [["?", 0.0], ["a" * 257, -1.0]]}
+        ),
+        "model.vocab has a piece of more than 256 characters",
+    ),
+    "a long end of words": (
+        lambda spec: spec["model"].update(end_of_word_suffix="x" * 65),
+        "model.end_of_word_suffix has 65 characters",
+    ),
+    "an expression that tries again and again": (
+        lambda spec: spec.update(pre_tokenizer=split("(a+)+$")),
+        r"regular expression that could take very long.*'\(a\+\)\+\$'",
+    ),
+    "such an expression in a normalizer": (
+        normalize({"type": "Replace", "pattern": {"Regex": r"\s+$"}, "content": ""}),
+        "regular expression that could take very long",
+    ),
+    "such an expression in a decoder": (
+        lambda spec: spec.update(
+            decoder={"type": "Replace", "pattern": {"Regex": "a+b"}, "content": ""}
+        ),
+        "regular expression that could take very long",
+    ),
+    "steps": (
+        normalize(*[{"type": "NFC"}] * 128),
+        "normalizer has 129 steps.*up to 128 are taken",
     ),
     "growth of what is decoded": (
         lambda spec: spec.update(decoder=replace("a", "a" * 65)),
@@ -136,15 +175,9 @@ def test_what_is_at_the_bounds_is_taken(folder: Path) -> None:
 
 
 def test_a_request_that_the_tokenizer_fails_at(folder: Path) -> None:
-    """An expression whose search the library gives up, with a panic."""
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": "(a+)+$"},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    edit(folder, lambda spec: spec.update(pre_tokenizer=split))
-    text = "a" * 35 + "!"
+    """A character that it has no token for, nor one for what is unknown."""
+    edit(folder, lambda spec: spec["model"].update(byte_fallback=False, unk_token="<none>"))
+    text = "\u4e2d"
     with GenAIModel(folder) as model:
         with pytest.raises(InvalidRequestError, match="messages has text that") as caught:
             model.chat([{"role": "user", "content": text}], max_tokens=2)

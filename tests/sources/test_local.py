@@ -108,7 +108,7 @@ def test_a_model_at_the_top_is_the_one_that_is_meant(demo: Path, tmp_path: Path)
 
 
 def test_a_subfolder_that_is_not_there_lists_what_is(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceNotFoundError, match=r"has no folder cpu-int4\..*cuda/cuda-fp16"):
+    with pytest.raises(SourceNotFoundError, match=r"has no subfolder 'cpu-int4'\..*cuda/cuda-fp16"):
         save_model(published, tmp_path / "saved", subfolder="cpu-int4")
 
 

@@ -234,7 +234,7 @@ def test_a_model_that_cannot_be_taken_says_why(
 def test_an_mlmodel_file_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "MLmodel").write_text("- not: [a model")
-    with pytest.raises(InvalidModelError, match="The MLmodel file cannot be read"):
+    with pytest.raises(InvalidModelError, match="MLmodel is not valid YAML"):
         save_model(tmp_path / "held", tmp_path / "saved")
 
 

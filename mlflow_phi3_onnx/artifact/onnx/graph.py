@@ -20,6 +20,7 @@ from mlflow_phi3_onnx.artifact.onnx.protobuf import (
 )
 from mlflow_phi3_onnx.core.bounds import MAX_GRAPH_DEPTH, MAX_GRAPH_FIELDS, MAX_RANK
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
+from mlflow_phi3_onnx.core.files import open_file
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def read_graph(path: Path) -> GraphFacts:
     """
     reader = _Reader(path.name)
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             # Not closed by hand: views of it may outlive this frame; it goes with the last of them.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         reader.read_model(memoryview(data))

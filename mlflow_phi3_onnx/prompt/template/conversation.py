@@ -7,9 +7,11 @@ out of it is found afterwards.
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import (
     GenAIError,
     InvalidModelError,
@@ -30,6 +32,8 @@ MAX_DEPTH = 64
 """How deeply messages and tools may be nested."""
 
 _PROBE = "7301986452"
+_MOST_SEARCHES = 64
+"""How many contents are looked for in the whole of a text: each takes as long as it is long."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -146,7 +150,7 @@ def _plain(value: Any, param: str, depth: int = 0) -> Any:
         return [_plain(item, param, depth + 1) for item in value]
     raise InvalidRequestError(
         f"{param} must be JSON: texts, numbers, true, false, null, lists, and objects whose keys"
-        f" are texts; it holds a {type(value).__name__}.",
+        f" are texts; it holds {describe_kind(value)}.",
         param=param,
     )
 
@@ -225,11 +229,7 @@ def _check_shown(
     A template may also edit what it shows: so where a content is missing, other contents are tried,
     which it has no reason to edit.
     """
-    missing = [
-        number
-        for number, message in enumerate(messages)
-        if message["role"] != "assistant" and not _holds(rendered, message["content"].strip())
-    ]
+    missing = _missing(messages, rendered)
     if not missing:
         return
     edited = [dict(message) for message in messages]
@@ -239,13 +239,38 @@ def _check_shown(
         shown = fill(edited)
     except GenAIError:
         return  # it reads what it has been given
+    found = set(re.findall(rf"{_PROBE}(\d+)\.", shown))
     for number in missing:
-        if edited[number]["content"] not in shown:
+        if str(number) not in found:
             raise InvalidRequestError(
                 f"The model's chat template leaves out messages[{number}]: it does not know the"
                 f" role {messages[number]['role']}, or not in this place.",
                 param=f"messages[{number}].role",
             )
+
+
+def _missing(messages: Sequence[Mapping[str, Any]], rendered: str) -> list[int]:
+    """Number the messages whose content does not seem to be shown; an assistant's may be cut.
+
+    Each content is looked for behind the one before it, so that the text is read once. From some
+    searches in vain on, every message counts as missing.
+    """
+    missing: list[int] = []
+    place = searches = 0
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            continue
+        if searches < _MOST_SEARCHES:
+            content = message["content"].strip()
+            at = rendered.find(content, place)
+            if at >= 0:
+                place = at + len(content)
+                continue
+            searches += 1
+            if _holds(rendered, content):
+                continue
+        missing.append(number)
+    return missing
 
 
 def _with_object(call: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.safetensors import read_header
 from mlflow_phi3_onnx.core.checks import describe_kind
-from mlflow_phi3_onnx.core.files import read_json_object
+from mlflow_phi3_onnx.core.files import list_visible, read_json_object
 from mlflow_phi3_onnx.errors import ConversionError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.sources.layout import CHECKPOINT_CONFIG, REPO_ID, WEIGHTS
 
@@ -145,6 +145,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InvalidModelError: If something is missing or cut short, or it is quantized already.
     """
+    # transformers may read any of the files, and would wait for a pipe.
+    if odd := [name for name in list_visible(path, 0) if _is_no_file(path / name)]:
+        raise InvalidModelError(f"{odd[0]} of the checkpoint is no file. Remove it.")
     # transformers writes Infinity into both, as time_step_limit of Mamba, and Python reads them.
     config = read_json_object(path / CHECKPOINT_CONFIG, infinite=True)
     architectures = config.get("architectures")
@@ -176,6 +179,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ),
         generation=generation,
     )
+
+
+def _is_no_file(path: Path) -> bool:
+    return path.exists() and not path.is_file()
 
 
 def _is_a(value: Any, name: str) -> bool:

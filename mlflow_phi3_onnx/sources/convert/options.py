@@ -75,11 +75,11 @@ class Conversion:
             UnsupportedParameterError: If an option is unknown, or has no effect on this precision.
         """
         where = "export_options"
-        given = read(EXPORT_OPTIONS, options, "an export option", where)
+        given = read(EXPORT_OPTIONS, options, "an export option", where, shown=True)
         provider = given.pop("execution_provider", EXPORT_OPTIONS["execution_provider"].default)
         forms = one_of(*_PRECISIONS[provider], note=f" on {provider}")
         chosen = Option("precision", "The form of the weights.", forms).read(
-            "int4" if precision is None else precision
+            "int4" if precision is None else precision, shown=True
         )
         if chosen not in _QUANTIZED:
             for name in given:
@@ -91,7 +91,7 @@ class Conversion:
         algorithm = given.get("algorithm", EXPORT_OPTIONS["algorithm"].default)
         if chosen != "int4":
             pure = one_of(*_ALGORITHMS, note=f" with {chosen}")
-            replace(EXPORT_OPTIONS["algorithm"], check=pure).read(algorithm, where)
+            replace(EXPORT_OPTIONS["algorithm"], check=pure).read(algorithm, where, shown=True)
         wide = provider == "cpu" and not algorithm.startswith("k_quant")
         return cls(
             precision=chosen,
