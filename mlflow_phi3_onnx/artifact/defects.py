@@ -37,7 +37,7 @@ class Defect:
 
 def find_defects(folder: ModelFolder) -> list[Defect]:
     """Find the defects that a model folder is known to have."""
-    checks = (_sliding_window, _two_ranges, _hidden_stop)
+    checks = (_sliding_window, _two_ranges, _growing, _states, _hidden_stop)
     return [defect for check in checks if (defect := check(folder)) is not None]
 
 
@@ -76,8 +76,36 @@ def _two_ranges(folder: ModelFolder) -> Defect | None:
     return Defect(
         "two ranges of positions",
         "The graph has other position factors beyond its original context (LongRoPE), and"
-        " onnxruntime-genai computes them rightly only for one row at a time.",
-        "Sequences are computed one at a time, and no prompt in chunks.",
+        " onnxruntime-genai computes them rightly only for one row at a time, and only as one"
+        " prompt.",
+        f"Sequences that may have more than {folder.graph.first_range:,} tokens are computed one at"
+        " a time, and once again as a whole where they come to have more. No prompt is computed in"
+        " chunks."
+        if folder.graph.first_range
+        else "Sequences are computed one at a time, and no prompt in chunks.",
+    )
+
+
+def _growing(folder: ModelFolder) -> Defect | None:
+    if not folder.cache_grows:
+        return None
+    return Defect(
+        "growing cache",
+        "Each step copies the whole KV cache into a longer one, so it is in memory twice, and long"
+        " completions are slower.",
+        "It is counted twice. Models that are built by onnxruntime-genai write in place.",
+    )
+
+
+def _states(folder: ModelFolder) -> Defect | None:
+    if not folder.states:
+        return None
+    return Defect(
+        "state of fixed size",
+        "The graph has a convolution's or a recurrent layer's state, which cannot be taken back and"
+        " which padding would change.",
+        "Sequences are computed one at a time, prompts not in chunks; no prefix is found again and"
+        " no draft token verified.",
     )
 
 

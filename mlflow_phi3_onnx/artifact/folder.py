@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.genai_config import CONFIG_FILE, GenAIConfig, read_config
-from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, read_graph
+from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, join, read_graph
 from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
 from mlflow_phi3_onnx.core.files import inside, read_json_object, show_path
 from mlflow_phi3_onnx.errors import InvalidModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelFolder", "read_folder"]
 
@@ -31,19 +34,60 @@ class ModelFolder(GenAIConfig):
     Attributes:
         path: Where it is.
         tokenizer_path: Where its tokenizer and its chat template are.
-        graph: What was read of the decoder's graph.
+        graph: What was read of the decoder's graph, or of its graphs, as if they were one.
+        others: What was read of the other graphs, by their files.
     """
 
     path: Path
     tokenizer_path: Path
     graph: GraphFacts
+    others: Mapping[str, GraphFacts]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights all graphs have."""
+        return self.graph.parameters + sum(facts.parameters for facts in self.others.values())
+
+    @property
+    def kv_inputs(self) -> list[str]:
+        """The graph's inputs for keys and values."""
+        names = [name.replace("%d", str(at)) for at in range(self.layers) for name in self.past]
+        return [name for name in names if name in self.graph.inputs]
+
+    @property
+    def cache_grows(self) -> bool:
+        """Whether each step makes a longer KV cache beside the last one, instead of writing in it.
+
+        So it is for graphs that append to their cache, which folders say of themselves.
+        """
+        return not self.shares_buffer or len(self.past) == 1
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one token takes in the KV cache of one sequence."""
-        elements = [kind for name, kind in self.graph.inputs.items() if "past_key_values" in name]
+        """Bytes that one token takes in the KV cache of one sequence.
+
+        A cache that grows is there twice: before a step and after it.
+        """
+        elements = [self.graph.inputs[name] for name in self.kv_inputs]
         sizes = [TENSOR_TYPES[kind].size for kind in elements if kind in TENSOR_TYPES]
-        return 2 * self.layers * self.heads * self.head_size * max(sizes, default=4)
+        tensors = 2 * (len(elements) // len(self.past) or self.layers)
+        once = tensors * self.heads * self.head_size * max(sizes, default=4)
+        return 2 * once if self.cache_grows else once
+
+    @property
+    def states(self) -> list[str]:
+        """The graph's inputs for what is neither keys nor values, and has the same size always.
+
+        Convolutions and recurrent layers have such a state. It is that of all tokens so far: no
+        earlier one can be had back, and padding goes into it.
+        """
+        shapes = self.graph.shapes
+        others = set(shapes) - set(self.kv_inputs)
+        return sorted(
+            name
+            for name in others
+            if len(shapes[name]) > 2 and sum(isinstance(axis, str) for axis in shapes[name]) < 2
+        )
 
     @property
     def two_ranges(self) -> bool:
@@ -57,7 +101,9 @@ class ModelFolder(GenAIConfig):
     @property
     def native_files(self) -> set[str]:
         """The names of the files that ONNX Runtime reads."""
-        return {CONFIG_FILE, self.filename, *self.graph.external}
+        read = (self.graph, *self.others.values())
+        external = {name for facts in read for name in facts.external}
+        return {CONFIG_FILE, *self.graphs.values(), *self.files.values(), *external}
 
 
 def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFolder:
@@ -76,8 +122,16 @@ def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFo
     _check_layout(path)
     config = read_config(path)
     _check_tokenizer(tokenizer_path)
-    graph = _read_graph(path, config)
-    return ModelFolder(**vars(config), path=path, tokenizer_path=tokenizer_path, graph=graph)
+    for place, name in config.files.items():
+        file = _existing(path, name, f"{CONFIG_FILE}: {place}")
+        if place.endswith("config_filename"):
+            read_json_object(file)
+    read = {name: _read_graph(path, place, name) for place, name in config.graphs.items()}
+    graph = join([read.pop(name) for name in dict.fromkeys(config.decoder_files)])
+    _check_cache(config, graph)
+    return ModelFolder(
+        **vars(config), path=path, tokenizer_path=tokenizer_path, graph=graph, others=read
+    )
 
 
 def _check_layout(path: Path) -> None:
@@ -113,31 +167,34 @@ def _check_tokenizer(path: Path) -> None:
     read_json_object(path / "tokenizer_config.json", infinite=True)
 
 
-def _read_graph(path: Path, config: GenAIConfig) -> GraphFacts:
-    graph = read_graph(_existing(path, config.filename, f"{CONFIG_FILE}: model.decoder.filename"))
-    for location, least in graph.external.items():
-        file = _existing(path, location, f"{config.filename}: external data")
+def _read_graph(path: Path, place: str, name: str) -> GraphFacts:
+    graph = read_graph(_existing(path, name, f"{CONFIG_FILE}: {place}"))
+    # ONNX Runtime looks for weights beside the graph.
+    beside = name.rpartition("/")[0]
+    external = {
+        f"{beside}/{file}" if beside else file: least for file, least in graph.external.items()
+    }
+    for location, least in external.items():
+        file = _existing(path, location, f"{name}: external data")
         size = file.stat().st_size
         if size < least:
             raise InvalidModelError(
-                f"{location} is cut short: it has {size:,} bytes and {config.filename} needs"
-                f" {least:,}."
+                f"{location} is cut short: it has {size:,} bytes and {name} needs {least:,}."
             )
-    _check_cache(config, graph)
-    return graph
+    return replace(graph, external=external)
 
 
 def _check_cache(config: GenAIConfig, graph: GraphFacts) -> None:
     """Check that the KV cache has the size that the configuration says: memory is planned by it."""
     for layer in range(config.layers):
-        shape = graph.shapes.get(config.past_keys.replace("%d", str(layer)), ())
-        for axis, key in ((1, "heads"), (3, "head_size")):
-            length = shape[axis] if len(shape) == 4 else ""
+        shape = graph.shapes.get(config.past[0].replace("%d", str(layer)), ())
+        for axis, key in ((-3, "heads"), (-1, "head_size")):
+            length = shape[axis] if len(shape) >= 4 else ""
             if isinstance(length, int) and length != getattr(config, key):
                 name = {"heads": "num_key_value_heads"}.get(key, key)
                 raise InvalidModelError(
                     f"{CONFIG_FILE}: model.decoder.{name} is {getattr(config, key)}, but the cache"
-                    f" of {config.filename} has {length}."
+                    f" of {' and '.join(config.decoder_files)} has {length}."
                 )
 
 

@@ -70,11 +70,17 @@ class GenAIConfig:
         context_length: The most tokens of prompt and completion together.
         vocab_size: How many token ids there are.
         eos_token_ids: The ids that end a completion, one or more.
-        filename: The decoder's graph, relative to the folder.
+        pad_token_id: The id that it pads batches with; where it names none, one that ends them.
+        graphs: The files of its graphs, relative to the folder, each by the place that names it.
+            One is the decoder's, or several, where that is a pipeline.
+        files: The other files that it names, likewise.
+        placeholders: The ids that stand for an image or a sound in a prompt.
         layers: How many layers the decoder has.
         heads: How many heads of keys and values each layer has.
         head_size: The width of one of them.
-        past_keys: The pattern of the names of the graph's inputs for keys, with one ``%d``.
+        past: The patterns of the names of the graph's inputs for keys and for values, each with one
+            ``%d``; only one where the graph has both in one tensor.
+        shares_buffer: Whether it says that keys and values are written in place.
         sliding_window: Whether the config says that attention has a window.
         threads: The threads of one operator that it asks for.
         providers: The execution providers that it asks for, by their short names; else ``cpu``.
@@ -85,15 +91,36 @@ class GenAIConfig:
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    filename: str
+    pad_token_id: int
+    graphs: Mapping[str, str]
+    files: Mapping[str, str]
+    placeholders: frozenset[int]
     layers: int
     heads: int
     head_size: int
-    past_keys: str
+    past: tuple[str, ...]
+    shares_buffer: bool
     sliding_window: bool
     threads: int | None
     providers: tuple[str, ...]
     search: Mapping[str, Any]
+
+    @property
+    def decoder_files(self) -> list[str]:
+        """The files of the decoder's graphs, in order."""
+        return [name for at, name in self.graphs.items() if at.startswith("model.decoder.")]
+
+    @property
+    def filename(self) -> str:
+        """The file of the decoder's graph, or of the first of them."""
+        return self.decoder_files[0]
+
+    @property
+    def modalities(self) -> list[str]:
+        """What prompts of the model may hold: ``text``, and ``image`` and ``audio``."""
+        of_section = {"vision": "image", "speech": "audio"}
+        sections = {place.split(".")[1] for place in self.graphs}
+        return ["text", *(of_section[name] for name in of_section if name in sections)]
 
 
 def read_config(folder: Path) -> GenAIConfig:
@@ -107,22 +134,28 @@ def read_config(folder: Path) -> GenAIConfig:
     _check_native(document)
     model = document.section("model")
     decoder = model.section("decoder")
+    search = _read_search(document.section("search", needed=False))
+    ends = _end_ids(model)
+    vocab_size = model.read("vocab_size", _count(MAX_VOCABULARY))
+    pad = model.values.get("pad_token_id")
     return GenAIConfig(
         model_type=model.read("type", _architecture),
         context_length=model.read("context_length", _count(MAX_CONTEXT)),
-        vocab_size=model.read("vocab_size", _count(MAX_VOCABULARY)),
-        eos_token_ids=_end_ids(model),
-        filename=decoder.read("filename", _graph_file),
+        vocab_size=vocab_size,
+        eos_token_ids=ends,
+        pad_token_id=pad if type(pad) is int and 0 <= pad < vocab_size else ends[0],
+        graphs=_graphs(model),
+        files=dict(_named(model, ("config_filename", "adapter_filename"))),
+        placeholders=_placeholders(model),
         layers=decoder.read("num_hidden_layers", _count(MAX_LAYERS)),
         heads=decoder.read("num_key_value_heads", _count(MAX_HEADS)),
         head_size=decoder.read("head_size", _count(MAX_HEAD_SIZE)),
-        past_keys=decoder.section("inputs", needed=False).read(
-            "past_key_names", _pattern, "past_key_values.%d.key"
-        ),
+        past=_past(decoder.section("inputs", needed=False)),
+        shares_buffer=search.get("past_present_share_buffer", False),
         sliding_window=bool(decoder.values.get("sliding_window")),
         threads=decoder.section("session_options", needed=False).values.get("intra_op_num_threads"),
         providers=_providers(decoder),
-        search=_read_search(document.section("search", needed=False)),
+        search=search,
     )
 
 
@@ -133,8 +166,8 @@ def _architecture(value: Any) -> str:
     return string(value)
 
 
-@allows("the name of the graph's file")
-def _graph_file(value: Any) -> str:
+@allows("the name of a file")
+def _file(value: Any) -> str:
     if not value:
         raise ValueError
     return string(value)
@@ -157,6 +190,44 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 def _count(most: int) -> Check[int]:
     return allows(f"a positive integer up to {most:,}")(integer(1, most))
+
+
+def _named(part: Document, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Find the files that a part and all that is in it names under some keys."""
+    for key, value in part.values.items():
+        if key in keys and value:
+            yield part.place + key, part.read(key, _file)
+        for at, inner in enumerate(_flat(value)):
+            if isinstance(inner, dict):
+                place = f"{key}[{at}]" if isinstance(value, list) else key
+                yield from _named(Document(inner, part.file, f"{part.place}{place}."), keys)
+
+
+def _graphs(model: Document) -> dict[str, str]:
+    decoder = model.section("decoder")
+    if "encoder" in model.values:
+        raise InvalidModelError(
+            f"{CONFIG_FILE}: model.encoder is set. Models that write what an encoder has read, such"
+            " as Whisper and Marian, do not go on from a text; only those that do are taken."
+        )
+    graphs = dict(_named(model, ("filename",)))
+    if not any(place.startswith(decoder.place) for place in graphs):
+        raise decoder.refusal("filename", "must name the graph, or the graphs in pipeline")
+    return graphs
+
+
+def _placeholders(model: Document) -> frozenset[int]:
+    ids = {model.values.get(f"{kind}_token_id") for kind in ("image", "audio", "video")}
+    if model.values["type"] == "phi4mm":  # onnxruntime-genai knows them by heart
+        ids |= {200010, 200011}
+    return frozenset(one for one in ids if type(one) is int)
+
+
+def _past(inputs: Document) -> tuple[str, ...]:
+    if inputs.values.get("past_names"):
+        return (inputs.read("past_names", _pattern),)
+    kinds = ("key", "value")
+    return tuple(inputs.read(f"past_{k}_names", _pattern, f"past_key_values.%d.{k}") for k in kinds)
 
 
 def _end_ids(model: Document) -> tuple[int, ...]:

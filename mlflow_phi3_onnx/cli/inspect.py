@@ -31,9 +31,14 @@ def configure(parser: ArgumentParser) -> None:
         default="size",
         help="how a saved model's files are checked; by default %(default)s",
     )
+    parser.add_argument(
+        "--load",
+        action="store_true",
+        help="load the model too, and tell which loop loop='auto' takes on this machine, and why",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(options: Namespace) -> None:
-    report = inspect_model(options.source, verify=options.verify)
+    report = inspect_model(options.source, verify=options.verify, load=options.load)
     print(json.dumps(report, indent=2) if options.json else render(report))

@@ -58,6 +58,7 @@ class InProcessEngine:
 
     Attributes:
         kv_tokens: How many tokens the KV memory holds.
+        loop: The loop.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class InProcessEngine:
         kv_bytes_per_token: int,
         longest: float | None = None,
     ) -> None:
-        self._loop = loop
+        self._loop = self.loop = loop
         self._grammars = grammars
         self._eos = eos
         self._vocab_size = vocab_size

@@ -9,9 +9,11 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
+from mlflow_phi3_onnx.engine.options import EngineOptions, ServingPolicy
+from mlflow_phi3_onnx.flavor.load import choose_variant
 from mlflow_phi3_onnx.model.planning import tool_format_of
 from mlflow_phi3_onnx.model.reading import reasoning_format_of
-from mlflow_phi3_onnx.model.start import why_not_slots
+from mlflow_phi3_onnx.model.start import start_engine, why_not_slots
 from mlflow_phi3_onnx.prompt.template.files import read_templates
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.runtime.genai import can_run_on, check_config
@@ -38,7 +40,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
     model = bundle.model
     facts: dict[str, Any] = {
         "model_type": model.model_type,
-        "parameters": model.graph.parameters,
+        "parameters": model.parameters,
         "precision": model.graph.precision,
         "context_length": model.context_length,
         "vocab_size": model.vocab_size,
@@ -69,18 +71,19 @@ def describe(flavor: Mapping[str, Any]) -> str:
     )
 
 
-def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
+def inspect_model(source: str, *, verify: Verify = "size", load: bool = False) -> dict[str, Any]:
     """Check a model as loading it would, and tell what is in it.
 
     Args:
         source: The path of a model folder, of a model package or of a saved model, or a
             ``models:/`` or ``runs:/`` URI.
         verify: How closely a saved model's files are checked.
+        load: Whether to load the model too, to tell which loop it gets here.
 
     Returns:
         Plain data: ``kind``, what the model is, ``files`` and ``bytes``, ``memory`` (bytes), its
-        ``variants`` and their ``defects``, and, of a saved model, ``source``, ``task`` and
-        ``adapters``.
+        ``variants`` and their ``defects``, of a saved model ``source``, ``task`` and ``adapters``,
+        and, where it was loaded, ``loaded``.
 
     Raises:
         SourceNotFoundError: If there is nothing.
@@ -89,10 +92,10 @@ def inspect_model(source: str, *, verify: Verify = "size") -> dict[str, Any]:
     expected = "the path of a model folder or a saved model, or a models:/ or runs:/ URI"
     with local_copy(source, expected=expected) as (path, _):
         if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
-            return _report(bundle_of_folder(path), {"kind": "model folder"}, {})
+            return _report(bundle_of_folder(path), {"kind": "model folder"}, {}, load=load)
         saved = read_saved(path)
         folder = checked_files(saved, verify)
-        return _report(saved.bundle(folder), _of_saved(saved), saved.config)
+        return _report(saved.bundle(folder), _of_saved(saved), saved.config, load=load)
 
 
 def check_loadable(bundle: Bundle) -> PromptTokenizer:
@@ -127,7 +130,9 @@ def _of_saved(saved: SavedModel) -> dict[str, Any]:
     }
 
 
-def _report(bundle: Bundle, head: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _report(
+    bundle: Bundle, head: Mapping[str, Any], config: Mapping[str, Any], *, load: bool
+) -> dict[str, Any]:
     facts = facts_of(bundle)
     model = bundle.model
     tokenizer = check_loadable(bundle)
@@ -135,9 +140,12 @@ def _report(bundle: Bundle, head: Mapping[str, Any], config: Mapping[str, Any]) 
     reasoning = reasoning_format_of(tokenizer, config.get("reasoning_format") or "auto")
     per_token = model.kv_bytes_per_token
     sizes = {name: path.stat().st_size for name, path in bundle.files.items()}
+    loaded = {"loaded": _load(choose_variant(bundle), tokenizer)} if load else {}
     return {
         **head,
         **facts,
+        "modalities": model.modalities,
+        "decoder_files": model.decoder_files,
         "eos_token_ids": list(model.eos_token_ids),
         "chat_template": facts["chat_template_sha256"] is not None,
         "tool_format": calls.name if calls else None,
@@ -150,7 +158,16 @@ def _report(bundle: Bundle, head: Mapping[str, Any], config: Mapping[str, Any]) 
             "kv_bytes_of_whole_context": model.context_length * per_token,
         },
         "variants": [_of_variant(variant) for variant in bundle.variants],
+        **loaded,
     }
+
+
+def _load(variant: Variant, tokenizer: PromptTokenizer) -> dict[str, Any]:
+    """Load a model as a server does, and tell which loop it gets and why."""
+    engine = start_engine(variant.model, tokenizer, EngineOptions(loop="auto"), ServingPolicy(), {})
+    loop = engine.loop
+    engine.close()
+    return {"loop": loop.name, "why_not_slots": loop.why, "computes_together": loop.together}
 
 
 def _of_variant(variant: Variant) -> dict[str, Any]:
@@ -177,6 +194,8 @@ def render(report: Mapping[str, Any]) -> str:
     lines = [
         ("context", f"{report['context_length']:,} tokens"),
         ("vocabulary", f"{report['vocab_size']:,} ids"),
+        ("modalities", _modalities(report["modalities"])),
+        ("decoder", " then ".join(report["decoder_files"])),
         ("ends at", ", ".join(map(str, report["eos_token_ids"]))),
         ("chat template", "yes" if report["chat_template"] else "none: chat is refused"),
         ("tool calls", report["tool_format"] or _NO_TOOL_FORMAT),
@@ -193,6 +212,10 @@ def render(report: Mapping[str, Any]) -> str:
         lines += _lines_of_saved(report)
     for variant in report["variants"]:
         lines += _lines_of_variant(variant)
+    if loaded := report.get("loaded"):
+        why = f" (not slots: {loaded['why_not_slots']})" if loaded["why_not_slots"] else ""
+        alone = "" if loaded["computes_together"] else ", one request at a time"
+        lines.append(("loop='auto' here", f"{loaded['loop']}{why}{alone}"))
     head = (
         f"{report['kind']}: {report['model_type']}, {report['parameters']:,} parameters,"
         f" {report['precision']}{in_blocks}"
@@ -228,6 +251,11 @@ def _lines_of_variant(variant: Mapping[str, Any]) -> list[tuple[str, str]]:
             for defect in variant["defects"]
         ),
     ]
+
+
+def _modalities(names: list[str]) -> str:
+    others = " and ".join(names[1:])
+    return f"text; {others} cannot be given yet" if others else "text"
 
 
 def _size(count: float) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant
     from mlflow_phi3_onnx.core.tasks import Task
 
-__all__ = ["PROVIDER_VARIABLE", "open_artifact"]
+__all__ = ["PROVIDER_VARIABLE", "choose_variant", "open_artifact"]
 
 _logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def open_artifact(
     settings = Settings.check({**saved.config, **(model_config or {})}, saved.task)
     default = "hash" if saved.by_reference else "size"
     folder = checked_files(saved, settings.verify or default)
-    variant = _choose(saved.bundle(folder), settings.engine.execution_provider)
+    variant = choose_variant(saved.bundle(folder), settings.engine.execution_provider)
     model = GenAIModel(
         variant.model,
         adapters=saved.adapter_files,
@@ -65,7 +65,17 @@ def open_artifact(
     return model, saved.task
 
 
-def _choose(bundle: Bundle, wanted: str | None) -> Variant:
+def choose_variant(bundle: Bundle, wanted: str | None = None) -> Variant:
+    """Choose the form of a model that this machine can run.
+
+    Args:
+        bundle: The model.
+        wanted: The execution provider that was asked for.
+
+    Raises:
+        InvalidRequestError: If there is no form for that.
+        InvalidModelError: If there is none for this machine.
+    """
     if not bundle.has_variants:
         return bundle.variants[0]
     if wanted is None and PROVIDER_VARIABLE in os.environ:

@@ -232,7 +232,7 @@ class Planner:
                         f"{where} must be a token id below {vocab_size:,}; got {token:,}.",
                         param=where,
                     )
-            return np.array(prompt.ids, dtype=np.int32)
+            return self._without_placeholders(prompt, np.array(prompt.ids, dtype=np.int32))
         if isinstance(prompt, TextPrompt):
             ids = self._tokenizer.encode(prompt.text, prompt.param, context)
         else:
@@ -248,6 +248,15 @@ class Planner:
             raise InvalidModelError(
                 f"The tokenizer gives ids beyond the model's vocabulary of {vocab_size:,}: they do"
                 " not belong together."
+            )
+        return self._without_placeholders(prompt, ids)
+
+    def _without_placeholders(self, prompt: Prompt, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        if held := self._folder.placeholders.intersection(ids.tolist()):
+            raise InvalidRequestError(
+                f"{_subject(prompt)} holds the token id {min(held):,}, which stands for an image, a"
+                " sound or a video. Only text is taken: leave it out.",
+                param=None if isinstance(prompt, ChatPrompt) else prompt.param,
             )
         return ids
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mlflow_phi3_onnx.artifact.defects import repairs
 from mlflow_phi3_onnx.artifact.onnx.chosen_logits import FIRST_WANTED, with_chosen_logits
 from mlflow_phi3_onnx.artifact.onnx.graph import FULL_ATTENTION
@@ -22,8 +24,15 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
     MemoryBudgetError,
 )
-from mlflow_phi3_onnx.model.trial import FEWEST_FOR_SLOTS, TRIED, try_genai, try_slots
-from mlflow_phi3_onnx.runtime.genai import PAD, NativeModel
+from mlflow_phi3_onnx.model.trial import (
+    FEWEST_FOR_SLOTS,
+    TRIED,
+    goes_back,
+    try_genai,
+    try_padding,
+    try_slots,
+)
+from mlflow_phi3_onnx.runtime.genai import NativeModel
 from mlflow_phi3_onnx.runtime.machine import available_memory, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
 
@@ -115,7 +124,12 @@ def why_not_slots(folder: ModelFolder, options: EngineOptions = EngineOptions())
     reasons = {
         "session_options are for the genai loop": options.session_options,
         "it runs on CPU only": options.execution_provider not in (None, "cpu"),
+        "its decoder is a pipeline of several graphs": len(folder.decoder_files) > 1,
+        "its prompts can hold more than text": len(folder.modalities) > 1,
         "its graph has inputs for adapters, which only the genai loop uses": graph.optional,
+        "its KV cache grows by appending, where this loop writes in place": (
+            folder.cache_grows and not attentions
+        ),
         "its graph has other inputs than ids, mask, keys and values": (
             set(graph.inputs) != past | {"input_ids", "attention_mask"}
         ),
@@ -141,6 +155,7 @@ def _start_loop(
     adapters: Mapping[str, Path],
 ) -> Loop:
     wanted = options.loop or policy.default_loop
+    reason = None
     if wanted != "genai":
         level, reason = logging.INFO, why_not_slots(folder, options)
         if reason is None:
@@ -156,7 +171,9 @@ def _start_loop(
                 param="loop",
             )
         _logger.log(level, "loop='auto' takes the genai loop, not slots: %s", reason)
-    return _start_genai(folder, options, policy, kv_tokens, adapters)
+    loop = _start_genai(folder, options, policy, kv_tokens, adapters)
+    loop.why = reason
+    return loop
 
 
 def _start_genai(
@@ -171,34 +188,57 @@ def _start_genai(
     threads = {"intra_op_num_threads": options.intra_op_num_threads}
     decoder = repairs(folder).get("model", {}).get("decoder", {})
     decoder = {**decoder, "session_options": {**options.session_options, **threads}}
-    native = NativeModel(
+    load = partial(
+        NativeModel,
         folder.path,
-        {"model": {"pad_token_id": PAD, "decoder": decoder}},
+        {"model": {"decoder": decoder}},
         provider=provider,
         switch=provider != folder.providers[0],
         provider_options=options.provider_options,
     )
+    native = load()
     logits = try_genai(native, folder)
+    # In a batch, every sequence would get the factors of the longest.
+    widest = folder.graph.first_range if folder.two_ranges else folder.context_length
+    shared = options.max_batch_size > 1 and widest > 0
+    if shared and not (padded := try_padding(native)):
+        if padded is None:
+            # Its embedding cannot look -1 up.
+            native = None
+            native = load(pad=folder.pad_token_id)
+            padded = try_padding(native)
+        if not padded:
+            shared = False
+            _logger.info("Sequences are computed one at a time: padding changes their logits.")
     for name, file in adapters.items():
         native.load_adapter(name, file)
         misfit = (
             f"adapters: the model cannot run with {name!r}: the shapes of its parameters do not"
             " belong together."
         )
-        try_genai(native, folder, misfit, name)
+        adapted = try_genai(native, folder, misfit, name)
+        if len(folder.modalities) > 1 and np.array_equal(adapted, logits):
+            # onnxruntime-genai may give adapters to another part of such a model, or to none.
+            raise InvalidModelError(
+                f"adapters: {name!r} changes nothing: with it, the model gives the same logits as"
+                " without. Its numbers are zeros, or onnxruntime-genai does not use it with"
+                f" {folder.model_type}. Leave it out."
+            )
     pool = GeneratorPool(
         native,
         context_length=folder.context_length,
         eos=folder.eos_token_ids[0],
-        goes_back=_goes_back(folder),
+        goes_back=_goes_back(folder) and goes_back(native),
         reuse_prefixes=options.prefix_cache,
+        first_range=folder.graph.first_range if folder.two_ranges else 0,
+        grows=folder.cache_grows,
     )
     return GenAILoop(
         pool,
         kv_tokens=kv_tokens,
         max_batch_size=options.max_batch_size,
         all_logits=len(logits) == TRIED,
-        groups=not folder.two_ranges,
+        widest=widest if shared else 0,
         patient=policy.may_hold_gil,
     )
 
@@ -206,12 +246,16 @@ def _start_genai(
 def _goes_back(folder: ModelFolder) -> bool:
     """Whether a model's cache can be taken back to any earlier state, and extended from there.
 
-    That is so where it holds the keys and values of full attention and nothing else.
+    That is so where it holds the keys and values of full attention and nothing else. One that grows
+    holds those of all tokens, whatever attends to them.
     """
     graph = folder.graph
-    others = {name for name in graph.inputs if not name.startswith("past_key_values.")}
+    others = graph.inputs.keys() - set(folder.kv_inputs)
     plain = others - graph.optional <= {"input_ids", "attention_mask", "position_ids"}
-    return plain and graph.attention_windows == FULL_ATTENTION and not folder.two_ranges
+    full = graph.attention_windows == FULL_ATTENTION
+    if folder.cache_grows and not folder.sliding_window:
+        full = graph.attention_windows <= FULL_ATTENTION
+    return plain and full and not folder.two_ranges
 
 
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:

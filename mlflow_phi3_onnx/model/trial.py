@@ -22,12 +22,23 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.runtime.genai import NativeModel
     from mlflow_phi3_onnx.runtime.ort import SlotSession
 
-__all__ = ["FEWEST_FOR_SLOTS", "MISFIT", "TRIED", "try_genai", "try_slots"]
+__all__ = [
+    "FEWEST_FOR_SLOTS",
+    "MISFIT",
+    "TRIED",
+    "goes_back",
+    "try_genai",
+    "try_padding",
+    "try_slots",
+]
 
 TRIED = 2
 """Of how many tokens the genai loop's model is tried out with."""
 
 MISFIT = "The model loads but cannot run: genai_config.json does not fit its graph."
+
+PADDED, WIDEST = 2, 4
+"""Tokens of the prompt that is tried out with padding, and of the one beside it."""
 
 LENGTH = 32
 """Tokens of the prompt that the slots loop's model is tried out with, if the cache holds them."""
@@ -69,6 +80,39 @@ def try_genai(
         raise InvalidModelError(misfit) from error
     _check_width(logits.shape[-1], folder)
     return logits
+
+
+def try_padding(native: NativeModel) -> bool | None:
+    """Tell whether a short prompt beside a longer one goes on as it does alone.
+
+    Padding follows the prompt, so it shows in the logits of the token behind it. States of
+    convolutions and recurrent layers take it in.
+
+    Returns:
+        Whether the logits are the same; None where the graph cannot read the pad id.
+    """
+    ids = np.arange(WIDEST, dtype=np.int32)
+    found: list[NDArray[np.float32]] = []
+    try:
+        for prompts in ([ids[:PADDED]], [ids[:PADDED], ids]):
+            generator = native.generator(len(prompts), WIDEST + 2)
+            generator.append(prompts)
+            generator.force([0] * len(prompts))
+            found.append(generator.logits()[0])
+    except GenerationError:
+        return None
+    return _difference(found[1], found[0]) <= ALLOWED
+
+
+def goes_back(native: NativeModel) -> bool:
+    """Tell whether onnxruntime-genai takes a generator of this model back to an earlier token."""
+    generator = native.generator(1, TRIED + 1)
+    generator.append([np.zeros(TRIED, dtype=np.int32)])
+    try:
+        generator.rewind(TRIED - 1)
+    except GenerationError:
+        return False
+    return True
 
 
 def try_slots(session: SlotSession, folder: ModelFolder) -> None:

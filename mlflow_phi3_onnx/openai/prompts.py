@@ -27,6 +27,14 @@ MAX_MESSAGES = 10_000
 MAX_PREDICTION_CHARACTERS = 1 << 20
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
+# What OpenAI's APIs, vLLM's, Anthropic's and Hugging Face's templates call the others.
+_OTHER_PARTS = {
+    *("image_url", "input_image", "image", "image_embeds", "image_pil"),
+    *("input_audio", "audio_url", "audio", "audio_embeds", "video_url", "input_video", "video"),
+    *("file", "input_file", "file_url", "document", "search_result", "container_upload"),
+    *("thinking", "redacted_thinking", "reasoning", "tool_use", "tool_result", "tool_reference"),
+}
+
 MAX_COMPLETIONS = 2048
 """The most completions of one request, over all of its prompts."""
 
@@ -215,7 +223,7 @@ def _content(value: Any, where: str, message: dict[str, Any]) -> str:
 
 def _part(value: Any, where: str) -> str:
     kind = value.get("type") if isinstance(value, dict) else None
-    if is_one(kind, "image_url", "input_audio", "file", "input_image", "input_file"):
+    if is_one(kind, *_OTHER_PARTS):
         raise UnsupportedParameterError(
             f"{where}: parts of type {kind} are not supported; this model reads only text.",
             param=where,

@@ -10,6 +10,8 @@ import importlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,12 +49,14 @@ MAX_BATCH_SIZE = 32
 """The most sequences that one onnxruntime-genai generator takes."""
 
 PAD = -1
-"""The id that pads a ragged batch.
+"""The id that pads a ragged batch, where the model can read it.
 
 onnxruntime-genai finds the length of a prompt by comparing ids with the pad id, so one that ends
-with the model's own pad token would lose it. No prompt holds -1, and the embedding lookup reads it
-as the last row of its table, which the attention mask then hides.
+with the model's own pad token would lose it. No prompt holds -1, and most embedding lookups read it
+as the last row of their table, which the attention mask then hides.
 """
+
+_UNKNOWN_TYPE = "Unsupported model_type"
 
 # What the library says when it cannot load a model, and what that means.
 _LOAD_FAULTS = {
@@ -78,7 +82,6 @@ _NEUTRAL_SEARCH = {
     "min_length": 0,
     "no_repeat_ngram_size": 0,
     "repetition_penalty": 1.0,
-    "past_present_share_buffer": True,
 }
 
 
@@ -111,7 +114,7 @@ def _import_genai() -> Any:
 
 
 def check_config(folder: Path) -> None:
-    """Have onnxruntime-genai parse a folder's configuration, and nothing else of it.
+    """Have onnxruntime-genai parse a folder's configuration, and say whether it knows the type.
 
     Raises:
         InvalidModelError: If it refuses.
@@ -122,6 +125,16 @@ def check_config(folder: Path) -> None:
         genai.Config(str(folder))
     except Exception as error:
         raise _load_error(error, folder) from error
+    with tempfile.TemporaryDirectory(prefix="mlflow-phi3-onnx-") as work:
+        # Without its graphs: a type that is known fails at the first of them.
+        shutil.copy(folder / "genai_config.json", work)
+        try:
+            config = genai.Config(work)
+            config.clear_providers()
+            genai.Model(config)
+        except Exception as error:
+            if _UNKNOWN_TYPE in str(error):
+                raise _load_error(error, folder) from error
 
 
 def _load_error(error: Exception, folder: Path) -> InvalidModelError:
@@ -157,6 +170,10 @@ class NativeModel:
         provider: The execution provider to run on.
         switch: Whether that is another one than the folder asks for.
         provider_options: Options of that provider.
+        pad: The id that pads a ragged batch.
+
+    Attributes:
+        pad: The same.
 
     Raises:
         InvalidModelError: If the folder cannot be loaded.
@@ -171,7 +188,9 @@ class NativeModel:
         provider: str = "cpu",
         switch: bool = False,
         provider_options: Mapping[str, str] | None = None,
+        pad: int = PAD,
     ) -> None:
+        self.pad = pad
         self._genai = _import_genai()
         try:
             config = self._genai.Config(str(folder))
@@ -182,6 +201,7 @@ class NativeModel:
             for name, value in (provider_options or {}).items():
                 config.set_provider_option(provider, name, value)
             config.overlay(json.dumps(overlay))
+            config.overlay(json.dumps({"model": {"pad_token_id": pad}}))
             self._model = self._genai.Model(config)
         except Exception as error:
             raise _load_error(error, folder) from error
@@ -208,7 +228,9 @@ class NativeModel:
             ) from error
 
     def generator(self, rows: int, max_length: int, adapter: str | None = None) -> NativeGenerator:
-        """Make a generator for a number of sequences, with a KV cache of exactly max_length tokens.
+        """Make a generator for a number of sequences.
+
+        Where keys and values are written in place, its KV cache has exactly max_length tokens.
 
         Args:
             rows: How many sequences, at most :data:`MAX_BATCH_SIZE`.
@@ -223,7 +245,7 @@ class NativeModel:
             generator = self._genai.Generator(self._model, params)
             if adapter is not None:
                 generator.set_active_adapter(self._adapters, adapter)
-            return NativeGenerator(generator, rows, max_length, adapter)
+            return NativeGenerator(generator, rows, max_length, adapter, self.pad)
 
 
 class NativeGenerator:
@@ -236,18 +258,23 @@ class NativeGenerator:
     """
 
     def __init__(
-        self, generator: Any, rows: int, max_length: int, adapter: str | None = None
+        self, generator: Any, rows: int, max_length: int, adapter: str | None, pad: int
     ) -> None:
         self.rows = rows
         self.max_length = max_length
         self.adapter = adapter
         self._generator = generator
+        self._pad = pad
         self._choice: NDArray[np.float32] | None = None
+        self._head: NDArray[np.float32] | None = None
 
     def append(self, prompts: Sequence[NDArray[np.int32]]) -> None:
-        """Compute the prompts, one per sequence, padded on the right to the longest. Only once."""
+        """Compute the prompts, one per sequence, padded on the right to the longest. Only once.
+
+        None may end with the pad id.
+        """
         width = max(len(prompt) for prompt in prompts)
-        ids = np.full((self.rows, width), PAD, dtype=np.int32)
+        ids = np.full((self.rows, width), self._pad, dtype=np.int32)
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
         with _run_errors:
@@ -258,7 +285,13 @@ class NativeGenerator:
 
         Not after :meth:`advance` or :meth:`force`, whose last token would be left out.
         """
+        self._head = None
         with _run_errors:
+            if len(tokens) > 1 and tokens[-1] == self._pad:
+                # At the end of several it would be taken for padding.
+                self._generator.append_tokens(tokens[:-1])
+                self._head = self._generator.get_output("logits")[0]
+                tokens = tokens[-1:]
             self._generator.append_tokens(tokens)
 
     def rewind(self, tokens: int) -> None:
@@ -269,7 +302,8 @@ class NativeGenerator:
     def all_logits(self) -> NDArray[np.float32]:
         """Return the raw logits of the last :meth:`extend`, ``(tokens, vocabulary)``."""
         with _run_errors:
-            return self._generator.get_output("logits")[0]
+            logits = self._generator.get_output("logits")[0]
+        return logits if self._head is None else np.concatenate([self._head, logits])
 
     def logits(self) -> NDArray[np.float32]:
         """Return a copy of the raw logits of the next tokens, ``(sequences, vocabulary)``."""

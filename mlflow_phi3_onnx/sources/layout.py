@@ -51,7 +51,11 @@ _DEPTH = 4
 """How many folders deep a model is looked for: a path such as a home folder holds very many."""
 
 _CHECKPOINT_SUFFIXES = {".json", ".jinja", ".model", ".txt", ".tiktoken"}
-_NEVER_OF_ONNX = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
+_NEVER_OF_ONNX = {".safetensors", ".pt", ".pth", ".gguf", ".py"}
+# Others that end in .bin are what an NPU's compiler has made of a graph.
+_PICKLED = re.compile(
+    r"(pytorch_model|adapter_model|training_args|optimizer|scheduler|rng_state)([-._].*)?\.bin"
+)
 
 _EXPECTED = (
     f"Expected a folder of ONNX Runtime GenAI, with {CONFIG_FILE}, or a transformers checkpoint,"
@@ -168,7 +172,8 @@ def files_of(part: Part, files: Collection[str]) -> list[str]:
             known = path.suffix in _CHECKPOINT_SUFFIXES or WEIGHTS.fullmatch(path.name)
             return bool(known) and path.parent == top and not path.name.startswith(".")
         hidden = any(name.startswith(".") for name in path.relative_to(top).parts)
-        return not (hidden or path.suffix in _NEVER_OF_ONNX or others.intersection(path.parents))
+        other = path.suffix in _NEVER_OF_ONNX or _PICKLED.fullmatch(path.name)
+        return not (hidden or other or others.intersection(path.parents))
 
     return [
         name for name in sorted(files) if CARD.fullmatch(name) or is_needed(PurePosixPath(name))

@@ -15,6 +15,7 @@ import pytest
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from tests.support.raw_loop import RawLoop
@@ -132,6 +133,16 @@ def test_rows_of_a_model_of_two_ranges_are_computed_alone(demo: Path, tmp_path: 
         assert together[1]["usage"]["prompt_tokens"] > LONG["original_max_position_embeddings"]
         alone = [model.run("llm/v1/completions", [row])[0] for row in rows]
     np.testing.assert_allclose(logprobs(together), logprobs(alone), atol=1e-5)
+    first = LONG["original_max_position_embeddings"]
+    assert read_folder(folder).graph.first_range == first
+    raw = RawLoop(folder)
+    sequence = list(range(5, first))
+    with GenAIModel(folder) as model:
+        crossing = model.greedy_tokens(sequence, max_tokens=12)
+    for token in crossing:
+        assert raw.continued(sequence, 1) == [token]
+        sequence.append(token)
+    assert len(sequence) > first + 1
 
 
 PROMPTS = [f"{'The capital of Spain is Madrid. ' * i}And" for i in (0, 3, 1, 9, 5)]

@@ -40,6 +40,27 @@ def test_a_model_folder(demo: Path, capsys: Captured) -> None:
     assert variant["defects"] == []
 
 
+def test_loading_tells_which_loop_it_gets_here(
+    demo: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "loaded" not in report(capsys, demo)
+    taken = {"loop": "slots", "why_not_slots": None, "computes_together": True}
+    save_model(demo, tmp_path / "saved", model_config={"loop": "genai"})
+    for source in (demo, tmp_path / "saved"):
+        assert report(capsys, source, "--load")["loaded"] == taken
+    # Here another processor's arithmetic is that of a fault: nothing may differ at all.
+    monkeypatch.setattr("mlflow_phi3_onnx.model.trial.ALLOWED", -1.0)
+    found = report(capsys, demo, "--load", "--verify", "off")
+    assert found["variants"][0]["why_not_slots"] is None
+    assert found["loaded"]["loop"] == "genai"
+    assert "otherwise in pieces than at once" in found["loaded"]["why_not_slots"]
+    assert not found["loaded"]["computes_together"]
+    assert main(["inspect", "--load", str(demo)]) == 0
+    (line,) = [li for li in capsys.readouterr().out.splitlines() if li.startswith("loop='auto'")]
+    assert line.startswith("loop='auto' here genai (not slots: The slots loop computes")
+    assert line.endswith("), one request at a time")
+
+
 def test_a_saved_model_and_a_uri(
     demo: Path, tmp_path: Path, tracking: str, capsys: Captured
 ) -> None:

@@ -17,8 +17,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx import InvalidModelError, InvalidRequestError, save_model
+from mlflow_phi3_onnx import GenAIModel, InvalidModelError, InvalidRequestError, save_model
 from mlflow_phi3_onnx.artifact.folder import read_folder
+from tests.support.edits import edit_json
 
 TASKS = ("llm/v1/chat", "llm/v1/completions", "text-generation")
 EXAMPLE = {"input_example.json", "serving_input_example.json"}
@@ -334,6 +335,26 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidModelError, match=r"no genai_config\.json"):
         save_model(tmp_path / "empty", tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"type": "foo"}, "Unsupported model_type in config.json: foo"),
+        ({"encoder": {"filename": "model.onnx"}}, "model.encoder is set"),
+    ],
+)
+def test_a_model_that_could_not_be_loaded_is_refused_in_the_same_words(
+    demo: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "model"))
+    edit_json(folder / "genai_config.json", lambda config: config["model"].update(change))
+    with pytest.raises(InvalidModelError, match=says) as loading:
+        GenAIModel(folder)
+    with pytest.raises(InvalidModelError) as saving:
+        save_model(folder, tmp_path / "saved")
+    assert str(saving.value) == str(loading.value)
     assert not (tmp_path / "saved").exists()
 
 

@@ -252,6 +252,45 @@ def test_a_field_of_the_wrong_type_is_named(name: str, tmp_path: Path) -> None:
         PromptTokenizer(tmp_path)
 
 
+READ_PARTS = {
+    "as Idefics3's": (
+        "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
+        "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %};{% endfor %}"
+    ),
+    "as LLaVA-Next's": (
+        "{% for m in messages %}{{ m['role'] }}:"
+        "{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}<image>{% endfor %}"
+        "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}"
+        "{% endfor %};{% endfor %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("template", READ_PARTS.values(), ids=READ_PARTS)
+def test_a_template_that_reads_only_parts_gets_one(
+    prompt: Callable[..., str], template: str
+) -> None:
+    assert ChatTemplate(template).reads_parts
+    assert not ChatTemplate(ECHO).reads_parts
+    chat = [{"role": "system", "content": " Be kind."}, USER, {"role": "user", "content": ""}]
+    text = USER["content"]
+    assert prompt(template, chat) == f"system: Be kind.;user:{text};user:;"
+    control = f"{CONTROL[0]}<image>"
+    assert prompt(template, [{"role": "user", "content": control}]) == f"user:{control};"
+    leaving = template.replace("{% for m in messages %}", "{% for m in messages[:1] %}")
+    with pytest.raises(InvalidRequestError, match=r"leaves out messages\[1\]"):
+        prompt(leaving, chat)
+
+
+def test_a_template_that_reads_both_gets_text(prompt: Callable[..., str]) -> None:
+    both = (
+        "{% for m in messages %}{% if m.content is string %}text {{ m.content }}{% else %}"
+        "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    assert prompt(both, [{"role": "user", "content": "Hello"}]) == "text Hello"
+
+
 FILES = {
     "tokenizer.json": (b"{}", r"tokenizer\.json is damaged"),
     "tokenizer_config.json": (b"[1]", r"tokenizer_config\.json must hold a JSON object"),

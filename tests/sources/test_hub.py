@@ -295,6 +295,19 @@ def test_a_checkpoint_is_not_downloaded_where_it_cannot_be_converted(
     assert hub.downloaded() == []
 
 
+def test_what_a_compiler_has_made_is_downloaded_and_pickles_are_not(
+    hub: FakeHub, demo: Path, tmp_path: Path
+) -> None:
+    files = {file.name: file for file in demo.iterdir()}
+    for name in ("npu_context.bin", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin"):
+        files[name] = tmp_path / name
+        files[name].write_bytes(b"content")
+    hub.add("org/npu", files)
+    save_model("org/npu", tmp_path / "saved")
+    saved = {file.name for file in (tmp_path / "saved" / "model").iterdir()}
+    assert saved & {name for name in files if name.endswith(".bin")} == {"npu_context.bin"}
+
+
 def test_a_variant_that_lacks_a_file(hub: FakeHub, files: dict[str, Path], tmp_path: Path) -> None:
     names = [f"{CPU}/{name}" for name in ("genai_config.json", "model.onnx", "tokenizer.json")]
     hub.add("org/half", {name: files[name] for name in names})

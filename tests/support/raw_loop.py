@@ -20,7 +20,9 @@ class RawLoop:
         self.tokenizer = og.Tokenizer(self.model)
 
     def tokens(self, prompt: str, max_tokens: int) -> list[int]:
-        ids = self.tokenizer.encode(prompt)
+        return self.continued(self.tokenizer.encode(prompt).tolist(), max_tokens)
+
+    def continued(self, ids: list[int], max_tokens: int) -> list[int]:
         params = og.GeneratorParams(self.model)
         params.set_search_options(max_length=len(ids) + max_tokens, do_sample=False)
         generator = og.Generator(self.model, params)

@@ -202,6 +202,19 @@ BAD = [
         "messages[0].content[0]",
         "image_url are not supported",
     ),
+    *(
+        messages(
+            [{"role": "user", "content": [{"type": kind, kind: CANARY}]}],
+            "messages[0].content[0]",
+            f"parts of type {kind} are not supported",
+        )
+        for kind in ("thinking", "image", "video_url", "audio")
+    ),
+    messages(
+        [{"role": "user", "content": [{"type": CANARY, "text": "x"}]}],
+        "messages[0].content[0]",
+        "an object with type 'text'",
+    ),
     messages([{"role": "user", "content": "\ud800"}], "messages", "lone surrogate (U+D800)"),
     messages([{"role": "user", "content": "x", "name": 5}], "messages[0].name", "must be a string"),
     messages(

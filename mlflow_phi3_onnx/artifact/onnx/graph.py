@@ -24,20 +24,21 @@ from mlflow_phi3_onnx.core.files import open_file
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["FULL_ATTENTION", "GraphFacts", "read_graph"]
+__all__ = ["FULL_ATTENTION", "GraphFacts", "join", "read_graph"]
 
 _MODEL_GRAPH, _MODEL_TRAINING, _MODEL_FUNCTION = 7, 20, 25
 _TRAINING_GRAPHS = (1, 2)
 _FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 11, 12, 15
-_NODE_INPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 4, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
+_NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT = 1, 3, 4
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSES = (5, 10), (6, 11), (22, 23)
 _SPARSE_TENSORS = (1, 2)
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 1, 2, 8, 13
+_TENSOR_INT64S, _TENSOR_RAW, _INT64 = 7, 9, 7
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
 _TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION = 1, 2, 1
@@ -69,7 +70,10 @@ class GraphFacts:
         outputs: As ``inputs``, for the outputs.
         operators: How often each operator occurs, subgraphs included.
         attention_windows: The ``local_window_size`` of each attention node, -1 for full attention.
-        external: The files that hold weights, each with the least bytes that it must have.
+        first_range: Of a graph that has other position factors beyond its original context, the
+            tokens of that context; 0 where there is no such graph, or it could not be told.
+        external: The files that hold weights, or what an execution provider has compiled, each with
+            the least bytes that it must have.
         block_sizes: How many quantized weights share a scale, each size that occurs.
         parameters: How many weights there are.
         precision: The form that most weights have: ``int4``, ``int8``, ``fp32``, ...
@@ -81,10 +85,38 @@ class GraphFacts:
     outputs: Mapping[str, int] = field(default_factory=dict[str, int])
     operators: Mapping[str, int] = field(default_factory=dict[str, int])
     attention_windows: frozenset[int] = frozenset()
+    first_range: int = 0
     external: Mapping[str, int] = field(default_factory=dict[str, int])
     block_sizes: frozenset[int] = frozenset()
     parameters: int = 0
     precision: str = "unknown"
+
+
+def join(stages: Sequence[GraphFacts]) -> GraphFacts:
+    """Return what is to be known of graphs that are run one after the other, as of one graph."""
+    if len(stages) == 1:
+        return stages[0]
+    inputs, outputs = (
+        {name: kind for facts in stages for name, kind in getattr(facts, field).items()}
+        for field in ("inputs", "outputs")
+    )
+    between = inputs.keys() & outputs.keys()
+    external: dict[str, int] = {}
+    for file, least in (item for facts in stages for item in facts.external.items()):
+        external[file] = max(external.get(file, 0), least)
+    return GraphFacts(
+        inputs={name: kind for name, kind in inputs.items() if name not in between},
+        shapes={n: s for facts in stages for n, s in facts.shapes.items() if n not in between},
+        optional=frozenset().union(*(facts.optional for facts in stages)),
+        outputs={name: kind for name, kind in outputs.items() if name not in between},
+        operators=sum((Counter(facts.operators) for facts in stages), Counter()),
+        attention_windows=frozenset().union(*(facts.attention_windows for facts in stages)),
+        first_range=max(facts.first_range for facts in stages),
+        external=external,
+        block_sizes=frozenset().union(*(facts.block_sizes for facts in stages)),
+        parameters=sum(facts.parameters for facts in stages),
+        precision=max(stages, key=lambda facts: facts.parameters).precision,
+    )
 
 
 def read_graph(path: Path) -> GraphFacts:
@@ -126,6 +158,9 @@ class _Reader:
         self._matrices: dict[str, tuple[int, int]] = {}  # bits and count
         self._embeddings: dict[str, tuple[int, str, int]] = {}  # bits, scales, block size
         self._not_weights: set[str] = set()
+        self._integers: dict[str, int] = {}
+        self._greater: dict[str, str] = {}  # what a comparison's number is called, by its output
+        self._conditions: list[str] = []
 
     def read_model(self, data: memoryview) -> None:
         for number, value in self._protobuf.messages(data):
@@ -136,7 +171,7 @@ class _Reader:
                     if inner == _FUNCTION_NODE:
                         self._read_node(part, 1)
                     elif inner == _FUNCTION_ATTRIBUTE:
-                        self._read_attribute(part, {}, 1)
+                        self._read_attribute(part, {}, {}, 1)
             elif number == _MODEL_TRAINING:
                 for graph in self._parts(value, _TRAINING_GRAPHS):
                     self._read_graph(graph, 1)
@@ -162,11 +197,17 @@ class _Reader:
             outputs=self._outputs,
             operators=self._operators,
             attention_windows=frozenset(self._windows),
+            first_range=self._first_range(),
             external=self._external,
             block_sizes=frozenset(self._block_sizes),
             parameters=shares.total(),
             precision=max(shares, key=shares.__getitem__, default="unknown"),
         )
+
+    def _first_range(self) -> int:
+        """Return the number that an ``If`` compares with: LongRoPE's original context."""
+        numbers = [self._integers.get(self._greater.get(c, ""), 0) for c in self._conditions]
+        return max(numbers, default=0)
 
     def _quantized(self) -> dict[str, tuple[int, int]]:
         tables = {
@@ -204,17 +245,30 @@ class _Reader:
     def _read_node(self, data: memoryview, depth: int) -> None:
         operator = ""
         inputs: list[str] = []
+        output = ""
         numbers: dict[str, int] = {}
+        texts: dict[str, memoryview] = {}
         for number, value in self._protobuf.messages(data):
             if number == _NODE_INPUT:
                 inputs.append(text(value))
+            elif number == _NODE_OUTPUT:
+                output = output or text(value)
             elif number == _NODE_OP_TYPE:
                 operator = text(value)
             elif number == _NODE_ATTRIBUTE:
-                self._read_attribute(value, numbers, depth)
+                self._read_attribute(value, numbers, texts, depth)
         self._operators[operator] += 1
         if operator == "GroupQueryAttention":
             self._windows.add(numbers.get("local_window_size", -1))
+        if operator == "Greater" and len(inputs) > 1:
+            self._greater[output] = inputs[1]
+        elif operator == "If":
+            self._conditions += inputs[:1]
+        elif operator == "EPContext" and not numbers.get("embed_mode", 1):
+            self._external.setdefault(text(texts.get("ep_cache_context", memoryview(b""))), 0)
+        self._note_weights(operator, inputs, numbers)
+
+    def _note_weights(self, operator: str, inputs: list[str], numbers: dict[str, int]) -> None:
         if operator in _QUANTIZED | _TABLES:
             self._not_weights.update(inputs)
         if operator in _QUANTIZED:
@@ -226,7 +280,9 @@ class _Reader:
             size = numbers.get("block_size", 0)
             self._embeddings[inputs[0]] = (numbers.get("bits", 4), inputs[2], size)
 
-    def _read_attribute(self, data: memoryview, numbers: dict[str, int], depth: int) -> None:
+    def _read_attribute(
+        self, data: memoryview, numbers: dict[str, int], texts: dict[str, memoryview], depth: int
+    ) -> None:
         name = ""
         for number, value in self._protobuf.fields(data):
             if isinstance(value, int):
@@ -234,6 +290,8 @@ class _Reader:
                     numbers[name] = _signed(value)
             elif number == _ATTRIBUTE_NAME:
                 name = text(value)
+            elif number == _ATTRIBUTE_TEXT:
+                texts[name] = value
             elif number in _ATTRIBUTE_TENSORS:
                 self._read_tensor(value)
             elif number in _ATTRIBUTE_GRAPHS:
@@ -249,6 +307,7 @@ class _Reader:
         """Note a tensor, and the file that it lies in if it is in one, and return its name."""
         name, element = "", 0
         axes: list[int] = []
+        one: list[int] = []
         entries: list[tuple[str, str]] = []
         for number, value in self._protobuf.fields(data):
             if number == _TENSOR_DIMS and len(axes) <= MAX_RANK:
@@ -257,6 +316,10 @@ class _Reader:
                 element = value if number == _TENSOR_TYPE else element
             elif number == _TENSOR_NAME:
                 name = text(value)
+            elif number == _TENSOR_RAW and len(value) == 8:
+                one = [int.from_bytes(value, "little", signed=True)]
+            elif number == _TENSOR_INT64S and len(value) < 11:
+                one = integers(value, 2)
             elif number == _TENSOR_EXTERNAL_DATA:
                 pair = dict(self._protobuf.messages(value))
                 key, content = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
@@ -267,6 +330,8 @@ class _Reader:
                 f"has a tensor with more than {MAX_RANK} axes, or one of negative length"
             )
         self._tensors[name] = (element, math.prod(axes))
+        if element == _INT64 and len(one) == 1:
+            self._integers[name] = one[0]
         if entries:
             self._note_external(entries)
         return name

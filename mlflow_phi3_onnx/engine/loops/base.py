@@ -26,11 +26,15 @@ class Loop(ABC):
         name: What ``model_config`` calls it.
         scores: Whether it gives the logits of a prompt's tokens.
         drafts: Whether it can verify draft tokens, and take back wrong ones.
+        together: Whether it computes several sequences together.
+        why: Why it was taken where another was preferred.
     """
 
     name: str
     scores = True
     drafts = True
+    together = True
+    why: str | None = None
 
     @property
     @abstractmethod

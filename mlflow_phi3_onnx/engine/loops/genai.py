@@ -34,7 +34,8 @@ class GenAILoop(Loop):
         kv_tokens: How many tokens the KV memory holds.
         max_batch_size: The most sequences that are computed together.
         all_logits: Whether the graph gives the logits of every token of a prompt.
-        groups: Whether sequences can share a generator.
+        widest: The most tokens that each sequence may come to have in a generator that several
+            share; 0 where none can be shared.
         patient: Whether the interpreter's lock may be held for as long as the prompts of a batch
             take. Otherwise only short ones are computed together.
     """
@@ -48,7 +49,7 @@ class GenAILoop(Loop):
         kv_tokens: int,
         max_batch_size: int,
         all_logits: bool,
-        groups: bool,
+        widest: int,
         patient: bool,
     ) -> None:
         self.scores = all_logits
@@ -56,7 +57,8 @@ class GenAILoop(Loop):
         self._pool = pool
         self._kv_tokens = kv_tokens
         self._max_batch_size = max_batch_size
-        self._groups = groups
+        self.together = widest > 0
+        self._widest = widest
         self._patient = patient
         self._batches: list[Batch] = []
 
@@ -110,8 +112,13 @@ class GenAILoop(Loop):
         return self._kv_tokens - sum(other.kv_tokens for other in others)
 
     def _begin(self, states: Sequence[SequenceState]) -> None:
-        kind = Group if len(states) > 1 else Single
-        self._batches.append(kind(self._pool, states, self._free))
+        # The pad id at the end of one of several would be taken for padding.
+        pad = self._pool.pad
+        alone = [s for s in states if s.sequence[-1] == pad] if len(states) > 1 else []
+        rest = [state for state in states if state not in alone]
+        for group in [*([state] for state in alone), *([rest] if rest else [])]:
+            kind = Group if len(group) > 1 else Single
+            self._batches.append(kind(self._pool, group, self._free))
 
     def _next_batch(self, waiting: Sequence[SequenceState], most: int) -> list[SequenceState]:
         """Choose sequences around the one that has waited longest, as long as they fit."""
@@ -123,6 +130,8 @@ class GenAILoop(Loop):
         for state in [first, *others]:
             joined = [*states, state]
             if len(states) == most or most_kv_tokens(joined) > free:
+                break
+            if states and most_kv_tokens(joined) > len(joined) * self._widest:
                 break
             if states and not self._patient and not self._short(joined):
                 break
@@ -136,7 +145,7 @@ class GenAILoop(Loop):
         """
         asked = [state.options for state in states]
         return (
-            self._groups
+            self.together
             and not any(o.prompt_logprobs or o.draft_tokens or o.ignore_eos for o in asked)
             and len({options.adapter for options in asked}) == 1
         )

@@ -2,7 +2,7 @@
 
 A generator's KV cache is allocated, and zeroed, as a whole. Sequences that may get long begin with
 a small one; when that is full, those that are not finished move to a larger one, which computes
-their tokens again as a prompt.
+their tokens again as a prompt. A cache that grows needs none of that.
 """
 
 from __future__ import annotations
@@ -32,12 +32,6 @@ ENOUGH = 128
 def most_kv_tokens(states: Sequence[SequenceState]) -> int:
     """Count the tokens of KV cache that sequences take at most together: the widest's, for each."""
     return len(states) * (max(len(s.prompt) for s in states) + max(s.max_tokens for s in states))
-
-
-def _first_room(states: Sequence[SequenceState]) -> int:
-    """Count the tokens that a generator has room for beyond those that are there already."""
-    longest = max(state.remaining for state in states)
-    return min(longest, max(GROWTH, *(len(state.tokens) for state in states)))
 
 
 class Batch(ABC):
@@ -76,6 +70,13 @@ class Batch(ABC):
         """Whether those that are not finished had better move to a smaller generator."""
         return False
 
+    def _first_room(self, states: Sequence[SequenceState]) -> int:
+        """Count the tokens that a generator has room for beyond those that are there already."""
+        longest = max(state.remaining for state in states)
+        if self._pool.grows:
+            return longest
+        return min(longest, max(GROWTH, *(len(state.tokens) for state in states)))
+
     @abstractmethod
     def step(self, *, alone: bool) -> None:
         """Compute one more token for every sequence that is not finished, or a chunk of a prompt.
@@ -91,7 +92,8 @@ class Batch(ABC):
     def _put_generator(self, generator: NativeGenerator) -> None:
         """Put one from the pool in, which may be larger than what was asked for."""
         self._generator = generator
-        self.kv_tokens = max(self.kv_tokens, generator.rows * generator.max_length)
+        if not self._pool.grows:
+            self.kv_tokens = max(self.kv_tokens, generator.rows * generator.max_length)
 
     def _take_generator(self) -> NativeGenerator:
         """Take the generator out, so that one that fails is not used again."""
@@ -115,17 +117,19 @@ class Group(Batch):
     def wasteful(self) -> bool:
         """Whether sequences that are finished have cost as much as moving the others would have.
 
-        So at worst twice as much is computed as by a loop that knew when each sequence ends.
+        So at worst twice as much is computed as by a loop that knew when each sequence ends. Or
+        whether the generator is full.
         """
         live = self.live
-        return bool(live) and self._wasted >= sum(
-            len(state.prompt) + len(state.tokens) for state in live
+        return bool(live) and (
+            self._room == 0
+            or self._wasted >= sum(len(state.prompt) + len(state.tokens) for state in live)
         )
 
     def step(self, *, alone: bool) -> None:
         """Compute one more token for every sequence that is not finished."""
         del alone  # the prompts of several sequences cannot be computed in chunks
-        if self._room == 0:
+        if self._generator is None:
             self._open()
         generator = self._take_generator()
         self._room -= 1
@@ -149,9 +153,8 @@ class Group(Batch):
             self._pool.give(self._take_generator())
 
     def _open(self) -> None:
-        self.close()
         self._inside = self.live
-        self._room = _first_room(self._inside)
+        self._room = self._first_room(self._inside)
         sequences = [state.sequence for state in self._inside]
         width = max(map(len, sequences))
         adapter = self.states[0].options.adapter
@@ -182,7 +185,7 @@ class Single(Batch):
         self._computed = 0
         self._greedy = False
         self._roomy = 0
-        if pool.reuses_prefixes:
+        if pool.reuses_prefixes and not pool.grows:
             # A follow-up may begin like this sequence: its KV cache has room for one.
             length = len(self._state.prompt) + len(self._state.tokens)
             self._roomy = min(length + GROWTH, pool.context_length, free(self))
@@ -194,7 +197,11 @@ class Single(Batch):
         length = len(state.prompt) + len(state.tokens)
         # A prompt that is only scored needs no room behind it.
         needed = length + min(state.remaining, 1)
-        if self._generator is None or needed > self._generator.max_length:
+        if (
+            self._generator is None
+            or needed > self._generator.max_length
+            or self._computed <= self._pool.first_range < length
+        ):
             self._open()
         generator = self._take_generator()
         if not self._greedy and length - self._computed > bool(state.tokens):
@@ -208,8 +215,9 @@ class Single(Batch):
     def close(self) -> None:
         """Give the generator back, with what is computed in it."""
         if self._generator is not None:
-            # The token that a generator has chosen last is not computed.
-            computed = -1 if self._greedy else self._computed
+            # The token that a generator has chosen last is not computed, and a cache that grows can
+            # only be taken back by one token at least.
+            computed = -1 - self._pool.grows if self._greedy else self._computed
             self._pool.give(self._take_generator(), self._state.sequence[:computed])
 
     def _open(self) -> None:
@@ -220,7 +228,7 @@ class Single(Batch):
         scored = state.options.prompt_logprobs and not state.tokens  # all of its logits are wanted
         generator, self._computed = self._pool.take(
             1,
-            len(sequence) + _first_room(self.states),
+            len(sequence) + self._first_room(self.states),
             self._free(self),
             roomy=self._roomy,
             least=len(sequence) + min(state.remaining, ENOUGH),

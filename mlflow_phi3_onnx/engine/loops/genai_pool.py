@@ -38,8 +38,12 @@ class _Kept:
     generator: NativeGenerator
     tokens: NDArray[np.int32]
 
+    grows: bool
+
     @property
     def kv_tokens(self) -> int:
+        if self.grows:
+            return len(self.tokens)
         return self.generator.rows * self.generator.max_length
 
     def fits(self, sequences: int, needed: int) -> bool:
@@ -59,10 +63,15 @@ class GeneratorPool:
         goes_back: Whether a cache can be taken back to an earlier state, and prompts be computed in
             chunks. No generators are kept where it cannot.
         reuse_prefixes: Whether what was computed is found again.
+        first_range: After how many tokens all positions have other factors (LongRoPE), so that
+            everything is computed again; 0 where that never is.
+        grows: Whether each step makes a longer cache. Then none is allocated beforehand, and only
+            what was computed is worth keeping.
 
     Attributes:
         chunks: What keeps the speed of prompts.
         reuses_prefixes: Whether what was computed is found again.
+        pad: The id that pads a ragged batch.
     """
 
     def __init__(
@@ -73,8 +82,13 @@ class GeneratorPool:
         eos: int,
         goes_back: bool,
         reuse_prefixes: bool,
+        first_range: int,
+        grows: bool,
     ) -> None:
         self._model = model
+        self.pad = model.pad
+        self.first_range = first_range
+        self.grows = grows
         self.context_length = context_length
         self.eos = eos
         self.goes_back = goes_back
@@ -112,11 +126,14 @@ class GeneratorPool:
         kept, prefix = self._find(sequences, needed, budget, least, adapter, prompt)
         if kept is not None:
             self._kept.remove(kept)
+        size = max(needed, roomy)
+        if kept is None or self.grows:
+            while self._kept and sum(k.kv_tokens for k in self._kept) > budget - sequences * size:
+                del self._kept[0]
+        if kept is not None:
             kept.generator.rewind(prefix)
             return kept.generator, prefix
-        size = max(needed, roomy)
-        while self._kept and sum(kept.kv_tokens for kept in self._kept) > budget - sequences * size:
-            del self._kept[0]
+        size = self.context_length if self.grows else size
         return self._model.generator(sequences, size, adapter), 0
 
     def give(self, generator: NativeGenerator, tokens: NDArray[np.int32] = _NOTHING) -> None:
@@ -126,8 +143,9 @@ class GeneratorPool:
             generator: One that nobody uses any more.
             tokens: The tokens whose keys and values it holds, where it is for one sequence.
         """
-        if self.goes_back:
-            self._kept.append(_Kept(generator, tokens if self.reuses_prefixes else _NOTHING))
+        tokens = tokens if self.reuses_prefixes else _NOTHING
+        if self.goes_back and (len(tokens) or not self.grows):
+            self._kept.append(_Kept(generator, tokens, self.grows))
             del self._kept[:-MAX_KEPT]
 
     def _find(
@@ -151,6 +169,8 @@ class GeneratorPool:
         prefix, kept = max(found, key=lambda pair: pair[0], default=(0, None))
         if prefix >= MIN_PREFIX:
             return kept, prefix
+        if self.grows:
+            return None, 0
         # Rather one that holds little, for that is lost.
         fitting = [kept for kept in usable if kept.fits(sequences, needed)]
         return min(fitting, key=lambda kept: len(kept.tokens), default=None), 0

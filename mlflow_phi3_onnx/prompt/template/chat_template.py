@@ -7,13 +7,14 @@ reach anything nor go on for ever (:mod:`~mlflow_phi3_onnx.prompt.template.sandb
 from __future__ import annotations
 
 import traceback
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.meta
 from jinja2 import nodes
 
-from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.errors import GenAIError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.prompt.template.metering import OverspentError, budget
 from mlflow_phi3_onnx.prompt.template.pricing import RefusalError
 from mlflow_phi3_onnx.prompt.template.sandbox import Sandbox
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["ChatTemplate"]
 
 MAX_TEMPLATE_CHARACTERS = 1 << 18
+
+_PROBE = "2750183946"
 
 _GIVEN = {"add_generation_prompt", "messages", "tools"}
 
@@ -61,6 +64,18 @@ class ChatTemplate:
     def shows(self, text: str) -> bool:
         """Whether the template, the one for tools where there is one, has a text in it."""
         return text in self._for_tools.source
+
+    @cached_property
+    def reads_parts(self) -> bool:
+        """Whether it reads contents only as lists of parts, as Idefics3's and LLaVA-Next's do."""
+
+        def shown(content: Any) -> bool:
+            try:
+                return _PROBE in self.render([{"role": "user", "content": content}])
+            except GenAIError:
+                return False
+
+        return not shown(_PROBE) and shown([{"type": "text", "text": _PROBE}])
 
     def render(
         self,

@@ -119,8 +119,9 @@ class Conversation:
 
         def fill(messages: list[dict[str, Any]]) -> str:
             in_message = shown and template.tools_in_system_message
+            told = _with_tools(messages, shown) if in_message else messages
             return template.render(
-                _with_tools(messages, shown) if in_message else messages,
+                [_in_parts(message) for message in told] if template.reads_parts else told,
                 tools=None if in_message else shown,
                 add_generation_prompt=add_generation_prompt,
                 variables=variables,
@@ -302,6 +303,11 @@ def _with_tools(
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": ""}, *messages]
     return [{**messages[0], "tools": described}, *messages[1:]]
+
+
+def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a message's text as the only part of its content."""
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _check_shown(
