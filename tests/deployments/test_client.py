@@ -216,6 +216,37 @@ def test_a_server_that_does_not_answer_is_unresponsive(
     assert client.get_deployment("shared")["status"] == "running"
 
 
+@pytest.mark.parametrize(
+    ("model_config", "says"),
+    [
+        ({"max_token": 3}, "max_token is not a parameter of llm/v1/chat. Did you mean max_tokens?"),
+        (
+            {"loop": "slot"},
+            "loop must be one of auto, genai, slots; got 'slot'. Did you mean slots?",
+        ),
+    ],
+)
+def test_a_model_config_is_checked_before_a_server_is_started(
+    client: OnnxGenAIDeploymentClient,
+    deployable_model_uri: str,
+    deployment: dict[str, Any],
+    state_folder: Path,
+    model_config: dict[str, Any],
+    says: str,
+) -> None:
+    config = {"model_config": model_config}
+    with pytest.raises(InvalidRequestError) as caught:
+        client.create_deployment("bad", deployable_model_uri, config=config)
+    assert caught.value.message == f"model_config: {says}"
+    assert not (state_folder / "bad").exists()
+    logs = sorted(Path(deployment["log"]).parent.iterdir())
+    for changed in (None, deployable_model_uri):
+        with pytest.raises(InvalidRequestError, match=r"^model_config: "):
+            client.update_deployment(deployment["name"], changed, config=config)
+    assert client.get_deployment(deployment["name"])["pid"] == deployment["pid"]
+    assert sorted(Path(deployment["log"]).parent.iterdir()) == logs
+
+
 def test_an_update_that_fails_gives_the_old_server_back_its_port(
     client: OnnxGenAIDeploymentClient,
     deployment: dict[str, Any],
@@ -335,37 +366,6 @@ def test_bad_config_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         client.create_deployment("bad", "models:/m-1", config=config)
-
-
-@pytest.mark.parametrize(
-    ("model_config", "says"),
-    [
-        ({"max_token": 3}, "max_token is not a parameter of llm/v1/chat. Did you mean max_tokens?"),
-        (
-            {"loop": "slot"},
-            "loop must be one of auto, genai, slots; got 'slot'. Did you mean slots?",
-        ),
-    ],
-)
-def test_a_model_config_is_checked_before_a_server_is_started(
-    client: OnnxGenAIDeploymentClient,
-    deployable_model_uri: str,
-    deployment: dict[str, Any],
-    state_folder: Path,
-    model_config: dict[str, Any],
-    says: str,
-) -> None:
-    config = {"model_config": model_config}
-    with pytest.raises(InvalidRequestError) as caught:
-        client.create_deployment("bad", deployable_model_uri, config=config)
-    assert caught.value.message == f"model_config: {says}"
-    assert not (state_folder / "bad").exists()
-    logs = sorted(Path(deployment["log"]).parent.iterdir())
-    for changed in (None, deployable_model_uri):
-        with pytest.raises(InvalidRequestError, match=r"^model_config: "):
-            client.update_deployment(deployment["name"], changed, config=config)
-    assert client.get_deployment(deployment["name"])["pid"] == deployment["pid"]
-    assert sorted(Path(deployment["log"]).parent.iterdir()) == logs
 
 
 def test_another_environment_checks_its_model_config_itself(deployable_model_uri: str) -> None:

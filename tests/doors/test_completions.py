@@ -312,9 +312,18 @@ def test_a_saved_configuration_has_answers(demo: Path) -> None:
         mlflow_phi3_onnx.GenAIModel(demo, model_config=config, task="llm/v1/completions")
 
 
-@pytest.mark.parametrize("prompt", [["a"], [5, 6]], ids=repr)
-def test_text_generation_takes_one_string_a_row(model: GenAIModel, prompt: Any) -> None:
-    with pytest.raises(mlflow_phi3_onnx.InvalidRequestError, match="rows of a data frame"):
+@pytest.mark.parametrize(
+    ("prompt", "advice"),
+    [
+        (["a"], "Send several prompts as rows of a data frame"),
+        ([5, 6], "Token ids are for complete"),
+    ],
+    ids=repr,
+)
+def test_text_generation_takes_one_string_a_row(
+    model: GenAIModel, prompt: Any, advice: str
+) -> None:
+    with pytest.raises(mlflow_phi3_onnx.InvalidRequestError, match=advice):
         model.stream_generate(prompt)
     with pytest.raises(mlflow_phi3_onnx.InvalidRequestError, match="row 1: prompt must be a str"):
         model.generate(["a", prompt])
