@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 T = TypeVar("T")
 
 MAX_SHOWN_BITS = 256
 MAX_SHOWN_CHARACTERS = 80
 SHOWN_NAMES = 12
+NESTED = 128
+
+OF_SCHEMAS = {"default": True, "const": True, "enum": False, "examples": False}
+"""The keywords of JSON Schema that hold values, and whether the value may be null itself."""
 
 MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
@@ -85,6 +89,27 @@ def is_one(value: Any, *allowed: T) -> TypeGuard[T]:
     Arrays and pandas' missing values answer that with no truth value.
     """
     return isinstance(value, str | float | int | None) and value in allowed
+
+
+def without_nulls(value: Any, keep: Mapping[str, bool], levels: int = NESTED) -> Any:
+    """Copy JSON without the members that are null, as Arrow pads what only other rows have.
+
+    Args:
+        value: Lists and objects, maybe within each other.
+        keep: The members in whose values nulls mean something, and whether their own null does.
+        levels: How deep to look. What is nested deeper is refused elsewhere.
+    """
+    if not levels:
+        return value
+    if isinstance(value, dict):
+        return {
+            key: item if key in keep else without_nulls(item, keep, levels - 1)
+            for key, item in value.items()
+            if item is not None or keep.get(key)
+        }
+    if isinstance(value, list | tuple):
+        return [without_nulls(item, keep, levels - 1) for item in value]
+    return value
 
 
 def some_of(names: Sequence[str], shown: int = SHOWN_NAMES) -> str:

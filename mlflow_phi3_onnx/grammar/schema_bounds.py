@@ -12,13 +12,13 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import OF_SCHEMAS, describe_kind, without_nulls
 from mlflow_phi3_onnx.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FORM", "MAX_DEPTH", "reference_target", "schema_text"]
+__all__ = ["FORM", "LENIENT", "MAX_DEPTH", "reference_target", "schema_text"]
 
 MAX_CHARACTERS = 1 << 16
 MAX_DEPTH = 64
@@ -35,12 +35,20 @@ MAX_REFERENCES = 100
 FORM = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
-def schema_text(schema: Any, param: str) -> str:
+# What cannot be held is left out, as JSON Schema and OpenAI have it without strict.
+LENIENT = {**FORM, "lenient": True, "coerce_one_of": True}
+
+
+def schema_text(schema: Any, param: str, *, strict: bool = True) -> str:
     """Check a JSON schema's size and write it out, with the form that its JSON is to have.
+
+    A keyword that is null is as one that is not there.
 
     Args:
         schema: The schema, an object.
         param: The request's field that holds it, for messages.
+        strict: Whether a keyword that cannot be held is refused, when the schema is compiled; else
+            all others are held.
 
     Raises:
         InvalidRequestError: If it is not a JSON object, or too large.
@@ -54,7 +62,9 @@ def schema_text(schema: Any, param: str) -> str:
     if "x-guidance" in schema:
         raise InvalidRequestError(f"{param}: x-guidance is not supported.", param=param)
     try:
-        text = json.dumps({"x-guidance": FORM, **schema}, allow_nan=False)
+        form = FORM if strict else LENIENT
+        schema = without_nulls(schema, OF_SCHEMAS)
+        text = json.dumps({"x-guidance": form, **schema}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidRequestError(
             f"{param} holds a schema that is not valid JSON.", param=param

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from mlflow_phi3_onnx.core.checks import allows, boolean, integer, is_one, json_object, number
+from mlflow_phi3_onnx.core.checks import (
+    OF_SCHEMAS,
+    allows,
+    boolean,
+    integer,
+    is_one,
+    json_object,
+    number,
+    without_nulls,
+)
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
@@ -97,7 +106,7 @@ def tools(value: Any) -> tuple[dict[str, Any], ...]:
             raise ValueError
         if not is_one(function.get("strict"), None, False, True):
             raise ValueError
-    return tuple(value)
+    return tuple(without_nulls(tool, OF_SCHEMAS) for tool in value)
 
 
 @allows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.checks import allows, describe_kind, integer, is_one
+from mlflow_phi3_onnx.core.checks import allows, describe_kind, integer, is_one, without_nulls
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
@@ -25,6 +25,7 @@ __all__ = [
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 10_000
 MAX_PREDICTION_CHARACTERS = 1 << 20
+_NULLS_MEAN = {"arguments": False}
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 # What OpenAI's APIs, vLLM's, Anthropic's and Hugging Face's templates call the others.
@@ -62,6 +63,8 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
         raise InvalidRequestError(
             "messages is missing. Send a list of objects with role and content.", param="messages"
         )
+    if hasattr(value, "tolist"):  # an array or a Series
+        value = value.tolist()
     if not isinstance(value, list | tuple):
         raise _refusal("messages", "a list of objects with role and content", value)
     if not value:
@@ -185,9 +188,13 @@ def _tokens(value: Any, where: str) -> TokenPrompt:
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:
+    # Clients take back what they gave: OpenAI's messages are pydantic's, MLflow's are its own.
+    for method in ("model_dump", "to_dict"):
+        if not isinstance(value, dict) and callable(getattr(value, method, None)):
+            value = getattr(value, method)()
     if not isinstance(value, dict):
         raise _refusal(where, "an object with role and content", value)
-    message = {key: item for key, item in value.items() if item is not None}
+    message = without_nulls(value, _NULLS_MEAN)
     role = message.get("role")
     if not is_one(role, *ROLES):
         kind = "it is missing" if role is None else "got something else"
@@ -210,14 +217,9 @@ def _content(value: Any, where: str, message: dict[str, Any]) -> str:
         return value
     if isinstance(value, list | tuple):
         return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(value))
-    calls = message.get("tool_calls")
-    if (
-        value is None
-        and message["role"] == "assistant"
-        and isinstance(calls, list | tuple)
-        and calls
-    ):
-        return ""
+    if value is None and is_one(message["role"], "assistant", "tool"):
+        refusal = message.get("refusal")
+        return refusal if isinstance(refusal, str) else ""
     raise _refusal(where, "a string or a list of text parts", value, none="it is missing")
 
 

@@ -36,9 +36,12 @@ def response_format(value: Any) -> Grammar | None:
     if kind == "text":
         return None
     schema: Any = {"type": "object"}
+    strict = True
     if kind == "json_schema":
-        schema = _named_schema(value.get("json_schema"))
-    return Grammar("json_schema", schema_text(schema, "response_format"), "response_format")
+        named = _named_schema(value.get("json_schema"))
+        schema, strict = named["schema"], named.get("strict") is True
+    text = schema_text(schema, "response_format", strict=strict)
+    return Grammar("json_schema", text, "response_format")
 
 
 def _named_schema(value: Any) -> Any:
@@ -56,7 +59,7 @@ def _named_schema(value: Any) -> Any:
             f" description and strict; got {describe_kind(value)}.",
             param="response_format",
         )
-    return value["schema"]
+    return value
 
 
 @allows(f"a string of 1 to {MAX_REGEX_CHARACTERS:,} characters")

@@ -255,7 +255,10 @@ def _binary(_: Path, work: Path, name: Any) -> None:
 
 
 DOORS: dict[str, tuple[Callable[[Path, Path, Any], None], str]] = {
-    "decoder.filename": (_decoder, r"leads out of the model folder|must be the name of the graph"),
+    "decoder.filename": (
+        _decoder,
+        r"leads out of the model folder|must (be the name of a file|name the graph)",
+    ),
     "package": (_package, "leads out of the package"),
     "manifest": (_manifest, "lists a file outside the model"),
     "staged": (_staged, "cannot be saved under its name"),

@@ -101,11 +101,11 @@ def test_threads_and_memory_are_divided_among_processes(
     for processes, threads, size in ((1, 6, 3 << 30), (3, 2, 1 << 30), (7, 1, (6 << 30) / 14)):
         caplog.clear()
         GenAIModel(demo, policy=ServingPolicy(processes=processes)).close()
-        told = re.search(r"(\d+) threads, KV cache of .* \((\d+) bytes\)", caplog.text)
+        told = re.search(r"(\d+) threads, KV cache of .* \(([\d,]+) bytes\)", caplog.text)
         assert told is not None
         per_token = read_folder(demo).kv_bytes_per_token
         assert int(told[1]) == threads
-        assert int(told[2]) == int(size // per_token) * per_token
+        assert int(told[2].replace(",", "")) == int(size // per_token) * per_token
 
 
 def test_a_pyfunc_outside_a_server_is_as_a_native_load(saved: Path) -> None:

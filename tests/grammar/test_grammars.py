@@ -217,7 +217,9 @@ EDGES: dict[str, tuple[Callable[[int], dict[str, Any]], int, str]] = {
     "levels": (levels, MAX_DEPTH - 1, "nested more than 64 levels deep"),
     "characters": (characters, MAX_CHARACTERS, "more than 65,536 characters"),
     "patterns": (
-        lambda n: {"properties": {"a": {"patternProperties": dict.fromkeys(map(str, range(n)))}}},
+        lambda n: {
+            "properties": {"a": {"patternProperties": dict.fromkeys(map(str, range(n)), True)}}
+        },
         MAX_PATTERN_PROPERTIES,
         "more than 16 patternProperties",
     ),

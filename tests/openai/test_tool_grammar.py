@@ -289,7 +289,7 @@ def test_what_cannot_be_held_in_other_forms_than_json_is_refused(
     tokenizer = byte_level(vocabulary.marks)
     model = markings(vocabulary, tokenizer, compiler_of(tokenizer))
     with pytest.raises(UnsupportedParameterError) as caught:
-        grammar_of(ToolCallRule(required=True), model, [tool("f", schema)])
+        grammar_of(ToolCallRule(required=True), model, [tool("f", schema, strict=True)])
     assert caught.value.param == "tools"
     assert caught.value.message.startswith(f"tools: {says} cannot be enforced in the form")
 

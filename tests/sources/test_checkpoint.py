@@ -209,9 +209,13 @@ def test_a_checkpoint_beside_models_is_converted_where_a_precision_is_given(
         save_model(checkpoint, tmp_path / "converted", precision="int4")
 
 
-@pytest.mark.parametrize("model", [7, [1], object(), b"org/name", None])
-def test_what_is_no_source_says_what_may_be(tmp_path: Path, model: Any) -> None:
+@pytest.mark.parametrize(
+    ("model", "came"),
+    [(7, "7"), ([1], "a list"), (object(), "an object"), (b"org/name", "bytes"), (None, "null")],
+    ids=repr,
+)
+def test_what_is_no_source_says_what_may_be(tmp_path: Path, model: Any, came: str) -> None:
     with pytest.raises(InvalidRequestError, match="model must be the path of a folder") as caught:
         save_model(model, tmp_path / "saved")
-    assert f"got a {type(model).__name__}." in caught.value.message
+    assert caught.value.message.endswith(f"; got {came}.")
     assert caught.value.param == "model"

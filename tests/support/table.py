@@ -287,7 +287,7 @@ BAD = [
     parameter("tools", {}, "a list of at most 128 objects"),
     parameter("tools", [{"type": "function"}], "a function with a name"),
     parameter("tools", [{"type": "function", "function": {"name": "f"}}] * 129, "at most 128"),
-    parameter("tool_choice", "any", "'none', 'auto', 'required' or {'type'"),
+    parameter("tool_choice", "any", "'none', 'auto', 'required', {'type'"),
     parameter("tool_choice", {"type": "function", "name": CANARY}, "got an object"),
     parameter(
         "tool_choice",

@@ -44,9 +44,9 @@ def tool_call_grammar(
 ) -> Grammar | None:
     """Build the grammar of a completion that calls tools, or may call them.
 
-    Arguments are held to their tool's parameters where a call is required, and where the tool says
-    ``strict``; else they are any JSON object. Whatever the grammar allows, the parser finds the
-    calls in it and no others.
+    Arguments are held to their tool's parameters where a call is required, as far as that can be
+    done, and wholly where the tool says ``strict``; else they are any JSON object. Whatever the
+    grammar allows, the parser finds the calls in it and no others.
 
     Args:
         tool_format: How the model writes calls, where that is known.
@@ -96,8 +96,9 @@ def tool_call_grammar(
 
 def _schema(function: Mapping[str, Any], *, required: bool) -> str:
     """Write the schema of a function's arguments; what nothing holds is any JSON object."""
-    held = required or function.get("strict")
-    return schema_text(_parameters(function) if held else {"type": "object"}, "tools")
+    strict = function.get("strict") is True
+    held = _parameters(function) if required or strict else {"type": "object"}
+    return schema_text(held, "tools", strict=strict)
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:

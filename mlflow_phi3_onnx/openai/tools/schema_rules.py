@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.grammar.schema_bounds import FORM
+from mlflow_phi3_onnx.grammar.schema_bounds import FORM, LENIENT
 from mlflow_phi3_onnx.openai.tools.kinds import kinds_of, resolved
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class SchemaRules(ABC):
         self._rules: dict[str, list[str]] = {}
         self._of_schema: dict[int, tuple[str, Any]] = {}  # by identity, so they are kept
         self._root: dict[str, Any] = {}
+        self._lenient = False
 
     @abstractmethod
     def member(self, key: str | None, schema: Any) -> str:
@@ -63,6 +64,7 @@ class SchemaRules(ABC):
     def arguments(self, schema: dict[str, Any]) -> str:
         """Make rules for a tool's arguments; return what stands for them."""
         self._root = schema
+        self._lenient = schema.get("x-guidance") == LENIENT
         try:
             return self.members(resolved(schema, schema))
         except (AttributeError, TypeError, ValueError, RecursionError) as error:
@@ -108,7 +110,8 @@ class SchemaRules(ABC):
 
     def json(self, schema: Any) -> str:
         """Write a value as JSON has it."""
-        whole: dict[str, Any] = {"x-guidance": FORM, **_moved(resolved(schema, self._root))}
+        form = LENIENT if self._lenient else FORM
+        whole: dict[str, Any] = {"x-guidance": form, **_moved(resolved(schema, self._root))}
         if '"$ref"' in json.dumps(whole):
             led = set(re.findall(r'"\$ref": "#/?([^/"]*)', json.dumps(self._root)))
             root = {k: v for k, v in self._root.items() if k in led or "" in led}
@@ -230,7 +233,8 @@ class SchemaRules(ABC):
         return rule
 
     def _check(self, schema: Mapping[str, Any], known: Iterable[str]) -> None:
-        if unknown := sorted(schema.keys() - {*known} - _TELLING):
+        unknown = sorted(schema.keys() - {*known} - _TELLING)
+        if unknown and not self._lenient:
             refuse(unknown[0])
 
 
