@@ -212,7 +212,7 @@ def test_a_checkpoint_beside_models_is_converted_where_a_precision_is_given(
 @pytest.mark.parametrize(
     ("model", "came"),
     [(7, "7"), ([1], "a list"), (object(), "an object"), (b"org/name", "bytes"), (None, "null")],
-    ids=repr,
+    ids=["a number", "a list", "an object", "bytes", "nothing"],
 )
 def test_what_is_no_source_says_what_may_be(tmp_path: Path, model: Any, came: str) -> None:
     with pytest.raises(InvalidRequestError, match="model must be the path of a folder") as caught:

@@ -1,0 +1,100 @@
+"""Messages and tools as clients and data frames give them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.types.llm import ChatMessage
+from openai.types.chat import ChatCompletionMessage
+
+from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx.openai.fields import tools
+from mlflow_phi3_onnx.openai.prompts import check_messages
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+USER = {"role": "user", "content": "Hi"}
+CALL = {"id": "abc123def", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+def test_messages_of_clients_are_messages() -> None:
+    said = ChatCompletionMessage(role="assistant", content="Hello")
+    called = ChatCompletionMessage.model_validate(
+        {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    )
+    given = [USER, said, called, ChatMessage(role="user", content="Hi")]
+    assert check_messages(given) == (
+        USER,
+        {"role": "assistant", "content": "Hello"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        USER,
+    )
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series])
+def test_arrays_of_messages_are_messages(kind: Any) -> None:
+    assert check_messages(kind([USER, USER])) == (USER, USER)
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"role": "assistant", "content": None}, ""),
+        ({"role": "assistant"}, ""),
+        ({"role": "tool", "content": None, "tool_call_id": "abc123def"}, ""),
+        ({"role": "assistant", "content": None, "refusal": "No."}, "No."),
+        ({"role": "assistant", "content": "Yes.", "refusal": "No."}, "Yes."),
+    ],
+)
+def test_what_was_not_said_is_empty(message: dict[str, Any], content: str) -> None:
+    assert check_messages([USER, message])[1]["content"] == content
+
+
+@pytest.mark.parametrize("role", ["user", "system", "developer"])
+def test_a_question_needs_a_content(role: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"messages\[0\].content .* it is missing"):
+        check_messages([{"role": role, "content": None}])
+
+
+def test_nulls_of_a_data_frame_change_nothing(tmp_path: Path) -> None:
+    """Arrow gives every tool the arguments of all others, and every message the fields."""
+    both = [tool("get_weather", city={"type": "string"}), tool("get_time", zone={"enum": ["a"]})]
+    history = [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    frame = pd.DataFrame({"messages": [history, [USER]], "tools": [both, both[:1]]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    row = pd.read_parquet(tmp_path / "rows.parquet").iloc[0]
+    padded = row["tools"][0]["function"]["parameters"]["properties"]
+    assert padded["zone"] is None
+    plain: Any = [{**each} for each in row["tools"].tolist()]
+    assert tools(as_lists(plain)) == tuple(both)
+    assert check_messages(as_lists(row["messages"])) == check_messages(history)
+
+
+def as_lists(value: Any) -> Any:
+    """What arrays of a parquet file hold, as the rows of a pyfunc do."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [as_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: as_lists(item) for key, item in value.items()}
+    return value
+
+
+def test_nulls_that_mean_something_stay() -> None:
+    schema = {"default": None, "const": None, "enum": [None, 1], "examples": [None], "title": None}
+    kept = {key: value for key, value in schema.items() if key != "title"}
+    assert tools([tool("f", a=schema)]) == (tool("f", a=kept),)
+    arguments = {"a": None}
+    call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+    (message,) = check_messages([{"role": "assistant", "tool_calls": [call]}])
+    assert message["tool_calls"][0]["function"]["arguments"] == arguments
