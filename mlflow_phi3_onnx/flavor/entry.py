@@ -51,6 +51,10 @@ def check_entry(given: Mapping[str, Any]) -> None:
     }
     for field, check in checks.items():
         if given[field] is not None:
+            if not isinstance(given[field], str):
+                raise InvalidRequestError(
+                    f"{field} must be a string; got {describe_kind(given[field])}.", param=field
+                )
             try:
                 check(given[field])
             except MlflowException as error:

@@ -8,6 +8,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import DataType
 
 from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.options import check_mapping
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, Task
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
@@ -77,8 +78,9 @@ def checked_example(given: Any, task: Task, settings: Settings, adapters: Collec
     data, params = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
 
     def parse(task: Task, config: Mapping[str, Any]) -> None:
+        beside = clean_params(check_mapping(params, "params"))
         for row in rows(data, task):
-            parse_request(row, task, params=clean_params(params), config=config, adapters=adapters)
+            parse_request(row, task, params=beside, config=config, adapters=adapters)
 
     try:
         parse(task, settings.generation)

@@ -200,7 +200,9 @@ def _start_genai(
     logits = try_genai(native, folder)
     # In a batch, every sequence would get the factors of the longest.
     widest = folder.graph.first_range if folder.two_ranges else folder.context_length
-    shared = options.max_batch_size > 1 and widest > 0
+    # One that gives logits of the last token only gives those of the padding.
+    every = len(logits) == TRIED
+    shared = options.max_batch_size > 1 and widest > 0 and every
     if shared and not (padded := try_padding(native)):
         if padded is None:
             # Its embedding cannot look -1 up.
@@ -237,7 +239,7 @@ def _start_genai(
         pool,
         kv_tokens=kv_tokens,
         max_batch_size=options.max_batch_size,
-        all_logits=len(logits) == TRIED,
+        all_logits=every,
         widest=widest if shared else 0,
         patient=policy.may_hold_gil,
     )
@@ -261,9 +263,11 @@ def _goes_back(folder: ModelFolder) -> bool:
 def _start_slots(folder: ModelFolder, options: EngineOptions, kv_tokens: int) -> SlotsLoop:
     _check_memory(folder, options, "slots", kv_tokens, FEWEST_FOR_SLOTS)
     graph = folder.path / folder.filename
+    # ONNX Runtime follows links to weights from a file only, not from a graph in memory.
+    linked = any((folder.path / name).is_symlink() for name in folder.graph.external)
     session = SlotSession(
         graph,
-        chosen=with_chosen_logits(graph),
+        chosen=None if linked else with_chosen_logits(graph),
         first_wanted=FIRST_WANTED,
         layers=folder.layers,
         heads=folder.heads,

@@ -53,6 +53,9 @@ ALLOWED, ALLOWED_IN_HALVES = 0.1, 0.04
 """How far logits may differ, in relation to their spread. Halves have the same kernels as the whole
 prompt, so a fault that is small, in one of many layers, is seen there."""
 
+MASKED = 1e4
+"""How far below the largest logit those of tokens are that a graph never lets a model choose."""
+
 
 def try_genai(
     native: NativeModel, folder: ModelFolder, misfit: str = MISFIT, adapter: str | None = None
@@ -151,8 +154,14 @@ def try_slots(session: SlotSession, folder: ModelFolder) -> None:
 
 
 def _difference(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Return how far logits differ, in relation to their spread: both as standard deviations."""
-    error, spread = float((logits - expected).std()), float(expected.std())
+    """Return how far logits differ, in relation to their spread: both as standard deviations.
+
+    Tokens that the graph masks are no part of the spread.
+    """
+    kept = expected > expected.max() - MASKED
+    if not (kept.any() and np.array_equal(kept, logits > logits.max() - MASKED)):
+        return np.inf
+    error, spread = float((logits[kept] - expected[kept]).std()), float(expected[kept].std())
     return error / spread if spread else error
 
 

@@ -122,6 +122,8 @@ class SlotSession:
         (logits,) = [output for output in self._session.get_outputs() if output.name == "logits"]
         if logits.type not in _LOGITS or not isinstance(logits.shape[-1], int):
             raise InvalidModelError("The graph does not say how wide its logits are.")
+        if logits.shape[1] == 1:
+            raise InvalidModelError("The graph gives logits of the last token only.")
         self.vocab_size = logits.shape[-1]
         self._first_wanted = first_wanted if chosen is not None else None
         self._logits = np.zeros(0, dtype=_LOGITS[logits.type])

@@ -10,12 +10,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from mlflow_phi3_onnx import GenAIModel, InvalidModelError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.onnx import chosen_logits
 from mlflow_phi3_onnx.artifact.onnx.chosen_logits import FIRST_WANTED, with_chosen_logits
 from mlflow_phi3_onnx.runtime.ort import SlotSession
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -110,3 +112,42 @@ def test_a_file_that_holds_its_weights_is_not_read(
     assert with_chosen_logits(demo / "model.onnx") is None
     monkeypatch.setattr(chosen_logits, "MAX_BYTES", size)
     assert with_chosen_logits(demo / "model.onnx")
+
+
+def circle(graph: onnx.GraphProto, last: onnx.NodeProto) -> None:
+    last.output[:] = ["unused"]
+    graph.node.append(helper.make_node("Tanh", ["round"], ["logits"]))
+    graph.node.append(helper.make_node("Tanh", ["logits"], ["round"]))
+
+
+def nothing_in(_: onnx.GraphProto, last: onnx.NodeProto) -> None:
+    last.ClearField("input")
+
+
+def no_operator(_: onnx.GraphProto, last: onnx.NodeProto) -> None:
+    last.ClearField("op_type")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("edit", [circle, nothing_in, no_operator])
+def test_a_broken_graph_is_refused_by_the_runtime(
+    demo: Path, tmp_path: Path, edit: Callable[[onnx.GraphProto, onnx.NodeProto], None]
+) -> None:
+    folder = shutil.copytree(demo, tmp_path / "model")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    (last,) = [node for node in model.graph.node if "logits" in node.output]
+    edit(model.graph, last)
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(InvalidModelError, match="invalid model"):
+        GenAIModel(folder, model_config={"loop": "slots"})
+
+
+def test_weights_that_are_links_are_found(demo: Path, tmp_path: Path) -> None:
+    """As in a snapshot of the hub's cache."""
+    blobs = shutil.copytree(demo, tmp_path / "blobs")
+    folder = tmp_path / "snapshots" / "model"
+    folder.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (folder / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    with GenAIModel(folder, model_config={"loop": "slots"}) as model:
+        assert model.generate("The capital of Spain is", max_tokens=1) == " Madrid"

@@ -247,3 +247,28 @@ def test_the_logprobs_of_a_prompt_are_the_same_in_pieces(
     # What the model is sure of: the answer that it has learnt.
     logprobs = [entry.logprob for entry in whole.prompt_logprobs[1:] if entry is not None]
     assert max(logprobs) > np.log(0.9)
+
+
+def test_a_graph_that_gives_the_last_logits_only_computes_no_padding(
+    demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the builder's prune_lm_head makes them: beside a longer prompt, those of the padding."""
+    folder = shutil.copytree(demo, tmp_path / "pruned")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    graph = model.graph
+    place, last = next((i, n) for i, n in enumerate(graph.node) if "logits" in n.output)
+    for name, value in (("from", -1), ("to", 1 << 62), ("tokens", 1)):
+        graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], [value]))
+    cut = helper.make_node("Slice", [last.input[0], "from", "to", "tokens"], ["last"])
+    last.input[0] = "last"
+    graph.node.insert(place, cut)
+    (logits,) = [output for output in graph.output if output.name == "logits"]
+    logits.type.tensor_type.shape.dim[1].dim_value = 1
+    onnx.save(model, folder / "model.onnx")
+    prompts = ["The capital of Spain is", "Tell me a joke about", "Count from 1 to 9: 1, 2, 3,"]
+    with caplog.at_level("INFO", "mlflow_phi3_onnx"), GenAIModel(folder) as pruned:
+        alone = [pruned.generate(prompt, max_tokens=4) for prompt in prompts]
+        assert pruned.generate(prompts, max_tokens=4) == alone
+        assert alone[0] == " Madrid."
+    with GenAIModel(folder, model_config={"loop": "auto"}):
+        assert "not slots: The graph gives logits of the last token only." in caplog.text

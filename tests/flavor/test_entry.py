@@ -27,6 +27,11 @@ pytestmark = pytest.mark.usefixtures("store")
         ("model_id", {"model_id": "m-none"}),
         ("params", {"params": [1]}),
         ("tags", {"tags": "no mapping"}),
+        ("name", {"name": 5}),
+        ("artifact_path", {"artifact_path": b"a"}),
+        ("registered_model_name", {"registered_model_name": ["a"]}),
+        ("run_id", {"run_id": 5}),
+        ("model_id", {"model_id": 5}),
     ],
 )
 def test_what_mlflow_would_refuse_is_refused_before_the_source_is_touched(

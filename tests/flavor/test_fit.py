@@ -28,6 +28,7 @@ PROMPT = {"prompt": "Hello"}
         (TEXT, MESSAGES, r"input_example: .*It fits task='llm/v1/chat'\."),
         (CHAT, {**MESSAGES, "temperature": 9}, r"input_example: temperature must .*got 9\.$"),
         (CHAT, (MESSAGES, {"temperature": 9}), r"input_example: params: temperature must"),
+        (TEXT, ("Hello", "Hi"), r"input_example: params must be a mapping; got a string\.$"),
         (CHAT, [MESSAGES, {"messages": "Hello"}], r"input_example: messages must be a list"),
         (CHAT, {**MESSAGES, "no_such": 1}, r"input_example: no_such is not a parameter"),
         (TEXT, pd.DataFrame({"prompt": ["Hello"], "other": [1]}), r"input_example: other is not"),

@@ -6,9 +6,10 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_phi3_onnx import GenAIModel, InvalidModelError
 
@@ -100,6 +101,20 @@ def round_by_height(tile: int, difference: float) -> Edit:
     return edit
 
 
+def mask(value: float) -> Edit:
+    """Never let the last ids be chosen."""
+
+    def edit(graph: onnx.GraphProto, _: list[onnx.NodeProto]) -> None:
+        (last,) = [node for node in graph.node if "logits" in node.output]
+        last.output[:] = ["unmasked" if name == "logits" else name for name in last.output]
+        values = np.zeros(2560, dtype=np.float32)
+        values[2555:] = value
+        graph.initializer.append(numpy_helper.from_array(values, "mask"))
+        graph.node.append(helper.make_node("Add", ["unmasked", "mask"], ["logits"]))
+
+    return edit
+
+
 def _insert(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], *after: str) -> None:
     place = max(i for i, node in enumerate(graph.node) if set(after) & set(node.output))
     for node in reversed(nodes):
@@ -129,6 +144,22 @@ def test_what_is_changed_for_nothing_is_taken(demo: Path, tmp_path: Path) -> Non
     """The edits that are faults above are none by themselves."""
     with GenAIModel(edited(demo, tmp_path, shift(0)), model_config={"loop": "slots"}) as model:
         assert model.generate("The capital of Spain is", max_tokens=1)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.finfo(np.float32).min, -65504.0])
+def test_tokens_that_the_graph_masks_are_no_part_of_the_spread(
+    demo: Path, tmp_path: Path, value: float
+) -> None:
+    def both(graph: onnx.GraphProto, attention: list[onnx.NodeProto]) -> None:
+        swap(0, 1)(graph, attention)
+        mask(value)(graph, attention)
+
+    with GenAIModel(
+        edited(demo, tmp_path / "right", mask(value)), model_config={"loop": "slots"}
+    ) as model:
+        assert model.generate("The capital of Spain is", max_tokens=1) == " Madrid"
+    with pytest.raises(InvalidModelError, match="otherwise in pieces"):
+        GenAIModel(edited(demo, tmp_path / "wrong", both), model_config={"loop": "slots"})
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,14 @@ def _layer(nodes: Mapping[int, Sequence[tuple[int, memoryview]]]) -> int | None:
 
     makers = {name: place for place in nodes for name in texts(place, _NODE_OUTPUT)}
     place = makers.get("logits")
-    while place is not None and texts(place, _NODE_OP_TYPE)[0] in _BEHIND:
-        inputs = map(makers.get, texts(place, _NODE_INPUT))
-        place = next((maker for maker in inputs if maker is not None), None)
-    found = place is not None and texts(place, _NODE_OP_TYPE)[0] in _LAYERS
-    return place if found else None
+    for _ in nodes:  # at most: a graph that is broken may go round in a circle
+        if place is None:
+            break
+        inputs, (operator, *_) = texts(place, _NODE_INPUT), [*texts(place, _NODE_OP_TYPE), ""]
+        if operator not in _BEHIND:
+            return place if operator in _LAYERS and inputs else None
+        place = next((makers[name] for name in inputs if name in makers), None)
+    return None
 
 
 def _bytes(value: str) -> memoryview:
