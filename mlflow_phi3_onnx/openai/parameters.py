@@ -213,8 +213,8 @@ _ROWS = (
     ),
     _chat(
         "response_format",
-        "The form of the completion: any JSON object, or JSON that matches a schema, strict or"
-        " not.",
+        "The form of the completion: any JSON object, or JSON that matches a schema: as"
+        " far as it can be held, and with strict wholly, or it is refused.",
         structured.response_format,
         otherwise="text",
         configurable=True,
