@@ -22,10 +22,8 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted, stage_adapters
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
-from mlflow_phi3_onnx.core.checks import describe_kind, one_of
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import LONGEST_NAME
-from mlflow_phi3_onnx.core.options import Option
-from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
 from mlflow_phi3_onnx.flavor.fit import checked_example, checked_signature
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
 
     from mlflow.models import Model, ModelSignature
 
+    from mlflow_phi3_onnx.core.tasks import Task
+
 __all__ = ["CODE", "PreparedModel", "check_target", "prepare"]
 
 _logger = logging.getLogger(__name__)
@@ -46,7 +46,6 @@ _logger = logging.getLogger(__name__)
 CODE = "code"
 """The folder of a saved model that holds its code."""
 
-_TASK = Option("task", "What the model is for.", one_of(*ALL_TASKS))
 
 _NOT_IN_PATHS = re.compile(r"[\0\ud800-\udfff]")
 _SAID = re.compile(r"\[Errno \d+\] ([^:']+)")
@@ -167,10 +166,9 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
     )
     _check_code_paths(given["code_paths"])
     task = given["task"]
-    _TASK.read(task, shown=True)
-    metadata = _metadata(given["metadata"], task)
     config = _read_config(given["model_config"])
     settings = Settings.check(config, task)
+    metadata = _metadata(given["metadata"], task)
     if settings.verify is not None:
         raise InvalidRequestError(
             "model_config: verify is for whoever loads the model to say, not for the model itself."

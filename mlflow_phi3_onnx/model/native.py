@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
+from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import list_own
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
@@ -322,6 +323,10 @@ def _is_one(prompt: Any) -> bool:
 
 def _read_own(path: str | Path) -> ModelFolder:
     """Read a folder that is not an artifact's, whose files nothing else has looked at."""
+    if not isinstance(path, str | Path):
+        raise InvalidRequestError(
+            f"path must be a string or a pathlib.Path; got {describe_kind(path)}.", param="path"
+        )
     folder = read_folder(path)
     list_own(folder.path)
     return folder

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mlflow_phi3_onnx.artifact.manifest import Verify
 from mlflow_phi3_onnx.core.checks import Check, boolean, integer, json_object, one_of
 from mlflow_phi3_onnx.core.options import Option, read, table
-from mlflow_phi3_onnx.core.tasks import Task
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -25,7 +25,6 @@ from mlflow_phi3_onnx.runtime.session_options import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlflow_phi3_onnx.core.tasks import Task
 
 __all__ = ["RUNTIME_SETTINGS", "VERIFY_LEVELS", "Settings", "config_keys"]
 
@@ -51,6 +50,7 @@ def _provider_options(value: Any) -> dict[str, str]:
     return options
 
 
+_TASK = Option("task", "What the model is for.", one_of(*ALL_TASKS))
 _setting = partial(Option, configurable=True)
 
 RUNTIME_SETTINGS = table(
@@ -174,9 +174,10 @@ class Settings:
             task: The task that the parameters are for.
 
         Raises:
-            InvalidRequestError: If a value is not what it may be.
+            InvalidRequestError: If there is no such task, or a value is not what it may be.
             UnsupportedParameterError: If a key is not one of :func:`config_keys`.
         """
+        _TASK.read(task, shown=True)
         options = {**PARAMETERS[task], **RUNTIME_SETTINGS}
         clean = read(options, config, f"a parameter of {task}", "model_config", shown=True)
         for name in clean:

@@ -12,14 +12,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_phi3_onnx import ContextLengthError, InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx import (
+    ContextLengthError,
+    GenAIModel,
+    InvalidRequestError,
+    UnsupportedParameterError,
+)
 from tests.support.doors import CANARY, SPAIN, saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from mlflow_phi3_onnx import GenAIModel
 
 TEXT = "The capital of Spain is Madrid."
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
@@ -359,3 +363,16 @@ def test_one_prompt_at_a_time_is_streamed(model: GenAIModel) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         next(model.stream_generate(wrong))
     assert caught.value.message == f"prompt must be a string; got a list. {SEVERAL}"
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [("task", {"task": "chat"}), ("task", {"task": ["x"]}), ("path", {"path": 5})],
+)
+def test_an_argument_of_another_kind_is_refused_by_its_name(
+    demo: Path, field: str, given: Any
+) -> None:
+    arguments: dict[str, Any] = {"path": demo, **given}
+    with pytest.raises(InvalidRequestError, match=rf"^{field} must be ") as caught:
+        GenAIModel(**arguments)
+    assert caught.value.param == field
