@@ -155,7 +155,7 @@ def _check_together(settled: Mapping[str, Any], asked: Mapping[str, Any]) -> Non
         raise InvalidRequestError(
             f"{forms[0]} and {forms[1]} cannot both hold; give one of them.", param=forms[1]
         )
-    if forms and _shows_tools(settled) and settled["tool_choice"] != "auto":
+    if forms and _shows_tools(settled) and settled["tool_choice"].mode == "required":
         raise InvalidRequestError(
             f"{forms[0]} leaves no room for tool calls that are required. Leave out tools, or set"
             " tool_choice to 'auto' or 'none'.",
