@@ -1,20 +1,26 @@
-"""Long completions, and hostile ones: what they cost to read grows with their length, no faster."""
+"""Long completions and requests, and hostile ones: reading costs what their length does, no more."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mlflow_phi3_onnx.core.request import Completion, EncodedPrompt
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.openai import structured
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.reasoning.registry import REASONING_FORMATS
 from mlflow_phi3_onnx.openai.responses import ChatWriter
 from mlflow_phi3_onnx.openai.tools.deltas import Reasoning
+from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.harmony import MAX_HEADER
+from mlflow_phi3_onnx.openai.tools.formats.registry import FORMATS
+from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule, tool_call_grammar
 from mlflow_phi3_onnx.openai.tools.literal_reader import json_of_literal
 from tests.support.family_cases import TOOLS
-from tests.support.tool_cases import parse, parts_of
+from tests.support.tool_cases import closed, parse, parts_of, tool
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.reasoning.base import Reader
@@ -92,3 +98,42 @@ def test_many_thoughts_are_counted() -> None:
     usage = writer.respond([completion])["usage"]
     inside = sum(start < count * len(ANALYSIS) for start in starts)
     assert usage["completion_tokens_details"] == {"reasoning_tokens": inside}
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^[" + r"\a" * 10_000, "^" + "[" * 20_000, "^" + "(" * 9_000 + ")" * 9_000]
+)
+def test_patterns_that_are_not_closed_or_deep(pattern: str) -> None:
+    tools = [tool("f", closed(a={"type": "string", "pattern": pattern}))]
+    model = Markings(lambda _: False, lambda _: None)
+    assert tool_call_grammar(FORMATS["glm4"], tools, ToolCallRule(required=True), model)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "refused"),
+    [
+        ("^a|b", True),
+        ("^(a|b)", False),
+        ("^(a)|b", True),
+        ("a)|(b$", True),
+        (r"^\(a|b", True),
+        (r"^[(]a|b", True),
+        (r"^[\](]a|b", True),
+        (r"^[](]a|b", True),
+        ("^[^]|]a", False),
+        (r"^[a\]|]", False),
+        (r"^\|", False),
+    ],
+)
+def test_branches_beside_an_end_are_refused(pattern: str, refused: bool) -> None:
+    tools = [tool("f", closed(a={"type": "string", "pattern": pattern}))]
+    model = Markings(lambda _: False, lambda _: None)
+    with pytest.raises(UnsupportedParameterError) if refused else nullcontext():
+        tool_call_grammar(FORMATS["glm4"], tools, ToolCallRule(required=True), model)
+
+
+def test_empty_lines_of_a_grammar() -> None:
+    text = "start: x" + "\n" * 30_000
+    assert structured.lark(text).text == text
+    with pytest.raises(InvalidRequestError, match="temperature"):
+        structured.lark("start: x\n\n  x[temperature=0.5]: /a/")
