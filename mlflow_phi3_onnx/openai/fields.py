@@ -102,7 +102,8 @@ def tools(value: Any) -> tuple[dict[str, Any], ...]:
         raise ValueError
     for tool in value:
         function = json_object(json_object(tool).get("function"))
-        if not is_one(tool.get("type"), "function") or not isinstance(function.get("name"), str):
+        name = function.get("name")
+        if not is_one(tool.get("type"), "function") or not isinstance(name, str) or not name:
             raise ValueError
         if not is_one(function.get("strict"), None, False, True):
             raise ValueError

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from mlflow_phi3_onnx.openai.logprobs import TextLogprobs, chat_logprobs, text_logprobs
@@ -178,8 +179,11 @@ class ChatWriter(_ObjectWriter):
     def _reasoning_tokens(self, index: int, end: Delta) -> int:
         """Count the tokens whose text begins within a thought or its marks."""
         thoughts = self._readers[index].thoughts
+        begins = [begin for begin, _ in thoughts]
+        last = (bisect_right(begins, start) - 1 for start in end.token_starts)
         return sum(
-            any(begin <= start < close for begin, close in thoughts) for start in end.token_starts
+            at >= 0 and start < thoughts[at][1]
+            for start, at in zip(end.token_starts, last, strict=True)
         )
 
 

@@ -21,7 +21,7 @@ MAX_LARK_CHARACTERS = 1 << 15
 MAX_CHOICES = 1000
 MAX_CHOICE_CHARACTERS = 1 << 15
 
-_TEMPERATURE = re.compile(r"^\s*[?!\w-]+\[[^\]\n]*temperature", re.MULTILINE)
+_TEMPERATURE = re.compile(r"^[^\S\n]*[?!\w-]+\[[^\]\n]*temperature", re.MULTILINE)
 _JSON_BLOCK = re.compile(r"%json\b\s*")
 
 

@@ -99,6 +99,11 @@ def test_an_answer_s_form_leaves_the_model_free_to_call(model: GenAIModel) -> No
     assert (text["finish_reason"], json.loads(text["message"]["content"])) == ("stop", {"n": 1})
     chunks = [*model.stream_chat(WEATHER, **fields)]
     assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
+    allowed = {"mode": "auto", "tools": [named("add")]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    (choice,) = model.chat(WEATHER, **{**fields, "tools": TOOLS}, tool_choice=choice)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert {call["function"]["name"] for call in choice["message"]["tool_calls"]} == {"add"}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +137,7 @@ def test_an_answer_s_form_leaves_the_model_free_to_call(model: GenAIModel) -> No
             "common multiple",
         ),
         ({"tools": [tool("f", strict="yes")]}, "tools", "strict, true or false"),
+        ({"tools": [tool("")]}, "tools", "a function with a name"),
         (
             {
                 "tool_choice": "required",

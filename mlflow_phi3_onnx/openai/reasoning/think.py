@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.tools.formats.base import Markings, ToolCallParser
 
 __all__ = ["MISTRAL_THINK", "THINK"]
+
+_SPACES = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class _Reader:
         self._end = end
         self._after = after
         self._held = ""
+        self._blank: list[str] = []
         self._taken = 0
         self._ended = False
         self._stage = self._before
@@ -123,60 +127,70 @@ class _Reader:
         return taken
 
     def _open(self, at: int) -> None:
+        self._blank.clear()
         self.thoughts.append((at, ENDLESS))
         self._stage = self._opened
 
     def _before(self) -> list[Part]:
         """Wait for the mark before the thought, or for anything else."""
-        if self._takes_begin():
+        self._blank.append(self._take_spaces())
+        if self._held.startswith(self._begin):
             self._open(0)
         elif not self._may_begin():
             self._stage = self._follow
+            return self._after.add("".join(self._blank))
         return []
 
     def _opened(self) -> list[Part]:
-        """Drop white space, and marks that only repeat the first."""
-        while self._takes_begin():
-            pass
+        """Drop white space, and the first mark as often as it stands there."""
+        at = _end_of_spaces(self._held, 0)
+        while self._held.startswith(self._begin, at):
+            at = _end_of_spaces(self._held, at + len(self._begin))
+        self._take(at)
         if not self._may_begin():
-            self._take(len(self._held) - len(self._held.lstrip()))
             self._stage = self._inside
         return []
 
-    def _takes_begin(self) -> bool:
-        """Take white space and the first mark, if they are there."""
-        core = self._held.lstrip()
-        if core.startswith(self._begin):
-            self._take(len(self._held) - len(core) + len(self._begin))
-            return True
-        return False
-
     def _may_begin(self) -> bool:
-        """Whether what is held may become white space and the first mark."""
-        return not self._ended and self._begin.startswith(self._held.lstrip())
+        """Whether what is held may become the first mark."""
+        return not self._ended and self._begin.startswith(self._held)
+
+    def _take_spaces(self) -> str:
+        return self._take(_end_of_spaces(self._held, 0))
 
     def _inside(self) -> list[Part]:
         at = self._held.find(self._end)
         if at >= 0:
-            thought = self._take(at)
+            read = self._take(at)
             self._take(len(self._end))
             self.thoughts[-1] = (self.thoughts[-1][0], self._taken)
             self._stage = self._closed
         else:
             keep = 0 if self._ended else begun(self._held, self._end)
-            thought = self._take(len(self._held[: len(self._held) - keep].rstrip()))
-        thought = thought.rstrip()
-        return [Reasoning(thought)] if thought else []
+            read = self._take(len(self._held) - keep)
+        thought = read.rstrip()
+        if not thought:
+            self._blank.append(read)
+            return []
+        before, self._blank = "".join(self._blank), [read[len(thought) :]]
+        return [Reasoning(before + thought)]
 
     def _closed(self) -> list[Part]:
         """Drop white space."""
-        self._take(len(self._held) - len(self._held.lstrip()))
+        self._take_spaces()
         if self._held:
             self._stage = self._follow
         return []
 
     def _follow(self) -> list[Part]:
         return self._after.add(self._take(len(self._held)))
+
+
+def _end_of_spaces(text: str, at: int) -> int:
+    """Tell where the white space at a place in a text ends."""
+    found = _SPACES.match(text, at)
+    assert found
+    return found.end()
 
 
 THINK = MarkedThought("think", ("<think>", "</think>"))

@@ -107,12 +107,11 @@ class ToolCallOutput:
         self._followed = []
 
     def passed(self) -> list[Part]:
-        """Return what was passed on since the last time, with neighbouring text joined."""
+        """Return what was passed on since the last time, with neighbours of a kind joined."""
         self._take_followed()
-        passed: list[Part] = []
-        for kind, neighbours in groupby(self._parts, type):
-            parts = list(neighbours)
-            passed += ["".join(map(str, parts))] if kind is str else parts
+        passed = [
+            part for kind, parts in groupby(self._parts, _kind) for part in _joined(kind, parts)
+        ]
         self._parts.clear()
         return passed
 
@@ -120,3 +119,19 @@ class ToolCallOutput:
         if self._followed:
             self.arguments("".join(self._followed))
             self._followed.clear()
+
+
+def _kind(part: Part) -> Any:
+    """Tell what a part can be joined to: parts of the same kind."""
+    return "id" in part if isinstance(part, dict) else type(part)
+
+
+def _joined(kind: Any, parts: Iterable[Part]) -> Iterable[Part]:
+    """Join neighbouring texts, or arguments, which are then of one call."""
+    if kind is str:
+        return ["".join(map(str, parts))]
+    if kind is not False:
+        return parts
+    listed = [part for part in parts if isinstance(part, dict)]
+    text = "".join(part["function"]["arguments"] for part in listed)
+    return [{**listed[0], "function": {"arguments": text}}]

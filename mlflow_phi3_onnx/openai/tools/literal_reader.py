@@ -236,7 +236,7 @@ def _scalar(word: str) -> str | None:
         return word
     if constant := _WORDS.get(word.lower()):
         return constant
-    if not _PYTHON_NUMBER.fullmatch(word) or len(word) > 64:
+    if len(word) > 64 or not _PYTHON_NUMBER.fullmatch(word):
         return None
     try:
         return str(int(word, 10 if word.lstrip("+-").isdigit() else 0))

@@ -22,6 +22,9 @@ __all__ = ["ANY", "SchemaRules", "constants", "escaped", "quoted", "without"]
 
 ANY = "(?s:.*)"
 
+# A class that is not closed ends with the text: a search from each of its characters takes longer.
+_ESCAPE_OR_CLASS = re.compile(r"(?s)\\.|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\\?\Z)")
+
 _TELLING = {
     *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
     *("$schema", "$id", "$comment", "$defs", "definitions", "format", "x-guidance", "nullable"),
@@ -276,10 +279,12 @@ def refuse(what: str) -> NoReturn:
 
 def _has_branches(expression: str) -> bool:
     """Whether an expression has a | outside of groups and classes."""
-    plain = re.sub(r"\\.|\[(\\.|[^\]])*\]", "", expression)
-    while (inner := re.sub(r"\([^()]*\)", "", plain)) != plain:
-        plain = inner
-    return "|" in plain
+    depth = 0
+    for char in _ESCAPE_OR_CLASS.sub("", expression):
+        depth += (char == "(") - (char == ")")
+        if char == "|" and depth <= 0:
+            return True
+    return False
 
 
 def _moved(schema: Any) -> Any:

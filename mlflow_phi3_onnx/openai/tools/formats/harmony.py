@@ -28,10 +28,14 @@ MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", *_ENDS)
 """The control tokens around and in messages."""
 
 _BODY_ENDS = (*_ENDS, "<|start|>")
+_BODY_END = re.compile("|".join(map(re.escape, _BODY_ENDS)))
 _HEADER_BEGINS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>", "to=")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=functions\.(.+?)(?=\s|<\||$)")
 _BETWEEN = "\n\n"
+
+MAX_HEADER = 1000
+"""The most characters of a header, white space before it included; what is longer is text."""
 
 
 def channel_of(header: str) -> str:
@@ -56,6 +60,7 @@ class HarmonyReader:
         self._names = names
         self._output = ToolCallOutput()
         self._held = ""
+        self._at = 0
         self._taken = 0
         self._begun = 0
         self._ended = False
@@ -76,7 +81,7 @@ class HarmonyReader:
 
     def add(self, text: str) -> list[Part]:
         """Take the next delta of text and return what can be passed on."""
-        self._held += text
+        self._held, self._at = self._held[self._at :] + text, 0
         while self._stage():
             pass
         return self._output.passed()
@@ -87,27 +92,33 @@ class HarmonyReader:
         return self.add("")
 
     def _take(self, count: int) -> str:
-        taken, self._held = self._held[:count], self._held[count:]
+        taken = self._held[self._at : self._at + count]
+        self._at += count
         self._taken += count
         return taken
 
     def _header(self) -> bool:
         """Read a header, if it is one; return whether there is more to do."""
-        core = self._held.lstrip()
+        head = self._held[self._at : self._at + MAX_HEADER]
+        core = head.lstrip()
         at = core.find("<|message|>")
-        if not any(core.startswith(mark) for mark in _HEADER_BEGINS):
-            if not self._ended and any(mark.startswith(core) for mark in _HEADER_BEGINS):
+        more = not self._ended and len(head) < MAX_HEADER
+        if not core.startswith(_HEADER_BEGINS):
+            if more and any(mark.startswith(core) for mark in _HEADER_BEGINS):
                 return False  # it may still be one
             self._enter("text")
         elif at >= 0:
             header = core[:at]
-            self._take(len(self._held) - len(core) + at + len("<|message|>"))
+            self._take(len(head) - len(core) + at + len("<|message|>"))
             called = _RECIPIENT.search(header)
             if called and called[1] in self._names:
                 self._output.call(called[1])
                 self._enter("call")
             else:
                 self._enter("thought" if channel_of(header) == "analysis" else "text")
+        elif len(head) == MAX_HEADER:
+            self._enter("text")
+            self._write(self._take(MAX_HEADER))
         else:
             return False  # a header that is cut is nothing
         return True
@@ -121,15 +132,14 @@ class HarmonyReader:
 
     def _body(self) -> bool:
         """Pass on a message's body; return whether it has ended."""
-        found = [(at, mark) for mark in _BODY_ENDS if (at := self._held.find(mark)) >= 0]
+        found = _BODY_END.search(self._held, self._at)
         if not found:
             keep = 0 if self._ended else max(begun(self._held, mark) for mark in _BODY_ENDS)
-            self._write(self._take(len(self._held) - keep))
+            self._write(self._take(max(len(self._held) - self._at - keep, 0)))
             return False
-        at, mark = min(found)
-        self._write(self._take(at))
-        if mark in _ENDS:
-            self._take(len(mark))
+        self._write(self._take(found.start() - self._at))
+        if found[0] in _ENDS:
+            self._take(len(found[0]))
         if self._kind == "thought":
             self.thoughts[-1] = (self.thoughts[-1][0], self._taken)
         if self._kind == "call" and self._new:
