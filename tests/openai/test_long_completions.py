@@ -1,4 +1,4 @@
-"""Long completions and requests, and hostile ones: reading costs what their length does, no more."""
+"""Long completions and hostile ones: reading them costs what their length does, no more."""
 
 from __future__ import annotations
 
