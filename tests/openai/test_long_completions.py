@@ -1,4 +1,4 @@
-"""Long completions and requests, and hostile ones: reading costs what their length does, no more."""
+"""Long and hostile completions and requests: reading costs what their length does, no more."""
 
 from __future__ import annotations
 
