@@ -13,6 +13,7 @@ from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from mlflow_phi3_onnx.openai.reasoning.harmony import HARMONY
 from mlflow_phi3_onnx.openai.reasoning.registry import REASONING_SETTINGS
 from mlflow_phi3_onnx.openai.tools.formats.registry import SETTINGS as TOOL_FORMATS
 from mlflow_phi3_onnx.runtime.genai import MAX_BATCH_SIZE
@@ -193,9 +194,26 @@ class Settings:
                 param="max_tokens",
             )
         runtime = {name: clean.pop(name) for name in RUNTIME_SETTINGS if name in clean}
-        names = ("verify", "tool_format", "reasoning_format")
-        own = {name: runtime.pop(name) for name in names if name in runtime}
+        own = {"verify": runtime.pop("verify")} if "verify" in runtime else {}
+        own |= _formats(
+            *(runtime.pop(name, "auto") for name in ("tool_format", "reasoning_format"))
+        )
         return cls(generation=clean, engine=EngineOptions(**runtime), **own)
+
+
+def _formats(tools: str, reasoning: str) -> dict[str, str]:
+    """Settle the forms of calls and of reasoning; harmony is one form of both."""
+    given = {"tool_format": tools, "reasoning_format": reasoning}
+    if HARMONY.name not in given.values():
+        return given
+    for name, form in given.items():
+        if form not in ("auto", HARMONY.name):
+            raise InvalidRequestError(
+                f"model_config: {name} is {form!r}, beside {HARMONY.name!r}, which is one form of calls"
+                f" and of reasoning. Leave {name} out.",
+                param=name,
+            )
+    return dict.fromkeys(given, HARMONY.name)
 
 
 def config_keys(task: Task) -> list[str]:

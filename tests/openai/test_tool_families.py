@@ -151,3 +151,18 @@ def test_texts_are_passed_on_as_they_are_written(form: str, text: str) -> None:
     first = text.index("Par")
     assert [passed[at][-1][-1:] for at in range(first, first + 3)] == ["P", "a", "r"]
     assert "".join(itertools.chain.from_iterable(passed)) == '{"city": "Par"}'
+
+
+@pytest.mark.parametrize("line", ["", "\n"])
+def test_a_value_without_its_closing_tag_ends_with_the_call(line: str) -> None:
+    written = f"<tool_call>\n<function=f>\n<parameter=city>\nParis\n</function>{line}</tool_call>"
+    after = f"{written}{qwen(('city', 'Rome'))}"
+    for cuts in ([after], list(after)):
+        content, calls = parse(cuts, "qwen3_coder", TOOLS)
+        assert content == ""
+        assert calls == [("f", '{"city": "Paris"}'), ("f", '{"city": "Rome"}')]
+
+
+def test_a_value_may_hold_the_end_of_a_function_alone() -> None:
+    written = qwen(("city", "a</function>b"))
+    assert parse([written], "qwen3_coder", TOOLS) == ("", [("f", '{"city": "a</function>b"}')])

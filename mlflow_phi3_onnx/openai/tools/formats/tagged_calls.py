@@ -123,6 +123,9 @@ class _Parser(MarkedParser):
             tool["function"]["name"]: tool["function"].get("parameters") for tool in tools
         }
         self._after = tuple(mark for mark in (tags.key, tags.call_end, tags.end) if mark)
+        # A value whose own closing tag is missing ends with the whole call.
+        ends = ("", "\n") if tags.call_end else ()
+        self._forgotten = tuple(f"{tags.call_end}{line}{tags.end}" for line in ends)
         self._written: list[str] = []
 
     def _block(self, mark: str) -> Reading[bool]:
@@ -237,7 +240,9 @@ class _Parser(MarkedParser):
                     put(char)
                     self._held.clear()
                     continue
-            mark = yield from self._reader.mark(self._tags.valued)
+            mark = yield from self._reader.mark(self._tags.valued, *self._forgotten)
+            if mark in self._forgotten:
+                return self._tags.end, True
             while mark == self._tags.valued:
                 length = len(self._held)
                 yield from self._reader.spaces()
