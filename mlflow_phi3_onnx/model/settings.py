@@ -209,8 +209,8 @@ def _formats(tools: str, reasoning: str) -> dict[str, str]:
     for name, form in given.items():
         if form not in ("auto", HARMONY.name):
             raise InvalidRequestError(
-                f"model_config: {name} is {form!r}, beside {HARMONY.name!r}, which is one form of calls"
-                f" and of reasoning. Leave {name} out.",
+                f"model_config: {name} is {form!r} beside {HARMONY.name!r}, which is one form of"
+                f" calls and of reasoning. Leave {name} out.",
                 param=name,
             )
     return dict.fromkeys(given, HARMONY.name)
