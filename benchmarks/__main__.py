@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plot(report, folder / "report.svg")
     for name, code in failed.items():
         print(f"{name} failed, with exit code {code}", file=sys.stderr)
+    if options.publish_other:
+        publish(report, whole=False)
     if options.publish:
         missing = set(MEASURES) - set(report["measures"])
         if missing or options.quick:
@@ -64,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     parser.add_argument("--publish", action="store_true", help="write docs/performance.*")
+    parser.add_argument(
+        "--publish-other", action="store_true", help="write docs/machines.json, of some measures"
+    )
     return parser
 
 

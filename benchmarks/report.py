@@ -2,7 +2,8 @@
 
     python -m benchmarks.report
 
-writes pages of the documentation anew from `docs/performance.json`: what stands between marks.
+writes pages of the documentation anew from `docs/performance.json`, and from `docs/machines.json`,
+which holds some measures of another machine: what stands between marks.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["PAGES", "line", "page", "plot", "publish", "rows", "speeds", "table"]
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ("performance.md", "sources.md")
-DATA, PICTURE = "performance.json", "performance.svg"
-MARKED = re.compile(r"(<!-- (\w+): made from performance.json -->\n).*?(\n<!-- end -->)", re.DOTALL)
+PAGES = ("performance.md", "sources.md", "machines.md")
+DATA, OTHER, PICTURE = "performance.json", "machines.json", "performance.svg"
+MARKED = re.compile(r"(<!-- (\w+): made from (\w+\.json) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 NOTHING = "Not measured yet."
 _DONE = {"prefill": "prompt of {}", "decode": "decoding, {} together"}
 # What a reader wants to know first, and the target whose figures say it.
@@ -174,28 +175,34 @@ def machine(report: Mapping[str, Any]) -> str:
     )
 
 
-def page(text: str, report: Mapping[str, Any] | None) -> str:
+def page(text: str, reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Fill the marked parts of a page.
 
     Args:
         text: The page as it is.
-        report: The published results; None where there are none yet.
+        reports: The published results, by the names of their files.
     """
-    parts: dict[str, str] = {}
-    if report is not None:
-        picture = f"![How far each figure is from its target]({PICTURE})"
-        parts = {
-            "expected": expected(report),
-            "table": table(report),
-            "speeds": speeds(report),
-            "machine": machine(report),
-            "plot": picture,
-        }
-        if "llama" in report["measures"]:
-            parts["llama"] = beside(report)
-        if "conversion" in report["measures"]:
-            parts |= {"conversion": conversion(report), "rounding": rounding(report)}
-    return MARKED.sub(lambda found: found[1] + parts.get(found[2], NOTHING) + found[3], text)
+    parts = {name: _parts(report) for name, report in reports.items()}
+
+    def fill(found: re.Match[str]) -> str:
+        return found[1] + parts.get(found[3], {}).get(found[2], NOTHING) + found[4]
+
+    return MARKED.sub(fill, text)
+
+
+def _parts(report: Mapping[str, Any]) -> dict[str, str]:
+    parts = {
+        "expected": expected(report),
+        "table": table(report),
+        "speeds": speeds(report),
+        "machine": machine(report),
+        "plot": f"![How far each figure is from its target]({PICTURE})",
+    }
+    if "llama" in report["measures"]:
+        parts["llama"] = beside(report)
+    if "conversion" in report["measures"]:
+        parts |= {"conversion": conversion(report), "rounding": rounding(report)}
+    return parts
 
 
 def plot(report: Mapping[str, Any], target: Path) -> None:
@@ -227,10 +234,18 @@ def plot(report: Mapping[str, Any], target: Path) -> None:
     figure.savefig(target)
 
 
-def publish(report: Mapping[str, Any], docs: Path = DOCS) -> None:
-    """Make results those of the documentation."""
-    (docs / DATA).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    plot(report, docs / PICTURE)
+def publish(report: Mapping[str, Any], docs: Path = DOCS, *, whole: bool = True) -> None:
+    """Make results those of the documentation.
+
+    Args:
+        report: The results.
+        docs: The documentation's folder.
+        whole: Whether they are of all measures, or some of another machine's.
+    """
+    text = json.dumps(report, indent=1) + "\n"
+    (docs / (DATA if whole else OTHER)).write_text(text, encoding="utf-8")
+    if whole:
+        plot(report, docs / PICTURE)
     rewrite(docs)
 
 
@@ -242,10 +257,10 @@ def rewrite(docs: Path = DOCS) -> None:
         written.write_text(text, encoding="utf-8")
 
 
-def published(docs: Path = DOCS) -> dict[str, Any] | None:
-    """Return the published results, if there are some."""
-    data = docs / DATA
-    return json.loads(data.read_text(encoding="utf-8")) if data.exists() else None
+def published(docs: Path = DOCS) -> dict[str, dict[str, Any]]:
+    """Return the published results, by the names of their files."""
+    files = (docs / name for name in (DATA, OTHER))
+    return {f.name: json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()}
 
 
 def _number(value: float) -> str:
