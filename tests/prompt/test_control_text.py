@@ -255,7 +255,7 @@ def test_no_texts_change_the_control_tokens_of_a_prompt(
             {"role": "assistant", "content": draw(text), "tool_calls": [call]},
             {"role": "tool", "tool_call_id": draw(text), "content": draw(text)},
         ]
-        function = {**TOOL, "name": draw(text), "description": draw(text)}
+        function = {**TOOL, "name": draw(text) or "f", "description": draw(text)}
         return messages, [{"type": "function", "function": function}]
 
     assert subject.control_of(*build(text)) == subject.control_of(*build(st.just("a")))
