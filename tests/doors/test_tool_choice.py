@@ -268,7 +268,8 @@ def test_allowed_tools_are_checked(model: GenAIModel, choice: dict[str, Any], sa
     assert says in caught.value.message
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name not in ("auto", "none")])
+# Harmony's calls come after free thoughts, which the demo model does not end: see test_reasoning.
+@pytest.mark.parametrize("name", [n for n in SETTINGS if n not in ("auto", "none", "harmony")])
 def test_calls_of_every_format_are_enforced(demo: Path, name: str) -> None:
     """The demo model was not trained on them, and writes their marks as text."""
     with GenAIModel(demo, model_config={"tool_format": name}) as model:
