@@ -19,6 +19,7 @@ from mlflow_phi3_onnx.engine.loops import prefill as chunks
 from mlflow_phi3_onnx.engine.loops.genai_pool import MAX_KEPT, GeneratorPool
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from tests.support.engines import submit, until
+from tests.support.versions import needs_new_genai
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -249,6 +250,7 @@ def test_the_logprobs_of_a_prompt_are_the_same_in_pieces(
     assert max(logprobs) > np.log(0.9)
 
 
+@needs_new_genai
 def test_a_graph_that_gives_the_last_logits_only_computes_no_padding(
     demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,9 +18,12 @@ from tests.support import tiny_multimodal as tiny
 from tests.support.adapted import write_adapter
 from tests.support.edits import edit_json
 from tests.support.raw_loop import RawLoop
+from tests.support.versions import needs_new_genai
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = needs_new_genai
 
 Kind = Literal["phi3v", "phi4mm"]
 KINDS: tuple[Kind, ...] = ("phi3v", "phi4mm")
