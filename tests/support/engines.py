@@ -38,6 +38,7 @@ class ScriptedLoop(Loop):
         self.name = "scripted"
         self.token = token
         self.steps = 0
+        self.ends: list[int] = []
         self.room = 10_000
         self.fail: Exception | None = None
         self.gate = threading.Event()
@@ -70,6 +71,7 @@ class ScriptedLoop(Loop):
             for state in self.states:
                 if not state.finished:
                     state.take(self.token)
+        self.ends += [self.steps for state in self.states if state.finished]
         self.states = [state for state in self.states if not state.finished]
 
     def close(self) -> None:
