@@ -34,7 +34,7 @@ _TO_THE_END = (1 << 63) - 1
 _TOKENS = 1
 """The axis of the tokens."""
 
-_LAYERS = {"MatMul", "MatMulNBits", "Gemm"}
+_LAYERS = {"MatMul", "MatMulNBits"}
 _BEHIND = {"Cast", "Mul", "Div", "Tanh"}
 """What may stand between the layer and the logits: it changes each number by itself."""
 
