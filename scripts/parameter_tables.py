@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow_phi3_onnx.core.options import markdown
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.deployments.arguments import OPTIONS as DEPLOYMENT_OPTIONS
-from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
+from mlflow_phi3_onnx.model.settings import PYFUNC_SETTINGS, RUNTIME_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_COMPLETIONS
 from mlflow_phi3_onnx.sources.convert.options import EXPORT_OPTIONS
@@ -21,9 +21,20 @@ HEAD = """# Parameters
 
 Made by `scripts/parameter_tables.py` from the tables that requests are checked with.
 
-A parameter comes from the row, else from `params`, else from `model_config`, else from the model's
+Every name below may be an argument of the native model's methods, a field of a row, or a field of
+an HTTP body; and, where the table says so, a key of `params` or of `model_config`. A parameter
+comes from the row, else from `params`, else from `model_config`, else from the model's
 `genai_config.json`. `null` counts as not given. A token limit replaces every token limit of lower
 precedence, and a sampling option replaces a `do_sample` of lower precedence.
+
+MLflow's `params` carry one plain type for each name, which the column *in `params`* tells, and drop
+other names with a warning. Over HTTP, MLflow's server puts the fields that `params` may have there,
+so that they must be of that type too: a `stop` that is not a list, or a `temperature` that is a
+text, is refused in MLflow's words.
+
+Answers of chat are texts of their own: the space that SentencePiece vocabularies write before each
+word does not stand before the first. Completions, `text-generation`, a message that is gone on with
+and what a grammar asks for have the text as it is.
 
 A model is greedy by default where its `genai_config.json` says `do_sample: false` or `top_k: 1`;
 any of `temperature`, `top_p`, `top_k` and `min_p` then turns sampling on.
@@ -47,7 +58,9 @@ token begins, in characters from the start of the prompt, whether or not it is e
 is part of a character is written as its bytes (`bytes:\\xf0`). With `echo`, the prompt's tokens
 come first. So `echo`, `logprobs` and `max_tokens: 0` score a given text, as evaluation harnesses
 do.""",
-    TEXT: "`prompt` is one string a row, the whole prompt.",
+    TEXT: """`prompt` is one string a row, the whole prompt. A pyfunc takes a prompt, or several, in
+any form: a string, a list, an array, a Series, a frame of one column whatever its name, CSV,
+`{"prompt": [...]}`, `{"inputs": ...}`.""",
 }
 
 TITLES = {
@@ -66,6 +79,8 @@ def document() -> str:
             rows = [row for row in PARAMETERS[task].values() if row.status == status]
             if rows:
                 lines += [*title, *markdown(rows, saved=True), ""]
+    lines += ["## Settings of a pyfunc", "", "In `params` or `model_config`, of every task.", ""]
+    lines += [*markdown(PYFUNC_SETTINGS.values()), ""]
     lines += ["## Runtime settings", "", "Only in `model_config`, of every task.", ""]
     lines += [*markdown(RUNTIME_SETTINGS.values()), "", "## Export options", ""]
     lines += ["Keys of `export_options`, beside `precision`, where a checkpoint is converted.", ""]

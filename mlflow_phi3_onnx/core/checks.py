@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PlainType: TypeAlias = Literal["number", "true or false", "text", "texts", "integers"]
+PlainType: TypeAlias = Literal[
+    "number", "true or false", "text", "list of texts", "list of integers"
+]
 
 MAX_SHOWN_BITS = 256
 MAX_SHOWN_CHARACTERS = 80

@@ -42,8 +42,8 @@ _PARAM_TYPES: dict[PlainType, DataType] = {
     "number": DataType.double,  # for MLflow takes no 5.0 for a long
     "true or false": DataType.boolean,
     "text": DataType.string,
-    "texts": DataType.string,
-    "integers": DataType.long,
+    "list of texts": DataType.string,
+    "list of integers": DataType.long,
 }
 
 
@@ -90,7 +90,7 @@ def _params(task: Task) -> ParamSchema:
             ParamSpec(row.name, _PARAM_TYPES[kind], [] if many else None, (-1,) if many else None)
             for row in (*_columns(task), *PYFUNC_SETTINGS.values())
             if (kind := row.check.type) is not None
-            for many in [kind in ("texts", "integers")]
+            for many in [kind.startswith("list")]
         ]
     )
 

@@ -40,7 +40,7 @@ class ToolChoice(NamedTuple):
 @allows(
     f"a string, or a list of at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARACTERS:,}"
     " characters each",
-    "texts",
+    "list of texts",
 )
 def stop(value: Any) -> tuple[str, ...]:
     """Check stop sequences: a string or a list of them."""
@@ -61,7 +61,9 @@ def logit_bias(value: Any) -> dict[int, float]:
     return {_token_id(key): bias(number) for key, number in value.items()}
 
 
-@allows(f"a list of at most {MAX_STOP_TOKENS} token ids, which are integers from 0", "integers")
+@allows(
+    f"a list of at most {MAX_STOP_TOKENS} token ids, which are integers from 0", "list of integers"
+)
 def stop_token_ids(value: Any) -> tuple[int, ...]:
     """Check tokens that end a completion."""
     if not isinstance(value, list | tuple) or len(value) > MAX_STOP_TOKENS:

@@ -93,7 +93,7 @@ def lark(value: Any) -> Grammar:
 
 @allows(
     f"a list of 1 to {MAX_CHOICES:,} strings, of {MAX_CHOICE_CHARACTERS:,} characters together",
-    "texts",
+    "list of texts",
 )
 def choice(value: Any) -> Grammar:
     """Check the texts that a completion may be one of."""

@@ -98,8 +98,8 @@ def mlflow_refuses(case: Bad) -> bool:
         "number": isinstance(value, int | float) and not isinstance(value, bool),
         "true or false": isinstance(value, bool),
         "text": isinstance(value, str),
-        "texts": isinstance(value, list) and all(isinstance(item, str) for item in value),
-        "integers": isinstance(value, list)
+        "list of texts": isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "list of integers": isinstance(value, list)
         and all(isinstance(item, int) and not isinstance(item, bool) for item in value),
     }
     return kind is not None and not right[kind]
