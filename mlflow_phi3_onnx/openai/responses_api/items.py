@@ -1,0 +1,219 @@
+"""From the items of a conversation to chat's messages.
+
+A turn of the assistant's is one message in chat, and several items here: reasoning, text and calls.
+Items go into the message before them, as long as that waits for results of calls or has no text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlflow_phi3_onnx.core.checks import describe_kind, is_one
+from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.openai.responses_api.fields import members
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Messages", "Place", "input_items", "without_logprobs"]
+
+ROLES = ("system", "developer", "user", "assistant")
+
+_OF_MESSAGE = ("type", "id", "status", "role", "content")
+_OF_CALL = ("type", "id", "status", "call_id", "name", "arguments")
+_OF_RESULT = ("type", "id", "status", "call_id", "name", "output")
+_OF_THOUGHT = ("type", "id", "status", "summary", "content")
+_OF_PART = ("type", "text", "refusal", "annotations", "logprobs")
+# What asks for nothing, so that it may be given.
+_DIRECT = {"caller": {"type": "direct"}, "async": False}
+
+
+@dataclass
+class Place:
+    """Where a message of chat's stands in a request for a response.
+
+    Attributes:
+        item: The place of its first item.
+        content: The place of its text.
+    """
+
+    item: str
+    content: str
+
+
+def input_items(value: Any) -> list[Any]:
+    """Return the items of an input: a text is one message of the user's.
+
+    Raises:
+        InvalidRequestError: If it is no text, and no list of items.
+    """
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    if not isinstance(value, list | tuple) or not value:
+        came = "it is missing" if value is None else f"got {describe_kind(value)}"
+        if isinstance(value, list | tuple):
+            came = "got an empty list"
+        raise InvalidRequestError(
+            f"input must be a string or a list of items; {came}.", param="input"
+        )
+    return list(value)
+
+
+def without_logprobs(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item as it is kept: what was asked for beside its text is no part of it."""
+    if not isinstance(item.get("content"), list):
+        return item
+    parts = [{k: v for k, v in part.items() if k != "logprobs"} for part in item["content"]]
+    return {**item, "content": parts}
+
+
+class Messages:
+    """Chat's messages, made of items one after the other.
+
+    Attributes:
+        messages: The messages.
+        places: Where each of them stands.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.places: list[Place] = []
+        self._called: set[str] = set()
+
+    def instruct(self, text: str) -> None:
+        """Add instructions."""
+        self._append(Place("instructions", "instructions"), role="system", content=text)
+
+    def add(self, item: Any, where: str) -> None:
+        """Add an item.
+
+        Args:
+            item: The item.
+            where: Its place in the request.
+
+        Raises:
+            InvalidRequestError: If it is not what an item may be.
+            UnsupportedParameterError: If it, or a member of it, is not supported.
+        """
+        kind = item.get("type", "message") if isinstance(item, dict) else "message"
+        if is_one(kind, "message", None):
+            self._message(members(item, where, _OF_MESSAGE), where)
+        elif is_one(kind, "function_call"):
+            self._call(members(item, where, _OF_CALL, _DIRECT), where)
+        elif is_one(kind, "function_call_output"):
+            self._result(members(item, where, _OF_RESULT, _DIRECT), where)
+        elif is_one(kind, "reasoning"):
+            self._thought(members(item, where, _OF_THOUGHT), where)
+        else:
+            advice = " Send the item itself." if is_one(kind, "item_reference") else ""
+            raise UnsupportedParameterError(
+                f"{where}.type must be one of message, function_call, function_call_output,"
+                f" reasoning; got another one.{advice}",
+                param=f"{where}.type",
+            )
+
+    def _message(self, item: dict[str, Any], where: str) -> None:
+        role, content = item.get("role"), item.get("content")
+        if not is_one(role, *ROLES):
+            came = "it is missing" if role is None else "got something else"
+            raise InvalidRequestError(
+                f"{where}.role must be one of {', '.join(ROLES)}; {came}.", param=f"{where}.role"
+            )
+        content = _checked_parts(content, f"{where}.content")
+        if role != "assistant":
+            self._append(Place(where, f"{where}.content"), role=role, content=content)
+            return
+        turn = self._turn(where, text=True)
+        both = [*_parts(turn["content"]), *_parts(content)] if turn["content"] else content
+        turn["content"] = both
+        self.places[-1].content = f"{where}.content"
+
+    def _call(self, item: dict[str, Any], where: str) -> None:
+        name, arguments, call_id = (
+            _string(item, member, where) for member in ("name", "arguments", "call_id")
+        )
+        function = {"name": name, "arguments": arguments}
+        call = {"id": call_id, "type": "function", "function": function}
+        self._turn(where).setdefault("tool_calls", []).append(call)
+        self._called.add(call_id)
+
+    def _result(self, item: dict[str, Any], where: str) -> None:
+        call_id = _string(item, "call_id", where)
+        if call_id not in self._called:
+            raise InvalidRequestError(
+                f"{where}.call_id must be that of a function_call before it; got another one. Send"
+                " the call too, or previous_response_id.",
+                param=f"{where}.call_id",
+            )
+        content = _checked_parts(item.get("output"), f"{where}.output")
+        named = {"name": item["name"]} if "name" in item else {}
+        place = Place(where, f"{where}.output")
+        self._append(place, role="tool", tool_call_id=call_id, content=content, **named)
+
+    def _thought(self, item: dict[str, Any], where: str) -> None:
+        content, summary = item.get("content", ()), item.get("summary", ())
+        if not content and summary:
+            raise UnsupportedParameterError(
+                f"{where}.summary: a summary is no thought of this model's, which stand in content."
+                " Leave the item out.",
+                param=f"{where}.summary",
+            )
+        if not isinstance(content, list | tuple):
+            raise _wrong(f"{where}.content", "a list of parts", content)
+        thought = ""
+        for i, part in enumerate(content):
+            at = f"{where}.content[{i}]"
+            given = members(part, at, ("type", "text"))
+            if not is_one(given.get("type"), "reasoning_text", "text"):
+                raise InvalidRequestError(
+                    f"{at}.type must be reasoning_text; got something else.", param=f"{at}.type"
+                )
+            thought += _string(given, "text", at)
+        if thought:
+            turn = self._turn(where, text=True)
+            turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+
+    def _turn(self, where: str, *, text: bool = False) -> dict[str, Any]:
+        """Return the assistant's turn that goes on, or a new one."""
+        last = self.messages[-1] if self.messages else {}
+        goes_on = last.get("role") == "assistant"
+        if not goes_on or (text and last["content"] and "tool_calls" not in last):
+            self._append(Place(where, f"{where}.content"), role="assistant", content="")
+        return self.messages[-1]
+
+    def _append(self, place: Place, **message: Any) -> None:
+        self.messages.append(message)
+        self.places.append(place)
+
+
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+
+
+def _checked_parts(value: Any, where: str) -> Any:
+    """Check that the parts of a content have only known members; chat checks what they are."""
+    if value is None:
+        raise InvalidRequestError(
+            f"{where} must be a string or a list of text parts; it is missing.", param=where
+        )
+    if isinstance(value, list | tuple):
+        for i, part in enumerate(value):
+            if isinstance(part, dict) and is_one(part.get("type"), *_TEXTS):
+                members(part, f"{where}[{i}]", _OF_PART)
+    return value
+
+
+def _parts(content: Any) -> Sequence[Any]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _string(item: dict[str, Any], member: str, where: str) -> str:
+    value = item.get(member)
+    if not isinstance(value, str):
+        raise _wrong(f"{where}.{member}", "a string", value)
+    return value
+
+
+def _wrong(where: str, allowed: str, value: Any) -> InvalidRequestError:
+    came = "it is missing" if value is None else f"got {describe_kind(value)}"
+    return InvalidRequestError(f"{where} must be {allowed}; {came}.", param=where)
