@@ -43,6 +43,9 @@ class History:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, response_id: str) -> bool:
+        return response_id in self._kept
+
     @property
     def bytes(self) -> int:
         """How many bytes the conversations have that are kept."""

@@ -122,12 +122,12 @@ class Messages:
             )
         content = _checked_parts(content, f"{where}.content")
         if role != "assistant":
-            self._append(Place(where, f"{where}.content"), role=role, content=content)
+            self._append(_place(where), role=role, content=content)
             return
         turn = self._turn(where, text=True)
         both = [*_parts(turn["content"]), *_parts(content)] if turn["content"] else content
         turn["content"] = both
-        self.places[-1].content = f"{where}.content"
+        self.places[-1].content = _place(where).content
 
     def _call(self, item: dict[str, Any], where: str) -> None:
         name, arguments, call_id = (
@@ -148,7 +148,7 @@ class Messages:
             )
         content = _checked_parts(item.get("output"), f"{where}.output")
         named = {"name": item["name"]} if "name" in item else {}
-        place = Place(where, f"{where}.output")
+        place = _place(where, "output")
         self._append(place, role="tool", tool_call_id=call_id, content=content, **named)
 
     def _thought(self, item: dict[str, Any], where: str) -> None:
@@ -179,12 +179,17 @@ class Messages:
         last = self.messages[-1] if self.messages else {}
         goes_on = last.get("role") == "assistant"
         if not goes_on or (text and last["content"] and "tool_calls" not in last):
-            self._append(Place(where, f"{where}.content"), role="assistant", content="")
+            self._append(_place(where), role="assistant", content="")
         return self.messages[-1]
 
     def _append(self, place: Place, **message: Any) -> None:
         self.messages.append(message)
         self.places.append(place)
+
+
+def _place(where: str, member: str = "content") -> Place:
+    """Make the place of an item; one that is not of a list has no places within."""
+    return Place(where, f"{where}.{member}" if where.endswith("]") else where)
 
 
 _TEXTS = ("text", "input_text", "output_text", "refusal")

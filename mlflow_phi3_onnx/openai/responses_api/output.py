@@ -55,7 +55,7 @@ class Item(ABC):
         """Return the events of its end."""
         return [self._item_event("done", status)]
 
-    def _event(self, name: str, **more: Any) -> Event:
+    def _event(self, name: str, /, **more: Any) -> Event:
         return {"type": f"response.{name}", **self._at, **more}
 
     def _item_event(self, name: str, status: str) -> Event:

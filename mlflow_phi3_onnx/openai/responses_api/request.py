@@ -33,7 +33,6 @@ _HERE = {
 
 _MESSAGE = re.compile(r"\bmessages\[(\d+)\](\.content)?")
 _FIELD = re.compile(rf"^messages\b|\b({'|'.join(name for name in _HERE if '_' in name)})\b")
-_FUNCTION = re.compile(r"\b(tools\[\d+\])\.function\b")
 
 
 @dataclass(frozen=True)
@@ -64,18 +63,17 @@ class ResponseRequest:
         try:
             yield
         except GenAIError as error:
-            raise self._in_own_names(error) from error
+            message, param = self._here(error.message), error.param and self._here(error.param)
+            if (message, param) == (error.message, error.param):
+                raise
+            raise type(error)(message, param=param) from error
 
-    def _in_own_names(self, error: GenAIError) -> GenAIError:
+    def _here(self, text: str) -> str:
         def place(found: re.Match[str]) -> str:
             at = self.places[int(found[1])]
             return at.content if found[2] else at.item
 
-        def here(text: str) -> str:
-            text = _MESSAGE.sub(place, text)
-            return _FUNCTION.sub(r"\1", _FIELD.sub(lambda found: _HERE[found[0]], text))
-
-        return type(error)(here(error.message), param=error.param and here(error.param))
+        return _FIELD.sub(lambda found: _HERE[found[0]], _MESSAGE.sub(place, text))
 
 
 def read_request(body: Mapping[str, Any], history: History) -> ResponseRequest:
@@ -105,9 +103,9 @@ def read_request(body: Mapping[str, Any], history: History) -> ResponseRequest:
         for item in json.loads(turn):
             messages.add(item, "previous_response_id")
     for i, item in enumerate(asked):
-        messages.add(item, "input" if isinstance(body["input"], str) else f"input[{i}]")
+        messages.add(item, "input" if isinstance(body.get("input"), str) else f"input[{i}]")
     request = ResponseRequest(
-        chat=_chat(given),
+        chat=_chat(given, body),
         places=messages.places,
         before=before,
         asked=asked,
@@ -135,10 +133,12 @@ def _flat(body: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _chat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Write checked fields as chat has them."""
-    chat = {name: given[name] for name in (*SAME_IN_CHAT, "tool_choice") if name in given}
+def _chat(given: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """Write checked fields as chat has them; those that are chat's own stay as they came."""
+    chat = {name: body[name] for name in SAME_IN_CHAT if name in given}
     chat["n"] = 1
+    if "tool_choice" in given:
+        chat["tool_choice"] = given["tool_choice"]
     if "tools" in given:
         chat["tools"] = [
             {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
