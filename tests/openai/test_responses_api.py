@@ -132,6 +132,10 @@ MESSAGES: dict[str, tuple[Any, list[dict[str, Any]]]] = {
         [THINKS, said("a"), THINKS, said("b")],
         [assistant("a", reasoning_content="Hm."), assistant("b", reasoning_content="Hm.")],
     ),
+    "a thought and its summary": (
+        [{**THINKS, "summary": [{"type": "summary_text", "text": "h"}]}, said("a")],
+        [assistant("a", reasoning_content="Hm.")],
+    ),
     "an empty thought": ([{**THINKS, "content": None}, said("a")], [assistant("a")]),
 }
 
@@ -398,6 +402,10 @@ def test_metadata_reach_as_far_as_they_say() -> None:
             read_request({"input": "x", "metadata": wrong}, History())
 
 
+def test_there_are_as_many_tools_as_chat_takes() -> None:
+    assert len(chat_of(tools=[F] * 128)["tools"]) == 128
+
+
 def test_a_conversation_has_as_many_messages_as_chat_takes() -> None:
     assert chat_of(input=[user("x")] * 10_000)
     with pytest.raises(InvalidRequestError, match=r"^input must hold at most 10,000 messages"):
@@ -633,7 +641,7 @@ def test_a_response_goes_on_from_the_one_before(model: GenAIModel, door: str) ->
     assert third["messages"] == [*told, assistant(text_of(second["output"][0])), user("x")]
 
 
-ONE_BYTES = len('[{"type":"message","role":"user","content":"x"}]')
+ONE_BYTES = len('[{"role":"user","content":"x"}]')
 
 
 def made(history: History, response_id: str, text: str = "x", **body: Any) -> None:
@@ -644,6 +652,28 @@ def made(history: History, response_id: str, text: str = "x", **body: Any) -> No
 def known(history: History, *ids: str) -> list[str]:
     """List which ids are kept, without using them."""
     return [response_id for response_id in ids if response_id in history]
+
+
+def test_what_is_kept_of_a_conversation_is_what_it_says() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    part = {"type": "input_text", "text": "x", "annotations": deep, "logprobs": deep}
+    items = [{"role": "user", "content": [part], "id": deep}, THINKS, CALL, RESULT]
+    history = History()
+    request = read_request({"input": items}, history)
+    history.keep(request, {"id": "a", "output": [{**THINKS, "summary": []}, said("y")]})
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    assert [json.loads(turn) for turn in history.turns("a")] == [
+        [
+            {"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+            thought,
+            CALL,
+            RESULT,
+            thought,
+            {"role": "assistant", "content": [{"type": "output_text", "text": "y"}]},
+        ]
+    ]
 
 
 def test_what_is_not_stored_is_not_kept() -> None:
@@ -766,6 +796,19 @@ def test_tokens_of_a_text_are_found(texts: list[str], taken: list[list[int]]) ->
     tokens.add(ENTRIES)
     found = [tokens.take(text) for text in texts]
     assert [[ENTRIES.index(entry) for entry in entries] for entries in found] == taken
+
+
+def test_tokens_of_what_is_no_text_are_not_told() -> None:
+    entries = [{"token": "ab", "bytes": [97, 98], "logprob": i, "top_logprobs": []} for i in "abc"]
+    events = Events(read_request({"input": "x"}, History()))
+    call = {"index": 0, "id": "i", "function": {"name": "f", "arguments": "ab"}}
+    deltas = [{"reasoning_content": "ab"}, {"tool_calls": [call]}, {"content": "ab"}]
+    for delta, entry in zip(deltas, entries, strict=True):
+        made = chunk(delta)
+        made["choices"][0]["logprobs"] = {"content": [entry]}
+        events.add(made)
+    events.end()
+    assert events.response["output"][-1]["content"][0]["logprobs"] == entries[2:]
 
 
 def failing(error: GenAIError, *before: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:

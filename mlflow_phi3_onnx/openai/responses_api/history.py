@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import ResponseNotFoundError
-from mlflow_phi3_onnx.openai.responses_api.items import without_logprobs
+from mlflow_phi3_onnx.openai.responses_api.items import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +72,8 @@ class History:
         """Keep the conversation of a response, unless its request says not to."""
         if not request.store:
             return
-        turn = [*request.asked, *(without_logprobs(item) for item in response["output"])]
+        said = Messages()
+        turn = [*request.asked, *(said.add(item, "output") for item in response["output"])]
         turns = (*request.before, json.dumps(turn, separators=(",", ":")).encode())
         if _size(turns) > self._max_bytes:
             return

@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.openai.responses_api.fields import members
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Messages", "Place", "input_items", "without_logprobs"]
+__all__ = ["Messages", "Place", "input_items"]
 
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -60,14 +60,6 @@ def input_items(value: Any) -> list[Any]:
     return list(value)
 
 
-def without_logprobs(item: dict[str, Any]) -> dict[str, Any]:
-    """Return an item as it is kept: what was asked for beside its text is no part of it."""
-    if not isinstance(item.get("content"), list):
-        return item
-    parts = [{k: v for k, v in part.items() if k != "logprobs"} for part in item["content"]]
-    return {**item, "content": parts}
-
-
 class Messages:
     """Chat's messages, made of items one after the other.
 
@@ -85,8 +77,8 @@ class Messages:
         """Add instructions."""
         self._append(Place("instructions", "instructions"), role="system", content=text)
 
-    def add(self, item: Any, where: str) -> None:
-        """Add an item.
+    def add(self, item: Any, where: str) -> dict[str, Any]:
+        """Add an item, and return what is to be kept of it: what it says, in texts.
 
         Args:
             item: The item.
@@ -98,38 +90,38 @@ class Messages:
         """
         kind = item.get("type", "message") if isinstance(item, dict) else "message"
         if is_one(kind, "message", None):
-            self._message(members(item, where, _OF_MESSAGE), where)
-        elif is_one(kind, "function_call"):
-            self._call(members(item, where, _OF_CALL, _DIRECT), where)
-        elif is_one(kind, "function_call_output"):
-            self._result(members(item, where, _OF_RESULT, _DIRECT), where)
-        elif is_one(kind, "reasoning"):
-            self._thought(members(item, where, _OF_THOUGHT), where)
-        else:
-            advice = " Send the item itself." if is_one(kind, "item_reference") else ""
-            raise UnsupportedParameterError(
-                f"{where}.type must be one of message, function_call, function_call_output,"
-                f" reasoning; got another one.{advice}",
-                param=f"{where}.type",
-            )
+            return self._message(members(item, where, _OF_MESSAGE), where)
+        if is_one(kind, "function_call"):
+            return self._call(members(item, where, _OF_CALL, _DIRECT), where)
+        if is_one(kind, "function_call_output"):
+            return self._result(members(item, where, _OF_RESULT, _DIRECT), where)
+        if is_one(kind, "reasoning"):
+            return self._thought(members(item, where, _OF_THOUGHT), where)
+        advice = " Send the item itself." if is_one(kind, "item_reference") else ""
+        raise UnsupportedParameterError(
+            f"{where}.type must be one of message, function_call, function_call_output, reasoning;"
+            f" got another one.{advice}",
+            param=f"{where}.type",
+        )
 
-    def _message(self, item: dict[str, Any], where: str) -> None:
-        role, content = item.get("role"), item.get("content")
+    def _message(self, item: dict[str, Any], where: str) -> dict[str, Any]:
+        role = item.get("role")
         if not is_one(role, *ROLES):
             came = "it is missing" if role is None else "got something else"
             raise InvalidRequestError(
                 f"{where}.role must be one of {', '.join(ROLES)}; {came}.", param=f"{where}.role"
             )
-        content = _checked_parts(content, f"{where}.content")
+        content = _checked_parts(item.get("content"), f"{where}.content")
         if role != "assistant":
             self._append(_place(where), role=role, content=content)
-            return
+            return self.messages[-1]
         turn = self._turn(where, text=True)
         both = [*_parts(turn["content"]), *_parts(content)] if turn["content"] else content
         turn["content"] = both
         self.places[-1].content = _place(where).content
+        return {"role": role, "content": content}
 
-    def _call(self, item: dict[str, Any], where: str) -> None:
+    def _call(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         name, arguments, call_id = (
             _string(item, member, where) for member in ("name", "arguments", "call_id")
         )
@@ -137,8 +129,9 @@ class Messages:
         call = {"id": call_id, "type": "function", "function": function}
         self._turn(where).setdefault("tool_calls", []).append(call)
         self._called.add(call_id)
+        return {"type": "function_call", "call_id": call_id, **function}
 
-    def _result(self, item: dict[str, Any], where: str) -> None:
+    def _result(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         call_id = _string(item, "call_id", where)
         if call_id not in self._called:
             raise InvalidRequestError(
@@ -150,8 +143,9 @@ class Messages:
         named = {"name": item["name"]} if "name" in item else {}
         place = _place(where, "output")
         self._append(place, role="tool", tool_call_id=call_id, content=content, **named)
+        return {"type": "function_call_output", "call_id": call_id, "output": content, **named}
 
-    def _thought(self, item: dict[str, Any], where: str) -> None:
+    def _thought(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         content, summary = item.get("content", ()), item.get("summary", ())
         if not content and summary:
             raise UnsupportedParameterError(
@@ -173,6 +167,7 @@ class Messages:
         if thought:
             turn = self._turn(where, text=True)
             turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+        return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": thought}]}
 
     def _turn(self, where: str, *, text: bool = False) -> dict[str, Any]:
         """Return the assistant's turn that goes on, or a new one."""
@@ -196,16 +191,22 @@ _TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
 def _checked_parts(value: Any, where: str) -> Any:
-    """Check that the parts of a content have only known members; chat checks what they are."""
+    """Check that parts of text have only known members, and return what they say.
+
+    Whether they are texts is for chat to check.
+    """
     if value is None:
-        raise InvalidRequestError(
-            f"{where} must be a string or a list of text parts; it is missing.", param=where
-        )
-    if isinstance(value, list | tuple):
-        for i, part in enumerate(value):
-            if isinstance(part, dict) and is_one(part.get("type"), *_TEXTS):
-                members(part, f"{where}[{i}]", _OF_PART)
-    return value
+        raise _wrong(where, "a string or a list of text parts", value)
+    if not isinstance(value, list | tuple):
+        return value
+    return [_said(part, f"{where}[{i}]") for i, part in enumerate(value)]
+
+
+def _said(part: Any, where: str) -> Any:
+    if not isinstance(part, dict) or not is_one(part.get("type"), *_TEXTS):
+        return part
+    given = members(part, where, _OF_PART)
+    return {name: given[name] for name in ("type", "text", "refusal") if name in given}
 
 
 def _parts(content: Any) -> Sequence[Any]:

@@ -43,7 +43,7 @@ class ResponseRequest:
         chat: The fields of the same request in chat's API.
         places: Where each of its messages stands in this request.
         before: The conversation that it goes on from, as its history keeps it.
-        asked: The items of its input.
+        asked: The items of its input, as they are kept.
         echoed: The fields that the response repeats.
         stream: Whether the response is wanted as events.
         store: Whether the conversation is to be kept.
@@ -95,15 +95,17 @@ def read_request(body: Mapping[str, Any], history: History) -> ResponseRequest:
         )
     previous = given.get("previous_response_id")
     before = () if previous is None else history.turns(previous)
-    asked = input_items(body.get("input"))
+    value = body.get("input")
     messages = Messages()
     if "instructions" in given:
         messages.instruct(given["instructions"])
     for turn in before:
         for item in json.loads(turn):
             messages.add(item, "previous_response_id")
-    for i, item in enumerate(asked):
-        messages.add(item, "input" if isinstance(body.get("input"), str) else f"input[{i}]")
+    asked = [
+        messages.add(item, "input" if isinstance(value, str) else f"input[{i}]")
+        for i, item in enumerate(input_items(value))
+    ]
     request = ResponseRequest(
         chat=_chat(given, body),
         places=messages.places,
