@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,7 @@ from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS, LOGPROBS, SAME_
 from mlflow_phi3_onnx.openai.responses_api.history import History
 from mlflow_phi3_onnx.openai.responses_api.output import TextTokens
 from mlflow_phi3_onnx.openai.responses_api.request import read_request
+from tests.support.mutations import VALUES
 from tests.support.responses import ask, running, text_of, valid_events
 from tests.support.thinking import THOUGHT, channels, thinker
 from tests.support.tool_cases import TOOLS, closed
@@ -268,6 +270,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "input[1].content",
         r"input\[1\].content must be a string or a list of text parts; got 3",
     ),
+    "a wrong answer": (
+        {"input": [said("x"), CALL, {"role": "assistant", "content": True}]},
+        "input[2].content",
+        "text parts; got True",
+    ),
+    "a wrong summary": (item(**{**THINKS, "summary": "x"}), "input[1].summary", "a list of parts"),
     "an image": (
         item(role="user", content=[{"type": "input_image", "image_url": "x"}]),
         "input[1].content[0]",
@@ -400,6 +408,44 @@ def test_metadata_reach_as_far_as_they_say() -> None:
     for wrong in ({**full, "x": ""}, {"k" * 65: ""}, {"k": "v" * 513}, {"k": 1}):
         with pytest.raises(InvalidRequestError, match=r"^metadata must be an object of at most 16"):
             read_request({"input": "x", "metadata": wrong}, History())
+
+
+CANARY = "CANARY7f3a"
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """Put other values, or other members, into some of a body's places."""
+    if rng.random() < 0.1:
+        return rng.choice(VALUES)
+    if isinstance(value, dict):
+        more = (
+            {rng.choice(list(value) or ["type"]): rng.choice(VALUES)} if rng.random() < 0.1 else {}
+        )
+        return {name: mutated(inner, rng) for name, inner in (value | more).items()}
+    if isinstance(value, list | tuple):
+        return [mutated(inner, rng) for inner in value]
+    return CANARY if value in ("x", "Hi.") else value
+
+
+def test_no_body_ends_in_anything_but_a_request_or_an_error() -> None:
+    bodies = [{"input": items} for items, _ in MESSAGES.values()]
+    bodies += [{"input": [user("x")], **body} for body, _ in CHAT.values()]
+    bodies += [{"input": [user("x")], **body} for body, _, _ in REFUSED.values()]
+    history = History(max_responses=1)
+    rng = random.Random(7)  # noqa: S311 - the same cases at every run
+    refused: list[InvalidRequestError] = []
+    for _ in range(4000):
+        body = mutated(rng.choice(bodies), rng)
+        try:
+            request = read_request(body if isinstance(body, dict) else {}, history)
+            with request.named():
+                parse_request(request.chat, "llm/v1/chat")
+        except InvalidRequestError as error:
+            refused.append(error)
+        else:
+            request.keep({"id": "a", "output": []}, history)
+    assert 400 < len(refused) < 3600
+    assert all(error.param and CANARY not in str(error) for error in refused)
 
 
 def test_there_are_as_many_tools_as_chat_takes() -> None:
@@ -646,7 +692,7 @@ ONE_BYTES = len('[{"role":"user","content":"x"}]')
 
 def made(history: History, response_id: str, text: str = "x", **body: Any) -> None:
     request = read_request({"input": text, **body}, history)
-    history.keep(request, {"id": response_id, "output": []})
+    request.keep({"id": response_id, "output": []}, history)
 
 
 def known(history: History, *ids: str) -> list[str]:
@@ -662,7 +708,7 @@ def test_what_is_kept_of_a_conversation_is_what_it_says() -> None:
     items = [{"role": "user", "content": [part], "id": deep}, THINKS, CALL, RESULT]
     history = History()
     request = read_request({"input": items}, history)
-    history.keep(request, {"id": "a", "output": [{**THINKS, "summary": []}, said("y")]})
+    request.keep({"id": "a", "output": [{**THINKS, "summary": []}, said("y")]}, history)
     thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
     assert [json.loads(turn) for turn in history.turns("a")] == [
         [
@@ -709,6 +755,7 @@ def test_history_has_as_many_bytes_as_it_may() -> None:
     assert (known(exact, *"bcd"), exact.bytes) == (["d"], one + 1)
     small = History(max_bytes=one)
     made(small, "a")
+    made(small, "a")
     made(small, "b", "xx")  # does not fit alone, and drives nothing out
     assert (known(small, *"ab"), small.bytes) == (["a"], one)
 
@@ -728,7 +775,7 @@ def test_a_conversation_goes_on_though_it_was_forgotten_meanwhile() -> None:
     made(history, "a")
     request = read_request({"input": "y", "previous_response_id": "a"}, history)
     made(history, "b")
-    history.keep(request, {"id": "c", "output": []})
+    request.keep({"id": "c", "output": []}, history)
     assert len(history.turns("c")) == 2
 
 

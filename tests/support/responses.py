@@ -97,7 +97,7 @@ def ask(model: GenAIModel, history: History, door: str, **body: Any) -> dict[str
             events = Events(request)
             made = [event for c in model.stream_chat(**request.chat) for event in events.add(c)]
             response = valid_events([*made, *events.end()])
-    history.keep(request, response)
+    request.keep(response, history)
     return response
 
 

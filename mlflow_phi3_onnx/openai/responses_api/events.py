@@ -161,7 +161,7 @@ async def respond(
     """
     with request.named():
         response = to_response(await completion, request)
-    history.keep(request, response)
+    request.keep(response, history)
     return response
 
 
@@ -197,7 +197,7 @@ async def stream(
                 yield event
             return
     last = events.end()
-    history.keep(request, events.response)
+    request.keep(events.response, history)
     for event in last:
         yield event
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import ResponseNotFoundError
-from mlflow_phi3_onnx.openai.responses_api.items import Messages
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mlflow_phi3_onnx.openai.responses_api.request import ResponseRequest
 
 __all__ = ["MAX_BYTES", "MAX_RESPONSES", "History"]
 
@@ -68,18 +60,13 @@ class History:
             param="previous_response_id",
         )
 
-    def keep(self, request: ResponseRequest, response: Mapping[str, Any]) -> None:
-        """Keep the conversation of a response, unless its request says not to."""
-        if not request.store:
-            return
-        said = Messages()
-        turn = [*request.asked, *(said.add(item, "output") for item in response["output"])]
-        turns = (*request.before, json.dumps(turn, separators=(",", ":")).encode())
+    def keep(self, response_id: str, turns: tuple[bytes, ...]) -> None:
+        """Keep a response's conversation, as :meth:`turns` returns it."""
         if _size(turns) > self._max_bytes:
             return
         with self._lock:
-            self._kept[response["id"]] = turns
-            self._bytes += _size(turns)
+            self._bytes += _size(turns) - _size(self._kept.pop(response_id, ()))
+            self._kept[response_id] = turns
             while len(self._kept) > self._max_responses or self._bytes > self._max_bytes:
                 _, forgotten = self._kept.popitem(last=False)
                 self._bytes -= _size(forgotten)

@@ -147,14 +147,15 @@ class Messages:
 
     def _thought(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         content, summary = item.get("content", ()), item.get("summary", ())
-        if not content and summary:
+        for member, value in (("content", content), ("summary", summary)):
+            if not isinstance(value, list | tuple):
+                raise _wrong(f"{where}.{member}", "a list of parts", value)
+        if summary and not content:
             raise UnsupportedParameterError(
                 f"{where}.summary: a summary is no thought of this model's, which stand in content."
                 " Leave the item out.",
                 param=f"{where}.summary",
             )
-        if not isinstance(content, list | tuple):
-            raise _wrong(f"{where}.content", "a list of parts", content)
         thought = ""
         for i, part in enumerate(content):
             at = f"{where}.content[{i}]"
@@ -195,10 +196,10 @@ def _checked_parts(value: Any, where: str) -> Any:
 
     Whether they are texts is for chat to check.
     """
-    if value is None:
-        raise _wrong(where, "a string or a list of text parts", value)
-    if not isinstance(value, list | tuple):
+    if isinstance(value, str):
         return value
+    if not isinstance(value, list | tuple):
+        raise _wrong(where, "a string or a list of text parts", value)
     return [_said(part, f"{where}[{i}]") for i, part in enumerate(value)]
 
 

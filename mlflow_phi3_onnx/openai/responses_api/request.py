@@ -68,6 +68,15 @@ class ResponseRequest:
                 raise
             raise type(error)(message, param=param) from error
 
+    def keep(self, response: Mapping[str, Any], history: History) -> None:
+        """Keep the conversation of a whole response, unless the request says not to."""
+        if not self.store:
+            return
+        said = Messages()
+        turn = [*self.asked, *(said.add(item, "output") for item in response["output"])]
+        written = json.dumps(turn, separators=(",", ":")).encode()
+        history.keep(response["id"], (*self.before, written))
+
     def _here(self, text: str) -> str:
         def place(found: re.Match[str]) -> str:
             at = self.places[int(found[1])]
