@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 # What OpenAI's API has, and some versions of its client's types have not.
-BESIDE = {"store", "bytes", "name", "cache_write_tokens"}
+BESIDE = {"store", "bytes", "name", "cache_write_tokens", "completed_at"}
 
 
 def check_known(told: BaseModel) -> None:

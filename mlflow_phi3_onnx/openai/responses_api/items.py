@@ -64,13 +64,13 @@ class Messages:
     """Chat's messages, made of items one after the other.
 
     Attributes:
-        messages: The messages.
         places: Where each of them stands.
     """
 
     def __init__(self) -> None:
-        self.messages: list[dict[str, Any]] = []
         self.places: list[Place] = []
+        self._messages: list[dict[str, Any]] = []
+        self._thoughts: list[list[str]] = []
         self._called: set[str] = set()
 
     def instruct(self, text: str) -> None:
@@ -104,6 +104,13 @@ class Messages:
             param=f"{where}.type",
         )
 
+    def whole(self) -> list[dict[str, Any]]:
+        """Return the messages."""
+        return [
+            {**message, "reasoning_content": "".join(thoughts)} if thoughts else message
+            for message, thoughts in zip(self._messages, self._thoughts, strict=True)
+        ]
+
     def _message(self, item: dict[str, Any], where: str) -> dict[str, Any]:
         role = item.get("role")
         if not is_one(role, *ROLES):
@@ -114,10 +121,10 @@ class Messages:
         content = _checked_parts(item.get("content"), f"{where}.content")
         if role != "assistant":
             self._append(_place(where), role=role, content=content)
-            return self.messages[-1]
-        turn = self._turn(where, text=True)
-        both = [*_parts(turn["content"]), *_parts(content)] if turn["content"] else content
-        turn["content"] = both
+        else:
+            turn = self._turn(where, text=True)
+            turn["content"] = turn["content"] or []
+            turn["content"] += _parts(content)
         self.places[-1].content = _place(where).content
         return {"role": role, "content": content}
 
@@ -166,20 +173,21 @@ class Messages:
                 )
             thought += _string(given, "text", at)
         if thought:
-            turn = self._turn(where, text=True)
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+            self._turn(where, text=True)
+            self._thoughts[-1].append(thought)
         return {"type": "reasoning", "content": [{"type": "reasoning_text", "text": thought}]}
 
     def _turn(self, where: str, *, text: bool = False) -> dict[str, Any]:
         """Return the assistant's turn that goes on, or a new one."""
-        last = self.messages[-1] if self.messages else {}
+        last = self._messages[-1] if self._messages else {}
         goes_on = last.get("role") == "assistant"
         if not goes_on or (text and last["content"] and "tool_calls" not in last):
             self._append(_place(where), role="assistant", content="")
-        return self.messages[-1]
+        return self._messages[-1]
 
     def _append(self, place: Place, **message: Any) -> None:
-        self.messages.append(message)
+        self._messages.append(message)
+        self._thoughts.append([])
         self.places.append(place)
 
 

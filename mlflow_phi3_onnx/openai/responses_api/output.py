@@ -25,18 +25,20 @@ class Item(ABC):
 
     Args:
         index: Its place in the output.
-
-    Attributes:
-        text: What was written so far.
     """
 
     prefix: ClassVar[str]
     delta_of: ClassVar[str]
 
     def __init__(self, index: int) -> None:
-        self.text = ""
+        self._written: list[str] = []
         self._id = new_id(self.prefix)
         self._at: dict[str, Any] = {"item_id": self._id, "output_index": index}
+
+    @property
+    def text(self) -> str:
+        """What was written so far."""
+        return "".join(self._written)
 
     @abstractmethod
     def whole(self, status: str) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class Item(ABC):
 
     def add(self, text: str, **more: Any) -> list[Event]:
         """Go on with the text; return the events."""
-        self.text += text
+        self._written.append(text)
         return [self._event(f"{self.delta_of}.delta", delta=text, **more)]
 
     def end(self, status: str) -> list[Event]:

@@ -125,7 +125,7 @@ def read_request(body: Mapping[str, Any], history: History) -> ResponseRequest:
         store=given.get("store", True),
     )
     with request.named():
-        checked = check_messages(messages.messages)
+        checked = check_messages(messages.whole())
     return replace(request, chat={"messages": list(checked), **request.chat})
 
 
