@@ -6,6 +6,7 @@
     └── GenAIError                      500  server_error
         ├── InvalidRequestError         400  invalid_request_error
         │   ├── UnsupportedParameterError
+        │   ├── ResponseNotFoundError   404  invalid_request_error
         │   └── ContextLengthError
         ├── InvalidModelError           400  invalid_request_error
         ├── SourceError                 400  invalid_request_error
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidModelError",
     "InvalidRequestError",
     "MemoryBudgetError",
+    "ResponseNotFoundError",
     "SaveError",
     "SourceAccessError",
     "SourceError",
@@ -117,6 +119,13 @@ class UnsupportedParameterError(InvalidRequestError):
     """A parameter that this package does not honour, or does not know."""
 
     openai_code = "unsupported_parameter"
+
+
+class ResponseNotFoundError(InvalidRequestError):
+    """A response that a request goes on from, and that is not kept, or not any more."""
+
+    mlflow_code = databricks_pb2.RESOURCE_DOES_NOT_EXIST
+    openai_code = "previous_response_not_found"
 
 
 class ContextLengthError(InvalidRequestError):

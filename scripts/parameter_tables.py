@@ -6,6 +6,7 @@ Usage: python scripts/parameter_tables.py
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.options import markdown
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
@@ -13,7 +14,14 @@ from mlflow_phi3_onnx.deployments.arguments import OPTIONS as DEPLOYMENT_OPTIONS
 from mlflow_phi3_onnx.model.settings import PYFUNC_SETTINGS, RUNTIME_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_COMPLETIONS
+from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS
+from mlflow_phi3_onnx.openai.responses_api.history import MAX_BYTES, MAX_RESPONSES
 from mlflow_phi3_onnx.sources.convert.options import EXPORT_OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mlflow_phi3_onnx.core.options import Option
 
 TARGET = Path(__file__).parent.parent / "docs" / "parameters.md"
 
@@ -63,6 +71,19 @@ any form: a string, a list, an array, a Series, a frame of one column whatever i
 `{"prompt": [...]}`, `{"inputs": ...}`.""",
 }
 
+RESPONSES = f"""## `/v1/responses`
+
+The fields of OpenAI's Responses API, and those of chat that it has no other name for.
+
+`input` is a string, or a list of items: messages with text parts, `function_call`,
+`function_call_output` and `reasoning`. A `function_call_output` follows its call, in the input or
+in the conversation of `previous_response_id`. Thoughts are given whole, as the content of
+`reasoning` items, which can be sent back; the chat template tells what becomes of them.
+
+Conversations are kept in memory: at most {MAX_RESPONSES:,} responses with {MAX_BYTES >> 20} MiB of
+JSON together, unless the server is told otherwise.
+"""
+
 TITLES = {
     "honoured": [],
     "unused": ["Accepted, without effect:", ""],
@@ -70,17 +91,25 @@ TITLES = {
 }
 
 
+def tables(options: Iterable[Option], *, saved: bool = False) -> list[str]:
+    """Return the lines of a table of the options of each status."""
+    lines: list[str] = []
+    listed = list(options)
+    for status, title in TITLES.items():
+        if rows := [row for row in listed if row.status == status]:
+            lines += [*title, *markdown(rows, saved=saved), ""]
+    return lines
+
+
 def document() -> str:
     """Return the whole page."""
     lines = [HEAD]
     for task in ALL_TASKS:
         lines += [f"## `{task}`", "", NOTES[task], ""]
-        for status, title in TITLES.items():
-            rows = [row for row in PARAMETERS[task].values() if row.status == status]
-            if rows:
-                lines += [*title, *markdown(rows, saved=True), ""]
+        lines += tables(PARAMETERS[task].values(), saved=True)
     lines += ["## Settings of a pyfunc", "", "In `params` or `model_config`, of every task.", ""]
     lines += [*markdown(PYFUNC_SETTINGS.values()), ""]
+    lines += [RESPONSES, *tables(FIELDS.values())]
     lines += ["## Runtime settings", "", "Only in `model_config`, of every task.", ""]
     lines += [*markdown(RUNTIME_SETTINGS.values()), "", "## Export options", ""]
     lines += ["Keys of `export_options`, beside `precision`, where a checkpoint is converted.", ""]

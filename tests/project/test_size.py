@@ -14,12 +14,14 @@ SHARED_LINES = 12
 
 
 def code_lines(path: Path) -> list[tuple[int, str]]:
-    """List the lines of code with their numbers: no imports, docstrings, comments or brackets."""
+    """List the lines of code with their numbers: no imports, exports, docstrings or comments."""
     source = path.read_text(encoding="utf-8")
     skipped: set[int] = set()
     for node in ast.walk(ast.parse(source)):
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if isinstance(node, ast.stmt) and (text or isinstance(node, ast.Import | ast.ImportFrom)):
+        names = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        imported = isinstance(node, ast.Import | ast.ImportFrom)
+        if isinstance(node, ast.stmt) and (text or names or imported):
             skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = ((number, line.strip()) for number, line in enumerate(source.splitlines(), 1))
     return [
