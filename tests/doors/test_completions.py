@@ -8,10 +8,11 @@ import mlflow
 import pandas as pd
 import pytest
 from mlflow.models import ModelSignature
-from mlflow.types.schema import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.flavor.signatures import signature
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import parse_request
 from tests.support.doors import (
     CANARY,
@@ -357,8 +358,9 @@ def test_a_cell_of_a_frame_may_have_any_form(pyfunc: Any) -> None:
 def test_a_signature_whose_prompt_is_a_string_works_on(demo: Path, tmp_path: Path) -> None:
     """Models that were saved when a prompt could only be a string have it."""
     new = signature("llm/v1/completions")
-    assert new.inputs is not None
-    columns = [column for column in new.inputs.inputs if column.name != "prompt"]
+    names = PARAMETERS["llm/v1/completions"]
+    columns = [ColSpec(AnyType(), name, required=False) for name in names if name != "messages"]
+    columns.append(ColSpec(Array(AnyType()), "messages", required=False))
     old = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "prompt"), *columns]),
         outputs=new.outputs,

@@ -133,6 +133,8 @@ def test_prompts_of_completions_in_all_forms(
     completions: Server, prompts: dict[str, Any], payload: str, form: str, expected: list[str]
 ) -> None:
     prompt = prompts[form]
+    if (payload, form) == ("inputs", "lists of ids"):
+        pytest.skip("of unequal lengths, they are refused by MLflow: see the next test")
     fields = {"prompt": prompt, "max_tokens": 20}
     status, body = completions.post(
         {
@@ -145,6 +147,17 @@ def test_prompts_of_completions_in_all_forms(
     assert status == 200, body
     (response,) = body if payload == "openai" else body["predictions"]
     assert [choice["text"] for choice in response["choices"]] == expected
+
+
+def test_mlflow_makes_arrays_of_inputs_so_lists_of_one_length(
+    completions: Server, prompts: dict[str, Any]
+) -> None:
+    first, second = prompts["lists of ids"]
+    status, body = completions.post({"inputs": [{"prompt": [first, second]}]})
+    assert status == 400
+    assert "inhomogeneous" in body["message"]
+    status, body = completions.post({"inputs": [{"prompt": [first, first]}]})
+    assert [choice["text"] for choice in body["predictions"][0]["choices"]] == [RAW, RAW]
 
 
 def test_a_data_frame_of_prompts_in_mixed_forms(
