@@ -103,7 +103,7 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PROGRAMS)
 def test_a_page_runs_in_a_notebook_too(page: str, tmp_path: Path) -> None:
-    """A cell for each block. In a notebook an event loop is running, where ``asyncio.run`` fails."""
+    """A cell for each block. An event loop is running there, in which ``asyncio.run`` fails."""
     new: Any = nbformat.v4
     cells = [
         new.new_code_cell(IN_A_NOTEBOOK.sub(r"\1\2", block))
