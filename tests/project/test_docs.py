@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import runpy
@@ -12,6 +13,9 @@ from typing import Any
 
 import nbformat
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -137,6 +141,37 @@ def test_the_guide_has_every_parameter() -> None:
     assert {
         name for name in honoured if f"`{name}" not in GUIDE and f"{name}=" not in GUIDE
     } == set()
+
+
+def test_the_gpu_recipe_brings_what_the_package_needs() -> None:
+    """All but the CPU build, in the versions of pyproject.toml, or with MLflow."""
+    (recipe, *_) = blocks("bash", (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"))
+    given = {one.name: one for one in map(Requirement, re.findall('"([^"]+)"', recipe))}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^dependencies = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    needed = {one.name: one for one in map(Requirement, re.findall('"([^"]+)"', section))}
+    newest = re.search('"onnxruntime-genai(>=[^;"]+); python_version >=', section)
+    assert newest
+    assert given["onnxruntime-genai-cuda"].specifier == SpecifierSet(newest[1])
+    del needed["onnxruntime-genai"]
+    assert {name: given[name].specifier for name in needed.keys() & given.keys()} == {
+        name: needed[name].specifier for name in needed.keys() & given.keys()
+    }
+    assert needed.keys() - given.keys() <= brought_by("mlflow")
+
+
+def brought_by(name: str) -> set[str]:
+    """Return what an installed distribution requires, and what that requires."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for text in importlib.metadata.requires(waiting.pop()) or ():
+            one = Requirement(text)
+            wanted = one.marker is None or one.marker.evaluate({"extra": ""})
+            if wanted and (found := canonicalize_name(one.name)) not in seen:
+                seen.add(found)
+                waiting.append(found)
+    return seen
 
 
 def anchors(text: str) -> set[str]:
