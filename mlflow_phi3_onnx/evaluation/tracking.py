@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -25,8 +24,6 @@ __all__ = ["check_unused", "log_comparison", "plot"]
 _logger = logging.getLogger(__name__)
 
 _SAME, _REST = "#2a6fbb", "#d9d9d9"
-_AXIS = 50
-"""How many characters of a label fit along an axis."""
 
 
 def check_unused(name: str) -> None:
@@ -114,6 +111,6 @@ def plot(result: Comparison) -> Any:
     surprise.plot(ends, ends, color=_REST, zorder=0)
     surprise.scatter(a, b, color=_SAME, s=18)
     surprise.set(title="Perplexity of each prompt", xscale="log", yscale="log")
-    surprise.set_xlabel(textwrap.fill(f"model_a: {result.model_a}", _AXIS))
-    surprise.set_ylabel(textwrap.fill(f"model_b: {result.model_b}", _AXIS))
+    surprise.set(xlabel="model_a", ylabel="model_b")
+    figure.suptitle(f"model_a: {result.model_a}\nmodel_b: {result.model_b}", fontsize="medium")
     return figure

@@ -18,7 +18,6 @@ from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
-from mlflow_phi3_onnx.flavor.inspect import describe
 from mlflow_phi3_onnx.flavor.load import open_artifact
 from mlflow_phi3_onnx.flavor.save import CODE, check_target, prepare
 from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
@@ -237,7 +236,7 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
     uri, version = info.model_uri, info.registered_model_version
     if registered_model_name is not None and version is not None:
         uri = f"models:/{registered_model_name}/{version}"
-        description = describe(info.flavors[FLAVOR_NAME])
+        description = str(tags[mlflow_compat.DESCRIPTION_TAG])
         mlflow_models.describe_version(registered_model_name, version, description)
     mlflow_models.link_back(origin, uri)
     return info

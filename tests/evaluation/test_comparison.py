@@ -27,6 +27,7 @@ from mlflow_phi3_onnx import (
     SourceNotFoundError,
     compare,
 )
+from mlflow_phi3_onnx.evaluation.tracking import plot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -266,6 +267,11 @@ def test_an_active_run_gets_the_table_the_metrics_and_a_plot(
     assert table["token_id_b"].fillna(-1).tolist() == frame["token_id_b"].fillna(-1).tolist()
     assert load_text(f"{artifacts}/comparison.txt") == repr(result)
     assert load_image(f"{artifacts}/comparison.png").size[0] > 500
+    drawn = plot(result)
+    labels = f"model_a: {result.model_a}\nmodel_b: {result.model_b}"
+    assert drawn.get_suptitle() == labels
+    drawn.canvas.draw()
+    assert drawn.bbox.contains(*drawn._suptitle.get_window_extent().max)
 
 
 @pytest.mark.usefixtures("tracking")
