@@ -6,7 +6,7 @@ import difflib
 import math
 import reprlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 T = TypeVar("T")
+
+PlainType: TypeAlias = Literal["number", "true or false", "text", "texts", "integers"]
 
 MAX_SHOWN_BITS = 256
 MAX_SHOWN_CHARACTERS = 80
@@ -35,20 +37,24 @@ class Check(Generic[T]):
         allowed: What values it lets through, in words.
         function: Returns the clean value or raises ValueError.
         choices: The values that it lets through, where they are a few words.
+        type: What they are, where they are all of one plain type.
     """
 
     allowed: str
     function: Callable[[Any], T]
     choices: tuple[T, ...] = ()
+    type: PlainType | None = None
 
     def __call__(self, value: Any) -> T:
         """Return the clean value or raise ValueError."""
         return self.function(value)
 
 
-def allows(allowed: str) -> Callable[[Callable[[Any], T]], Check[T]]:
+def allows(
+    allowed: str, plain: PlainType | None = None
+) -> Callable[[Callable[[Any], T]], Check[T]]:
     """Make a check of the function that is decorated."""
-    return lambda function: Check(allowed, function)
+    return lambda function: Check(allowed, function, type=plain)
 
 
 def describe_kind(value: Any) -> str:
@@ -125,7 +131,7 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Check[
     else:
         allowed = f"a number above {low}" + (f", up to {high}" if high < math.inf else "")
 
-    @allows(allowed)
+    @allows(allowed, "number")
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError
@@ -148,7 +154,7 @@ def integer(low: int | None = None, high: int | None = None, *, bits: int = 32) 
     most = 2 ** (bits - 1) - 1 if high is None else high
     bounds = f"from {low}" + ("" if high is None else f" to {high}")
 
-    @allows(f"an integer of {bits} bits" if low is None else f"an integer {bounds}")
+    @allows(f"an integer of {bits} bits" if low is None else f"an integer {bounds}", "number")
     def check(value: Any) -> int:
         if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
             value = int(value)
@@ -167,7 +173,8 @@ def one_of(*allowed: T, note: str = "") -> Check[T]:
             raise ValueError
         return allowed[allowed.index(value)]
 
-    return Check(f"one of {', '.join(map(str, allowed))}{note}", check, allowed)
+    words = f"one of {', '.join(map(str, allowed))}{note}"
+    return Check(words, check, allowed, "text" if isinstance(allowed[0], str) else None)
 
 
 @allows("anything")
@@ -176,7 +183,7 @@ def anything(value: Any) -> Any:
     return value
 
 
-@allows("true or false")
+@allows("true or false", "true or false")
 def boolean(value: Any) -> bool:
     """Check a truth value."""
     if not isinstance(value, bool):
@@ -184,7 +191,7 @@ def boolean(value: Any) -> bool:
     return value
 
 
-@allows("a string")
+@allows("a string", "text")
 def string(value: Any) -> str:
     """Check a string."""
     if not isinstance(value, str):

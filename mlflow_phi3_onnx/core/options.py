@@ -41,7 +41,6 @@ class Option:
         otherwise: The default in words, where the value alone does not tell; ``{}`` is the value.
         tasks: The tasks that know it, where it belongs to some.
         status: ``honoured``; ``unused`` (accepted, with no effect to have); or ``refused``.
-        numeric: Whether it is a plain number, which an MLflow ``params`` schema can carry.
         configurable: Whether ``model_config`` may give its default.
         from_text: Whether a text is read as JSON first: a command line has nothing but texts.
     """
@@ -53,7 +52,6 @@ class Option:
     otherwise: str = "{}"
     tasks: tuple[str, ...] = ()
     status: Status = "honoured"
-    numeric: bool = False
     configurable: bool = False
     from_text: bool = False
 
@@ -189,16 +187,18 @@ def markdown(options: Iterable[Option], *, saved: bool = False) -> list[str]:
 
     Args:
         options: The options, of which those that are not honoured only tell what they are about.
-        saved: Whether to tell which of them ``model_config`` may have.
+        saved: Whether to tell which of them ``params`` and ``model_config`` may have.
     """
     lines: list[str] = []
     for option in options:
         cells = [f"`{option.name}`"]
         if option.status == "honoured":
             cells += [option.check.allowed, option.shown_default]
-            cells += ["yes" if option.configurable else "no"] * saved
+            doors = [option.check.type or "no", "yes" if option.configurable else "no"]
+            cells += doors if saved else []
         if not lines:
-            head = ["name", "may be", "default", *["in `model_config`"] * saved]
+            doors = ["in `params`", "in `model_config`"] if saved else []
+            head = ["name", "may be", "default", *doors]
             lines = [_row([*(head if option.status == "honoured" else ["name"]), "meaning"])]
             lines.append(_row(["---"] * (len(cells) + 1)))
         lines.append(_row([*cells, option.about]))

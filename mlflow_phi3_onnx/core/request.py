@@ -157,6 +157,8 @@ class Options:
             ``top_logprobs`` alternatives each; ``max_tokens`` may then be 0.
         keep_control_tokens: Whether control tokens stay in the text, for marks of tool calls.
         kept_tokens: Those that stay in it although others do not: marks of reasoning.
+        own_text: Whether the completion is a text of its own, and not the rest of another: its
+            first word then has no space before it.
         grammar: What every completion must match, unless a token limit ends it; None allows all.
         timeout: Seconds after which a completion that is not finished fails; None waits for ever.
         draft_tokens: The most draft tokens that are verified in one step; 0 drafts none. They are
@@ -178,6 +180,7 @@ class Options:
     prompt_logprobs: bool = False
     keep_control_tokens: bool = False
     kept_tokens: frozenset[int] = frozenset()
+    own_text: bool = False
     grammar: Grammar | None = None
     timeout: float | None = None
     draft_tokens: int = 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from mlflow.models import ModelSignature
 from mlflow.types.schema import DataType
 
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import describe_kind, is_one
 from mlflow_phi3_onnx.core.options import check_mapping
-from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, Task
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, TEXT, Task
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
-from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
+from mlflow_phi3_onnx.flavor.output import read_pyfunc_settings
+from mlflow_phi3_onnx.flavor.rows import clean_params, rows
+from mlflow_phi3_onnx.flavor.signatures import plain_signature
 from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS, parse_request
 
@@ -20,17 +23,42 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.model.settings import Settings
 
-__all__ = ["checked_example", "checked_signature"]
+__all__ = ["checked_example", "checked_signature", "with_output"]
+
+PLAIN = "plain"
 
 _QUESTION = "What is the capital of Spain?"
 
 
-def checked_signature(given: Any, task: Task) -> ModelSignature | None:
+def with_output(config: dict[str, Any], given: Any, task: Task) -> dict[str, Any]:
+    """Return the configuration to save: that of a plain signature answers with text.
+
+    Args:
+        config: The configuration.
+        given: The signature that was given.
+        task: The task.
+
+    Raises:
+        InvalidRequestError: If it is to answer with objects all the same.
+    """
+    if not is_one(given, PLAIN) or task == TEXT:
+        return config
+    if config.get("output") == "openai":
+        raise InvalidRequestError(
+            "model_config: output is openai, but a plain signature has text for its output. Give"
+            " text or json, or leave output out.",
+            param="output",
+        )
+    return {"output": "text", **config}
+
+
+def checked_signature(given: Any, task: Task, settings: Settings) -> ModelSignature | None:
     """Return the signature to save: the caller's, or the task's own.
 
     Args:
-        given: A signature, None for the task's own, or False for none.
+        given: A signature, ``"plain"``, None for the task's own, or False for none.
         task: The task.
+        settings: The checked configuration of the model.
 
     Raises:
         InvalidRequestError: If it is none of these, or has not the task's input.
@@ -38,11 +66,13 @@ def checked_signature(given: Any, task: Task) -> ModelSignature | None:
     if given is False:
         return None
     if given is None:
-        return task_signature(task)
+        return task_signature(task, settings.pyfunc.get("output", "openai"))
+    if is_one(given, PLAIN):
+        return plain_signature(task)
     if not isinstance(given, ModelSignature):
         raise InvalidRequestError(
-            "signature must be a ModelSignature, None for the task's own, or False for none; got"
-            f" {describe_kind(given)}.",
+            f"signature must be a ModelSignature, {PLAIN!r}, None for the task's own, or False for"
+            f" none; got {describe_kind(given)}.",
             param="signature",
         )
     if given.inputs is not None and not _has_input(given, task):
@@ -57,7 +87,9 @@ def checked_signature(given: Any, task: Task) -> ModelSignature | None:
     return given
 
 
-def checked_example(given: Any, task: Task, settings: Settings, adapters: Collection[str]) -> Any:
+def checked_example(
+    given: Any, task: Task, settings: Settings, adapters: Collection[str], signature: Any
+) -> Any:
     """Return the input example to save: the caller's, or one of the task's own.
 
     Args:
@@ -66,6 +98,7 @@ def checked_example(given: Any, task: Task, settings: Settings, adapters: Collec
         task: The task.
         settings: The checked configuration of the model.
         adapters: The names of its adapters.
+        signature: The signature that was given.
 
     Raises:
         InvalidRequestError: If the model would refuse it.
@@ -73,12 +106,15 @@ def checked_example(given: Any, task: Task, settings: Settings, adapters: Collec
     if given is False:
         return None
     if given is None:
-        message = {"role": "user", "content": _QUESTION}
-        return {"messages": [message]} if task == CHAT else {"prompt": _QUESTION}
+        messages: Any = [{"role": "user", "content": _QUESTION}]
+        if is_one(signature, PLAIN):
+            messages = json.dumps(messages)
+        return {"messages": messages} if task == CHAT else {"prompt": _QUESTION}
     data, params = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
 
     def parse(task: Task, config: Mapping[str, Any]) -> None:
         beside = clean_params(check_mapping(params, "params"))
+        read_pyfunc_settings(beside)
         for row in rows(data, task):
             parse_request(row, task, params=beside, config=config, adapters=adapters)
 

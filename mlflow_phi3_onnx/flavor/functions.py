@@ -20,7 +20,11 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
 from mlflow_phi3_onnx.flavor.load import open_artifact
 from mlflow_phi3_onnx.flavor.save import CODE, check_target, prepare
-from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
+from mlflow_phi3_onnx.model.settings import (
+    OF_SAVED_MODELS,
+    PYFUNC_SETTINGS,
+    RUNTIME_SETTINGS,
+)
 from mlflow_phi3_onnx.sources import mlflow_models
 from mlflow_phi3_onnx.sources.local import checked_files, download
 
@@ -275,8 +279,13 @@ def load_model(
     given = {"execution_provider": execution_provider, "verify": verify}
     own = read(RUNTIME_SETTINGS, given, "a runtime setting", shown=True)
     config = check_mapping(model_config, "model_config")
+    if foreign := sorted(config.keys() & PYFUNC_SETTINGS.keys()):
+        raise InvalidRequestError(
+            f"model_config: {foreign[0]} is {OF_SAVED_MODELS[foreign[0]]}. Leave it out.",
+            param=foreign[0],
+        )
     local = download(model_uri, dst_path, param="model_uri")
-    model, _ = open_artifact(local, {**config, **own})
+    model = open_artifact(local, {**config, **own}).model
     _add_code(local / CODE)
     return model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_phi3_onnx.artifact.saved import read_saved
 from mlflow_phi3_onnx.engine.options import ServingPolicy
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant
     from mlflow_phi3_onnx.core.tasks import Task
 
-__all__ = ["PROVIDER_VARIABLE", "choose_variant", "open_artifact"]
+__all__ = ["PROVIDER_VARIABLE", "OpenedModel", "choose_variant", "open_artifact"]
 
 _logger = logging.getLogger(__name__)
 
@@ -30,12 +30,26 @@ PROVIDER_VARIABLE = "MLFLOW_PHI3_ONNX_EXECUTION_PROVIDER"
 """Chooses among the variants of a model, where no setting does."""
 
 
+class OpenedModel(NamedTuple):
+    """A saved model that is loaded.
+
+    Attributes:
+        model: The model.
+        task: The task that it was saved for.
+        settings: The saved configuration, with what replaced parts of it.
+    """
+
+    model: GenAIModel
+    task: Task
+    settings: Settings
+
+
 def open_artifact(
     path: Path,
     model_config: Mapping[str, Any] | None,
     policy: ServingPolicy = ServingPolicy(),
-) -> tuple[GenAIModel, Task]:
-    """Load the model of an artifact folder and tell its task.
+) -> OpenedModel:
+    """Load the model of an artifact folder.
 
     Args:
         path: The folder with the MLmodel file.
@@ -62,7 +76,7 @@ def open_artifact(
         origin=saved.source,
         policy=policy,
     )
-    return model, saved.task
+    return OpenedModel(model, saved.task, settings)
 
 
 def choose_variant(bundle: Bundle, wanted: str | None = None) -> Variant:

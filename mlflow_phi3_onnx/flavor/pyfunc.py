@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.flavor.load import open_artifact
+from mlflow_phi3_onnx.flavor.load import OpenedModel, open_artifact
+from mlflow_phi3_onnx.flavor.output import read_pyfunc_settings, written
+from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.flavor.serving import enter_server
-from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from mlflow_phi3_onnx.core.tasks import Task
     from mlflow_phi3_onnx.model.native import GenAIModel
 
 __all__ = ["FLAVOR_NAME", "_PyFuncWrapper", "_load_pyfunc"]
@@ -46,7 +46,7 @@ class _PyFuncWrapper:
     def __init__(self, path: Path, model_config: dict[str, Any]) -> None:
         self._path = path
         self._model_config = model_config
-        self._opened: tuple[GenAIModel, Task] | None = None
+        self._opened: OpenedModel | None = None
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,32 +54,43 @@ class _PyFuncWrapper:
 
     def get_raw_model(self) -> GenAIModel:
         """Return the native model."""
-        return self._open()[0]
+        return self._open().model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> list[Any]:
-        """Complete every row, all of them together.
+        """Answer every row, all of them together.
 
         Args:
-            data: One request a row; see :func:`mlflow_phi3_onnx.flavor.signatures.rows`.
-            params: Parameters for all rows; a row's own fields come first.
+            data: One request a row; see :func:`mlflow_phi3_onnx.flavor.rows.rows`.
+            params: Parameters for all rows, a row's own fields coming first; and the settings
+                ``output`` and ``on_error``, which come before those of ``model_config``.
 
         Returns:
-            One entry a row, in order: an OpenAI object, or the text for ``text-generation``.
+            One entry a row, in order: what ``output`` says, or what ``on_error`` does.
         """
-        model, task = self._open()
-        return model.run(task, rows(data, task), clean_params(params))
+        model, task, settings = self._open()
+        given = clean_params(params)
+        chosen = {**settings.pyfunc, **read_pyfunc_settings(given)}
+        answers = model.run(task, rows(data, task), given, on_error=chosen.get("on_error", "raise"))
+        return [written(answer, task, chosen.get("output", "openai")) for answer in answers]
 
     def predict_stream(self, data: Any, params: dict[str, Any] | None = None) -> Generator[Any]:
-        """Complete one row in deltas: OpenAI chunks, or text for ``text-generation``."""
-        model, task = self._open()
+        """Answer one row in deltas: OpenAI chunks, or text for ``text-generation``."""
+        model, task, _ = self._open()
+        given = clean_params(params)
+        if set_for_predict := sorted(read_pyfunc_settings(given)):
+            raise InvalidRequestError(
+                f"params: {set_for_predict[0]} is for predict; predict_stream yields chunks, or"
+                " raises. Leave it out.",
+                param=set_for_predict[0],
+            )
         requests = rows(data, task)
         if len(requests) != 1:
             raise InvalidRequestError(
                 f"predict_stream takes exactly one row; got {len(requests):,}. Use predict."
             )
-        return model.run_stream(task, requests[0], clean_params(params))
+        return model.run_stream(task, requests[0], given)
 
-    def _open(self) -> tuple[GenAIModel, Task]:
+    def _open(self) -> OpenedModel:
         if self._opened is None:
             self._opened = open_artifact(self._path, self._model_config, enter_server())
         return self._opened

@@ -26,7 +26,7 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import LONGEST_NAME
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
-from mlflow_phi3_onnx.flavor.fit import checked_example, checked_signature
+from mlflow_phi3_onnx.flavor.fit import checked_example, checked_signature, with_output
 from mlflow_phi3_onnx.flavor.inspect import check_loadable, facts_of
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
@@ -166,7 +166,7 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
     )
     _check_code_paths(given["code_paths"])
     task = given["task"]
-    config = _read_config(given["model_config"])
+    config = with_output(_read_config(given["model_config"]), given["signature"], task)
     settings = Settings.check(config, task)
     metadata = _metadata(given["metadata"], task)
     if settings.verify is not None:
@@ -175,9 +175,9 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
             " Leave it out of model_config, and give it to load_model.",
             param="verify",
         )
-    signature = checked_signature(given["signature"], task)
+    signature = checked_signature(given["signature"], task, settings)
     wanted = check_adapters(given["adapters"])
-    example = checked_example(given["input_example"], task, settings, wanted)
+    example = checked_example(given["input_example"], task, settings, wanted, given["signature"])
     source = _source(given, adapted=bool(wanted))
     with source.resolve() as resolved, fitted(wanted, resolved.bundle.model) as adapters:
         check_loadable(resolved.bundle)

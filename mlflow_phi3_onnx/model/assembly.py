@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.request import Delta, TokenLogprob
-from mlflow_phi3_onnx.engine.base import TokenDelta
+from mlflow_phi3_onnx.engine.base import TokenDelta, TokenScore
 from mlflow_phi3_onnx.prompt.stop import StopMatcher
 
 if TYPE_CHECKING:
@@ -21,8 +21,11 @@ class TextAssembler:
     def __init__(self, tokenizer: PromptTokenizer, eos: frozenset[int], options: Options) -> None:
         self._tokenizer = tokenizer
         self._ends = options.ends(eos)
+        self._own_text = options.own_text
         self._detokenizer = tokenizer.detokenizer(
-            keep_control=options.keep_control_tokens, kept=options.kept_tokens
+            keep_control=options.keep_control_tokens,
+            kept=options.kept_tokens,
+            own_text=options.own_text,
         )
         self._stop = StopMatcher(options.stop)
         self._ids: list[int] = []
@@ -49,7 +52,7 @@ class TextAssembler:
         self._last = delta
         if delta.prompt_logprobs:
             scores = delta.prompt_logprobs
-            self._prompt_logprobs += [score and self._logprob(*score) for score in scores]
+            self._prompt_logprobs += [score and self._logprob(score) for score in scores]
         stop, text = self._stop, self._text
         for place, token in enumerate(delta.token_ids):
             self._ids.append(token)
@@ -60,7 +63,8 @@ class TextAssembler:
             self._length += len(added)
             text.append(stop.add(added))
             if delta.logprobs:
-                self._logprobs.append(self._logprob(*delta.logprobs[place]))
+                begins = self._own_text and len(self._ids) == 1
+                self._logprobs.append(self._logprob(delta.logprobs[place], begins=begins))
             if stop.stopped:
                 break
         if stop.stopped:
@@ -90,9 +94,7 @@ class TextAssembler:
         self._prompt_logprobs.clear()
         return delta
 
-    def _logprob(
-        self, token: int, logprob: float, top: tuple[tuple[int, float], ...] = ()
-    ) -> TokenLogprob:
-        text, raw = self._tokenizer.token_text(token)
-        others = tuple(self._logprob(*other) for other in top)
-        return TokenLogprob(token, text, raw, logprob, others)
+    def _logprob(self, score: TokenScore, *, begins: bool = False) -> TokenLogprob:
+        text, raw = self._tokenizer.token_text(score.token_id, begins=begins)
+        others = (self._logprob(TokenScore(*other), begins=begins) for other in score.top)
+        return TokenLogprob(score.token_id, text, raw, score.logprob, tuple(others))

@@ -17,7 +17,7 @@ from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model.planning import Planner
 from mlflow_phi3_onnx.model.running import TextEngine
-from mlflow_phi3_onnx.model.settings import Settings
+from mlflow_phi3_onnx.model.settings import OF_SAVED_MODELS, OnError, Settings
 from mlflow_phi3_onnx.model.start import start_engine
 from mlflow_phi3_onnx.model.tokens import TokenModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -74,11 +74,12 @@ class GenAIModel(TokenModel):
         else:
             settings = Settings.check(model_config, task)
         checked = check_adapters(adapters)
-        if not isinstance(path, ModelFolder) and settings.verify is not None:
+        given = {"verify"} if settings.verify else set(settings.pyfunc)
+        if not isinstance(path, ModelFolder) and given:
+            name = min(given)
             raise InvalidRequestError(
-                "model_config: verify is for saved models: of a plain folder, nothing is known to"
-                " compare its files with. Leave it out of model_config.",
-                param="verify",
+                f"model_config: {name} is {OF_SAVED_MODELS[name]}. Leave it out of model_config.",
+                param=name,
             )
         folder = path if isinstance(path, ModelFolder) else _read_own(path)
         tokenizer = PromptTokenizer(folder.tokenizer_path)
@@ -278,6 +279,8 @@ class GenAIModel(TokenModel):
         task: Task,
         requests: Sequence[Mapping[str, Any]],
         params: Mapping[str, Any] | None = None,
+        *,
+        on_error: OnError = "raise",
     ) -> list[Any]:
         """Answer several requests together.
 
@@ -287,6 +290,8 @@ class GenAIModel(TokenModel):
             task: What is asked for.
             requests: The fields of each request: ``messages`` or ``prompt``, and parameters.
             params: Parameters for all of them; a request's own fields come first.
+            on_error: What becomes of a request that cannot be answered. With ``"row"``, OpenAI's
+                error object, ``{"error": {...}}``, stands in the place of its response.
 
         Returns:
             One response a request, in order: OpenAI objects, or strings for ``text-generation``.
@@ -295,7 +300,7 @@ class GenAIModel(TokenModel):
             InvalidRequestError: If a request is not what it may be; with several requests, the
                 message says which.
         """
-        return self._texts.run(self._planner.plan_requests(task, requests, params))
+        return self._texts.run(self._planner.plan_requests(task, requests, params, on_error))
 
     def run_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
@@ -308,9 +313,13 @@ class GenAIModel(TokenModel):
         task: Task,
         requests: Sequence[Mapping[str, Any]],
         params: Mapping[str, Any] | None = None,
+        *,
+        on_error: OnError = "raise",
     ) -> list[Any]:
         """Answer several requests together, as ``run``."""
-        return await self._texts.arun(lambda: self._planner.plan_requests(task, requests, params))
+        return await self._texts.arun(
+            lambda: self._planner.plan_requests(task, requests, params, on_error)
+        )
 
     def arun_stream(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None

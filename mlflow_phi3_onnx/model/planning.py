@@ -30,6 +30,7 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
 )
 from mlflow_phi3_onnx.model.reading import Reading, reasoning_format_of
+from mlflow_phi3_onnx.model.settings import ON_ERROR
 from mlflow_phi3_onnx.model.watch import log_refusal
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS, parse_request
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.request import Completion, Grammar
     from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
-    from mlflow_phi3_onnx.model.settings import Settings
+    from mlflow_phi3_onnx.model.settings import OnError, Settings
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
     from mlflow_phi3_onnx.openai.reasoning.base import Start
     from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
@@ -66,11 +67,18 @@ class PlannedRequest:
         jobs: The jobs for the first prompt, one a completion, then those for the second, and so on.
         respond: Puts their completions, in order, into the form that was asked for.
         writer: Makes what writes the same as a stream.
+        keeps_errors: Whether an error becomes its response, and is not raised.
     """
 
     jobs: Sequence[Job]
     respond: Respond
     writer: Callable[[], Writer] = PlainWriter
+    keeps_errors: bool = False
+
+    @classmethod
+    def failed(cls, error: GenAIError) -> PlannedRequest:
+        """Make what stands for a request whose response is an error."""
+        return cls((), lambda _: error.to_openai(), keeps_errors=True)
 
 
 class Planner:
@@ -100,18 +108,24 @@ class Planner:
         task: Task,
         requests: Sequence[Mapping[str, Any]],
         params: Mapping[str, Any] | None = None,
+        on_error: OnError = "raise",
     ) -> list[PlannedRequest]:
         """Plan several requests whose completions are wanted as a whole.
 
         Raises:
-            InvalidRequestError: If one is not what it may be; with several requests, the message
-                says which.
+            InvalidRequestError: If one is not what it may be, and is not kept in its place; with
+                several requests, the message says which.
         """
+        keeps = ON_ERROR.read(on_error) == "row"
         planned: list[PlannedRequest] = []
         for number, fields in enumerate(requests):
             try:
-                planned.append(self.plan_request(task, fields, params))
+                request = self.plan_request(task, fields, params)
+                planned.append(replace(request, keeps_errors=keeps))
             except GenAIError as error:
+                if keeps:
+                    planned.append(PlannedRequest.failed(error))
+                    continue
                 if len(requests) == 1:
                     raise
                 message = f"row {number}: {error.message}"
@@ -196,7 +210,9 @@ class Planner:
         ids = self.encode(prompt)
         start = self._reading.start(prompt, ids)
         options = self._with_grammar(request.options, held, start)
-        options = replace(options, kept_tokens=self._reading.kept)
+        # What a request's own grammar asks for is written as it is.
+        own_text = not prompt.continued and request.options.grammar is None
+        options = replace(options, kept_tokens=self._reading.kept, own_text=own_text)
         job = self._job(prompt, ids, options)
         read = partial(self._reading.reader, prompt, start)
         writer = partial(ChatWriter, request, [EncodedPrompt(len(ids))], name, read)

@@ -20,15 +20,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.model.assembly import TextAssembler
+from mlflow_phi3_onnx.model.planning import PlannedRequest
 from mlflow_phi3_onnx.model.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
 
     from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.engine.base import Job, JobHandle, TokenDelta
     from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-    from mlflow_phi3_onnx.model.planning import PlannedRequest
     from mlflow_phi3_onnx.openai.responses import Writer
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -172,10 +175,12 @@ class TextEngine:
         """Run requests together, and return their responses."""
         watch = Watch()
         with watch, contextlib.closing(_requests_done(*self._begin(planned))) as requests:
-            return [
-                _respond(request, [handle.result() for handle in handles], watch)
-                for request, handles in requests
-            ]
+            responses: list[Any] = []
+            for request, handles in requests:
+                with _Answer(request, handles, watch) as answer:
+                    answer.completions = [handle.result() for handle in handles]
+                responses.append(answer.response)
+            return responses
 
     async def arun(self, plan: Callable[[], Sequence[PlannedRequest]]) -> list[Any]:
         """Plan requests in a thread and run them, without blocking the event loop."""
@@ -184,8 +189,9 @@ class TextEngine:
         with watch, contextlib.closing(_requests_done(*begun)) as requests:
             responses: list[Any] = []
             for request, handles in requests:
-                completions = [await handle.aresult() for handle in handles]
-                responses.append(_respond(request, completions, watch))
+                with _Answer(request, handles, watch) as answer:
+                    answer.completions = [await handle.aresult() for handle in handles]
+                responses.append(answer.response)
             return responses
 
     def write(self, planned: PlannedRequest) -> Generator[Any]:
@@ -231,11 +237,53 @@ class TextEngine:
     def _begin(
         self, planned: Sequence[PlannedRequest]
     ) -> tuple[Sequence[PlannedRequest], deque[CompletionHandle]]:
-        return planned, deque(self.submit([job for request in planned for job in request.jobs]))
+        """Submit requests together; where one is refused and errors are kept, one by one."""
+        try:
+            return planned, deque(self.submit([job for request in planned for job in request.jobs]))
+        except GenAIError:
+            if not all(request.keeps_errors for request in planned):
+                raise
+        begun: list[PlannedRequest] = []
+        handles: deque[CompletionHandle] = deque()
+        for request in planned:
+            try:
+                handles.extend(self.submit(request.jobs))
+                begun.append(request)
+            except GenAIError as error:
+                begun.append(PlannedRequest.failed(error))
+        return begun, handles
 
 
-def _respond(request: PlannedRequest, completions: Sequence[Completion], watch: Watch) -> Any:
-    return watch.done(request.jobs, completions, request.respond(completions))
+class _Answer:
+    """Puts a request's response together, from its completions or, where they are kept, errors."""
+
+    completions: Sequence[Completion]
+    response: Any
+
+    def __init__(
+        self, request: PlannedRequest, handles: Sequence[CompletionHandle], watch: Watch
+    ) -> None:
+        self._request = request
+        self._handles = handles
+        self._watch = watch
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> bool:
+        jobs = self._request.jobs
+        if error is None:
+            response = self._request.respond(self.completions)
+            self.response = self._watch.done(jobs, self.completions, response)
+            return False
+        if not isinstance(error, GenAIError) or not self._request.keeps_errors:
+            return False
+        _cancel(self._handles)
+        self._watch.failed(error)
+        self.response = error.to_openai()
+        return True
 
 
 def _requests_done(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mlflow_phi3_onnx.artifact.manifest import Verify
 from mlflow_phi3_onnx.core.checks import Check, boolean, integer, json_object, one_of
@@ -28,8 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-__all__ = ["RUNTIME_SETTINGS", "VERIFY_LEVELS", "Settings", "config_keys"]
+__all__ = [
+    "OF_SAVED_MODELS",
+    "ON_ERROR",
+    "PYFUNC_SETTINGS",
+    "RUNTIME_SETTINGS",
+    "VERIFY_LEVELS",
+    "OnError",
+    "Settings",
+    "config_keys",
+]
 
+
+OnError: TypeAlias = Literal["raise", "row"]
 
 VERIFY_LEVELS: tuple[Verify, ...] = get_args(Verify)
 
@@ -148,6 +159,33 @@ RUNTIME_SETTINGS = table(
 )
 """The settings of the runtime, by name: those of the engine, and others."""
 
+ON_ERROR = _setting(
+    "on_error",
+    "What a pyfunc's predict does with a row that cannot be answered. raise: it fails, and no row"
+    " is answered. row: an error object stands in the row's place, with OpenAI's error, and all"
+    " others have their answers; where the output is text, it is that object's JSON text.",
+    one_of(*get_args(OnError)),
+    "raise",
+)
+
+PYFUNC_SETTINGS = table(
+    _setting(
+        "output",
+        "What a pyfunc's predict answers with. openai: OpenAI's objects. text: the text of the"
+        " first choice. json: OpenAI's objects as JSON text. Of text-generation, it is text.",
+        one_of("openai", "text", "json"),
+        "openai",
+    ),
+    ON_ERROR,
+)
+"""The settings of a pyfunc, by name, which ``params`` may have too."""
+
+OF_SAVED_MODELS = {
+    "verify": "for saved models: of a plain folder, nothing is known to compare its files with",
+    **dict.fromkeys(PYFUNC_SETTINGS, "for pyfuncs, as mlflow.pyfunc.load_model returns them"),
+}
+"""The settings that a :class:`GenAIModel` of a plain folder refuses, and why."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -159,6 +197,7 @@ class Settings:
         verify: How a saved model's files are checked, where that was said.
         tool_format: How the model writes tool calls, or ``auto``.
         reasoning_format: How it marks reasoning, or ``auto``.
+        pyfunc: The settings of a pyfunc that were given.
     """
 
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -166,6 +205,7 @@ class Settings:
     verify: Verify | None = None
     tool_format: str = "auto"
     reasoning_format: str = "auto"
+    pyfunc: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def check(cls, config: Mapping[str, Any] | None, task: Task) -> Settings:
@@ -180,7 +220,7 @@ class Settings:
             UnsupportedParameterError: If a key is not one of :func:`config_keys`.
         """
         _TASK.read(task, shown=True)
-        options = {**FORMER_NAMES, **PARAMETERS[task], **RUNTIME_SETTINGS}
+        options = {**FORMER_NAMES, **_options(task)}
         clean = read(options, config, f"a parameter of {task}", "model_config", shown=True)
         for name in clean:
             if not options[name].configurable:
@@ -195,7 +235,8 @@ class Settings:
                 param="max_tokens",
             )
         runtime = {name: clean.pop(name) for name in RUNTIME_SETTINGS if name in clean}
-        own = {"verify": runtime.pop("verify")} if "verify" in runtime else {}
+        own: dict[str, Any] = {"verify": runtime.pop("verify", None)}
+        own["pyfunc"] = {name: clean.pop(name) for name in PYFUNC_SETTINGS if name in clean}
         own |= _formats(
             *(runtime.pop(name, "auto") for name in ("tool_format", "reasoning_format"))
         )
@@ -219,5 +260,8 @@ def _formats(tools: str, reasoning: str) -> dict[str, str]:
 
 def config_keys(task: Task) -> list[str]:
     """List every key that a task's ``model_config`` may have."""
-    options = {**PARAMETERS[task], **RUNTIME_SETTINGS}
-    return [name for name, option in options.items() if option.configurable]
+    return [name for name, option in _options(task).items() if option.configurable]
+
+
+def _options(task: Task) -> dict[str, Option]:
+    return {**PARAMETERS[task], **RUNTIME_SETTINGS, **PYFUNC_SETTINGS}

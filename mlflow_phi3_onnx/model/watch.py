@@ -45,12 +45,16 @@ class Watch:
     ) -> None:
         """Write that a request failed, where one did."""
         if isinstance(error, GenAIError):
-            seconds = time.monotonic() - self._begun
-            _logger.info("A request failed after %.3f s: %s.", seconds, type(error).__name__)
+            self.failed(error)
+
+    def failed(self, error: GenAIError) -> None:
+        """Write that a request failed."""
+        seconds = time.monotonic() - self._begun
+        _logger.info("A request failed after %.3f s: %s.", seconds, type(error).__name__)
 
     def done(self, jobs: Sequence[Job], completions: Sequence[Completion], response: Any) -> Any:
         """Write how a request went, and return its response."""
-        if _logger.isEnabledFor(logging.DEBUG):
+        if jobs and _logger.isEnabledFor(logging.DEBUG):
             _logger.debug(
                 "Answered %s in %.3f s: %s prompt tokens (%s cached), %s completion tokens, %s.",
                 response["id"] if isinstance(response, dict) else "a request",

@@ -39,7 +39,8 @@ class ToolChoice(NamedTuple):
 
 @allows(
     f"a string, or a list of at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARACTERS:,}"
-    " characters each"
+    " characters each",
+    "texts",
 )
 def stop(value: Any) -> tuple[str, ...]:
     """Check stop sequences: a string or a list of them."""
@@ -60,7 +61,7 @@ def logit_bias(value: Any) -> dict[int, float]:
     return {_token_id(key): bias(number) for key, number in value.items()}
 
 
-@allows(f"a list of at most {MAX_STOP_TOKENS} token ids, which are integers from 0")
+@allows(f"a list of at most {MAX_STOP_TOKENS} token ids, which are integers from 0", "integers")
 def stop_token_ids(value: Any) -> tuple[int, ...]:
     """Check tokens that end a completion."""
     if not isinstance(value, list | tuple) or len(value) > MAX_STOP_TOKENS:
@@ -81,6 +82,14 @@ def template_kwargs(value: Any) -> dict[str, Any]:
         if not isinstance(name, str) or not name.isidentifier() or name in GIVEN_TO_TEMPLATES:
             raise ValueError
     return value
+
+
+@allows("['text']")
+def modalities(value: Any) -> list[str]:
+    """Check what is to be generated."""
+    if not isinstance(value, list | tuple) or list(value) != ["text"]:
+        raise ValueError
+    return ["text"]
 
 
 @allows("an object with include_usage, true or false")

@@ -32,7 +32,6 @@ PREDICTION_DRAFT = 8
 
 _any = partial(Option, tasks=ALL_TASKS)
 _saved = partial(_any, configurable=True)
-_number = partial(_saved, numeric=True)
 _chat = partial(Option, tasks=(CHAT,))
 _openai = partial(Option, tasks=OPENAI_TASKS)
 _unused = partial(_openai, status="unused")
@@ -40,30 +39,31 @@ _refused = partial(_any, status="refused")
 
 _OF_MODEL = "the model's, else {}"
 _TOP = integer(0, MAX_LOGPROBS)
+_COUNT = integer(1)
 
 _ROWS = (
-    _number(
+    _saved(
         "temperature",
         "How freely tokens are chosen; 0 always takes the most likely.",
         number(0, 2),
         1.0,
         _OF_MODEL,
     ),
-    _number(
+    _saved(
         "top_p",
         "Sample among the fewest most likely tokens with this much probability together.",
         number(0, 1),
         1.0,
         _OF_MODEL,
     ),
-    _number(
+    _saved(
         "top_k",
         "Sample among this many most likely tokens; 0 or -1 means all.",
         integer(-1),
         0,
         _OF_MODEL,
     ),
-    _number(
+    _saved(
         "min_p",
         "Drop tokens less likely than this share of the most likely one's probability.",
         number(0, 1),
@@ -76,25 +76,25 @@ _ROWS = (
         boolean,
         otherwise="the model's",
     ),
-    _number("seed", "Makes sampling repeatable, alone or in a batch.", integer(bits=64)),
-    _number("max_tokens", "The most tokens of a completion.", integer(1), tasks=(CHAT, TEXT)),
-    _number(
+    _saved("seed", "Makes sampling repeatable, alone or in a batch.", integer(bits=64)),
+    _saved("max_tokens", "The most tokens of a completion.", integer(1), tasks=(CHAT, TEXT)),
+    _saved(
         "max_tokens",
         "The most tokens of a completion. 0 needs echo: nothing is generated, and the completion is"
         " the prompt, with logprobs if they are asked for.",
         integer(0),
         tasks=(COMPLETIONS,),
     ),
-    _number(
+    _saved(
         "max_completion_tokens", "OpenAI's newer name of max_tokens; give one of them.", integer(1)
     ),
-    _number(
+    _saved(
         "max_length",
         "The most tokens of prompt and completion together, as in onnxruntime-genai.",
         integer(1),
         otherwise="the context length",
     ),
-    _number(
+    _saved(
         "min_tokens",
         "The fewest tokens before an end-of-sequence token may end the completion.",
         integer(0),
@@ -114,23 +114,23 @@ _ROWS = (
         boolean,
         False,
     ),
-    _number(
+    _saved(
         "n", "How many completions of each prompt.", integer(1, MAX_CHOICES), 1, tasks=OPENAI_TASKS
     ),
-    _number(
+    _saved(
         "repetition_penalty",
         "Above 1, makes tokens of the prompt and the completion less likely.",
         number(0, 10, above=True),
         1.0,
         _OF_MODEL,
     ),
-    _number(
+    _saved(
         "presence_penalty",
         "Subtracted from the logits of tokens that the completion holds.",
         number(-2, 2),
         0.0,
     ),
-    _number(
+    _saved(
         "frequency_penalty",
         "Subtracted from the logits of tokens for each time that the completion holds them.",
         number(-2, 2),
@@ -230,12 +230,12 @@ _ROWS = (
         structured.lark,
     ),
     _saved("choice", "Texts that the completion is one of.", structured.choice),
-    _number(
+    _saved(
         "timeout",
         "Seconds after which a completion that is not whole is given up with an error.",
         number(0, above=True),
     ),
-    _number(
+    _saved(
         "prompt_lookup_num_tokens",
         "The most draft tokens that are checked in one step (prompt lookup, a form of speculative"
         " decoding); they come from what the prompt and the completion already say. Changes the"
@@ -253,12 +253,13 @@ _ROWS = (
     _any(
         "adapter",
         "The adapter that the model answers with. Without one, the model answers as it is.",
-        Check("the name of one of the model's adapters", string),
+        Check("the name of one of the model's adapters", string, type="text"),
     ),
     _openai(
         "model",
         "The name of an adapter chooses it, as adapter does. A model with adapters refuses names of"
         " none, other than its own; one without takes any. The response names who it is from.",
+        string,
     ),
     _openai(
         "stream",
@@ -267,17 +268,19 @@ _ROWS = (
     ),
     _openai(
         "stream_options",
-        "include_usage: whether a stream ends with a chunk that holds the usage.",
+        "include_usage: whether a stream ends with one more chunk, which holds the usage and no"
+        " choice.",
         fields.stream_options,
-        {"include_usage": True},
+        {"include_usage": False},
     ),
     _unused("user", "Not stored."),
     _unused("metadata", "Not stored."),
     _unused("store", "Nothing is stored."),
     _unused("safety_identifier", "Not stored."),
     _unused("prompt_cache_key", "Not needed."),
+    _unused("service_tier", "There are no tiers.", one_of("auto", "default")),
+    _unused("modalities", "Only text can be generated.", fields.modalities, tasks=(CHAT,)),
     _refused("audio", "Only text can be generated.", tasks=(CHAT,)),
-    _refused("modalities", "Only text can be generated; leave it out.", tasks=(CHAT,)),
     _refused("functions", "Deprecated by OpenAI; use tools.", tasks=(CHAT,)),
     _refused("function_call", "Deprecated by OpenAI; use tool_choice.", tasks=(CHAT,)),
     _refused(
@@ -287,24 +290,31 @@ _ROWS = (
     ),
     _refused("enable_thinking", "Give it in chat_template_kwargs.", tasks=(CHAT,)),
     _refused("thinking", "Give it in chat_template_kwargs.", tasks=(CHAT,)),
-    _refused("verbosity", "Say it in a message.", tasks=(CHAT,)),
+    _refused("verbosity", "Say it in a message.", string, tasks=(CHAT,)),
     _refused("web_search_options", "There is no web search.", tasks=(CHAT,)),
-    _refused("service_tier", "There are no tiers; leave it out.", tasks=OPENAI_TASKS),
+    _refused(
+        "prompt",
+        "This task takes messages. Save the model with the task text-generation or"
+        " llm/v1/completions, or call generate or complete.",
+        tasks=(CHAT,),
+    ),
     _refused(
         "messages",
         "This task takes a prompt. Save the model with the task llm/v1/chat, or call chat.",
         tasks=(COMPLETIONS, TEXT),
     ),
-    _refused("suffix", "Text can only be continued; put it into the prompt.", tasks=OPENAI_TASKS),
-    _refused("best_of", "Use n and choose among the completions.", tasks=OPENAI_TASKS),
-    _refused("max_new_tokens", "Use max_tokens."),
-    _refused("num_beams", "Beam search is not supported; use temperature 0."),
-    _refused("num_return_sequences", "Use n."),
     _refused(
-        "truncation", "A prompt is never cut; one that is too long is an error.", default=False
+        "suffix", "Text can only be continued; put it into the prompt.", string, tasks=OPENAI_TASKS
+    ),
+    _refused("best_of", "Use n and choose among the completions.", _COUNT, tasks=OPENAI_TASKS),
+    _refused("max_new_tokens", "Use max_tokens.", _COUNT),
+    _refused("num_beams", "Beam search is not supported; use temperature 0.", _COUNT),
+    _refused("num_return_sequences", "Use n.", _COUNT),
+    _refused(
+        "truncation", "A prompt is never cut; one that is too long is an error.", boolean, False
     ),
     _refused(
-        "include_prompt", "The prompt is not part of the completion; see echo.", default=False
+        "include_prompt", "The prompt is not part of the completion; see echo.", boolean, False
     ),
 )
 

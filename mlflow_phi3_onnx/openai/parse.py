@@ -55,7 +55,7 @@ class ParsedRequest:
     prompts: tuple[Prompt, ...]
     options: Options
     stream: bool | None = None
-    include_usage: bool = True
+    include_usage: bool = False
     echo: bool = False
     calls: ToolCallRule | None = None
 

@@ -93,7 +93,7 @@ class _ObjectWriter(ABC):
         }
 
     def end(self) -> Iterator[dict[str, Any]]:
-        """Yield a chunk with the usage, unless it is not wanted."""
+        """Yield a chunk with the usage, where it is wanted."""
         if self._request.include_usage:
             ends = [self._last[index] for index in range(len(self._last))]
             yield {**self._head, "choices": [], "usage": self._usage(ends)}
@@ -112,7 +112,8 @@ class _ObjectWriter(ABC):
 
     def _chunk(self, index: int, field: str, value: Any, **more: Any) -> dict[str, Any]:
         choice = {"index": index, field: value, "finish_reason": None, **more}
-        return {**self._head, "choices": [choice]}
+        usage = {"usage": None} if self._request.include_usage else {}
+        return {**self._head, "choices": [choice], **usage}
 
 
 class ChatWriter(_ObjectWriter):

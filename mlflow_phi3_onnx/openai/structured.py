@@ -62,13 +62,13 @@ def _named_schema(value: Any) -> Any:
     return value
 
 
-@allows(f"a string of 1 to {MAX_REGEX_CHARACTERS:,} characters")
+@allows(f"a string of 1 to {MAX_REGEX_CHARACTERS:,} characters", "text")
 def regex(value: Any) -> Grammar:
     """Check a regular expression, which the whole completion is to match."""
     return Grammar("regex", _text(value, MAX_REGEX_CHARACTERS), "regex")
 
 
-@allows(f"a string of 1 to {MAX_LARK_CHARACTERS:,} characters")
+@allows(f"a string of 1 to {MAX_LARK_CHARACTERS:,} characters", "text")
 def lark(value: Any) -> Grammar:
     """Check a Lark grammar. Its JSON schemas are bounded as those of a response format."""
     text = _text(value, MAX_LARK_CHARACTERS)
@@ -91,7 +91,10 @@ def lark(value: Any) -> Grammar:
     return Grammar("lark", "".join([*parts, text[start:]]), "grammar")
 
 
-@allows(f"a list of 1 to {MAX_CHOICES:,} strings, of {MAX_CHOICE_CHARACTERS:,} characters together")
+@allows(
+    f"a list of 1 to {MAX_CHOICES:,} strings, of {MAX_CHOICE_CHARACTERS:,} characters together",
+    "texts",
+)
 def choice(value: Any) -> Grammar:
     """Check the texts that a completion may be one of."""
     if not isinstance(value, list | tuple) or not 0 < len(value) <= MAX_CHOICES:

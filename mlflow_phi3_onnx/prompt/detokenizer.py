@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlflow_phi3_onnx.prompt.native import NativeTokenizer
+    from mlflow_phi3_onnx.prompt.native import NativeStream, NativeTokenizer
 
 __all__ = ["Detokenizer", "byte_tokens", "token_bytes"]
 
@@ -17,19 +17,19 @@ class Detokenizer:
     """Turns one sequence's tokens into text, a token at a time.
 
     Text is held back until its characters are whole; bytes that never become one are written as
-    U+FFFD. Control tokens are left out. After an anchor, the first token keeps the space that
-    SentencePiece vocabularies write before a word, as with onnxruntime-genai's own stream.
+    U+FFFD. Control tokens are left out. SentencePiece vocabularies write a space before each word:
+    the first token keeps it, as with onnxruntime-genai's own stream, unless it begins a text.
 
     Byte tokens are decoded here: the library decodes a run of them as a whole, and fails where
     a whole character is followed by a broken one.
 
     Args:
         tokenizer: The model's tokenizer.
-        anchor: The id of a one-letter token, which stands for the prompt before the completion;
-            empty where the sequence is a text of its own.
+        anchor: The id of a one-letter token, which stands for what comes before the sequence.
         bytes_of: The byte of each byte token, by id.
         keep_control: Whether control tokens are written too.
         dropped: Tokens that are left out all the same.
+        own_text: Whether the sequence is a text of its own, which nothing comes before.
     """
 
     def __init__(
@@ -40,13 +40,15 @@ class Detokenizer:
         *,
         keep_control: bool = False,
         dropped: frozenset[int] = frozenset(),
+        own_text: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._anchor = anchor
         self._bytes_of = bytes_of
         self._keep_control = keep_control
         self._dropped = dropped
-        self._stream = tokenizer.stream(anchor, keep_control=keep_control)
+        self._own_text = own_text
+        self._stream: NativeStream | None = None
         self._pending: list[int] = []
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -54,11 +56,12 @@ class Detokenizer:
         """Take the next token and return the text that has become whole, maybe none."""
         if token_id in self._dropped:
             return ""
+        stream = self._stream or self._begin(token_id)
         byte = self._bytes_of.get(token_id)
         if byte is not None:
             return self._utf8.decode(byte)
         broken = self._utf8.decode(b"", final=True)
-        text = self._stream.step(token_id)
+        text = stream.step(token_id)
         if text is None:
             self._pending.append(token_id)
             return broken
@@ -72,6 +75,13 @@ class Detokenizer:
         )[len(self._anchor) :]
         self._pending.clear()
         return held + self._utf8.decode(b"", final=True)
+
+    def _begin(self, first: int) -> NativeStream:
+        # A text that begins with a byte has no word there whose space is the vocabulary's own.
+        if self._own_text and first not in self._bytes_of:
+            self._anchor = []
+        self._stream = self._tokenizer.stream(self._anchor, keep_control=self._keep_control)
+        return self._stream
 
 
 def byte_tokens(tokenizer: NativeTokenizer) -> dict[int, bytes]:

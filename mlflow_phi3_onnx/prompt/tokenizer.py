@@ -141,9 +141,7 @@ class PromptTokenizer:
 
         A token that goes on with a character begins where the character does.
         """
-        # Only a space that the text would begin with is the vocabulary's own.
-        anchor = self._anchor if ids and ids[0] in self._byte_tokens else []
-        stream = Detokenizer(self._tokenizer, anchor, self._byte_tokens, keep_control=True)
+        stream = self.detokenizer(keep_control=True, own_text=True)
         text: list[str] = []
         offsets: list[int] = []
         length = 0
@@ -154,13 +152,18 @@ class PromptTokenizer:
         return "".join([*text, stream.flush()]), tuple(offsets)
 
     def detokenizer(
-        self, *, keep_control: bool = False, kept: frozenset[int] = frozenset()
+        self,
+        *,
+        keep_control: bool = False,
+        kept: frozenset[int] = frozenset(),
+        own_text: bool = False,
     ) -> Detokenizer:
         """Make a decoder for one sequence of generated tokens.
 
         Args:
             keep_control: Whether control tokens are written too.
             kept: Those that are, where others are not.
+            own_text: Whether they are a text of their own, and not the rest of another.
         """
         some = kept and not keep_control
         return Detokenizer(
@@ -169,13 +172,15 @@ class PromptTokenizer:
             self._byte_tokens,
             keep_control=keep_control or bool(some),
             dropped=self._special - kept if some else frozenset(),
+            own_text=own_text,
         )
 
-    def _token_text(self, token_id: int) -> tuple[str, bytes]:
+    def _token_text(self, token_id: int, *, begins: bool = False) -> tuple[str, bytes]:
         piece = self._tokenizer.token(token_id)
         if piece in self._control:
             return piece, piece.encode()
-        text = self._tokenizer.decode([*self._anchor, token_id], keep_control=True)[1:]
+        before = [] if begins else self._anchor
+        text = self._tokenizer.decode([*before, token_id], keep_control=True)[len(before) :]
         return text, self._byte_tokens.get(token_id) or token_bytes(piece, text)
 
     def control_id(self, text: str) -> int | None:

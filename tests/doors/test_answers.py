@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.doors import SPAIN, counts
+from tests.support.doors import COUNTED, SPAIN, counts
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx import GenAIModel
 
 
-def test_a_stream_without_usage(model: GenAIModel) -> None:
-    chunks = list(model.stream_chat(SPAIN, stream_options={"include_usage": False}))
+@pytest.mark.parametrize("fields", [{}, {"stream_options": {"include_usage": False}}])
+def test_a_stream_has_no_usage_unasked(model: GenAIModel, fields: dict[str, Any]) -> None:
+    chunks = list(model.stream_chat(SPAIN, **fields))
     assert all("usage" not in chunk for chunk in chunks)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_stream_with_usage_says_so_in_each_chunk(model: GenAIModel) -> None:
+    *chunks, last = model.stream_chat(SPAIN, **COUNTED)
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert last["choices"] == []
+    assert counts(last["usage"]) == counts(model.chat(SPAIN)["usage"])
 
 
 def test_n_answers_differ_when_sampled_and_repeat_with_the_seed(model: GenAIModel) -> None:
@@ -36,7 +45,7 @@ def test_n_streams_are_told_apart_by_index(model: GenAIModel) -> None:
     for chunk in model.stream_chat(SPAIN, n=2):
         for choice in chunk["choices"]:
             texts[choice["index"]] += choice["delta"].get("content", "")
-    assert texts == [" The capital of Spain is Madrid."] * 2
+    assert texts == ["The capital of Spain is Madrid."] * 2
 
 
 def test_logprobs(model: GenAIModel) -> None:
@@ -140,6 +149,24 @@ def test_the_usage_tells_how_many_guesses_were_right(model: GenAIModel) -> None:
     details = answer["usage"]["completion_tokens_details"]
     assert details.keys() == {"accepted_prediction_tokens", "rejected_prediction_tokens"}
     assert 0 < details["accepted_prediction_tokens"] < answer["usage"]["completion_tokens"]
-    *_, last = model.stream_chat(story, **predicted)
+    *_, last = model.stream_chat(story, **predicted, **COUNTED)
     assert last["usage"]["completion_tokens_details"] == details
     assert "completion_tokens_details" not in plain["usage"]
+
+
+def test_an_answer_does_not_begin_with_the_vocabulary_s_own_space(model: GenAIModel) -> None:
+    begun = [*SPAIN, {"role": "assistant", "content": "The capital of Spain is"}]
+    # What goes on with a text, or was asked for, keeps it.
+    assert text(model.chat(begun, continue_final_message=True)) == " Madrid."
+    assert text(model.chat(SPAIN, regex=" [a-z]{3}"))[0] == " "
+    assert model.generate("The capital of Spain is", max_tokens=1) == " Madrid"
+    assert text(model.chat(SPAIN, max_tokens=1)) == "The"
+    first, second = model.chat(SPAIN, max_tokens=2, logprobs=True)["choices"][0]["logprobs"][
+        "content"
+    ]
+    assert (first["token"], bytes(first["bytes"])) == ("The", b"The")
+    assert (second["token"], bytes(second["bytes"])) == (" capital", b" capital")
+
+
+def text(response: dict[str, Any]) -> str:
+    return response["choices"][0]["message"]["content"]

@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.engine import inprocess
-from tests.support.doors import SPAIN
+from tests.support.doors import COUNTED, SPAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,8 +84,8 @@ def test_the_event_loop_runs_on_and_parses_nothing(model: GenAIModel, stream: bo
     async def ask() -> int:
         if not stream:
             return (await model.achat(messages, max_tokens=200))["usage"]["completion_tokens"]
-        async for chunk in model.astream_chat(messages, max_tokens=200):
-            if "usage" in chunk:
+        async for chunk in model.astream_chat(messages, max_tokens=200, **COUNTED):
+            if chunk["usage"]:
                 return chunk["usage"]["completion_tokens"]
         raise AssertionError
 

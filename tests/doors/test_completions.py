@@ -15,6 +15,7 @@ from mlflow_phi3_onnx.flavor.signatures import signature
 from mlflow_phi3_onnx.openai.parse import parse_request
 from tests.support.doors import (
     CANARY,
+    COUNTED,
     DOORS,
     ONE_LOOP,
     Bad,
@@ -113,7 +114,7 @@ def test_every_prompt_s_cached_tokens_count(demo: Path) -> None:
         each = [model.complete(prompt, max_tokens=1)["usage"] for prompt in prompts]
         cached = [one["prompt_tokens_details"]["cached_tokens"] for one in each]
         assert usage["prompt_tokens_details"]["cached_tokens"] == sum(cached) > 0
-        *_, last = model.stream_complete(prompts, n=2, max_tokens=1)
+        *_, last = model.stream_complete(prompts, n=2, max_tokens=1, **COUNTED)
         assert last["usage"] == usage
 
 

@@ -14,6 +14,7 @@ import pytest
 from mlflow_phi3_onnx.core.request import Options, Sampling
 from mlflow_phi3_onnx.engine.sequence.processors import build
 from tests.support.doors import (
+    COUNTED,
     REPORTED,
     SPAIN,
     Answer,
@@ -65,9 +66,9 @@ def pickling(model: GenAIModel, monkeypatch: pytest.MonkeyPatch) -> GenAIModel:
 def every_way(model: GenAIModel, fields: dict[str, Any]) -> list[Answer]:
     return [
         whole_chat(model.chat(**fields)),
-        chat_pieces(model.stream_chat(**fields)),
+        chat_pieces(model.stream_chat(**COUNTED | fields)),
         whole_chat(asyncio.run(model.achat(**fields))),
-        chat_pieces(gathered(model.astream_chat(**fields))),
+        chat_pieces(gathered(model.astream_chat(**COUNTED | fields))),
     ]
 
 

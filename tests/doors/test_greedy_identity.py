@@ -53,6 +53,13 @@ def reference(demo: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def answers(reference: list[str]) -> list[str]:
+    """The same as answers, which do not begin with the space that the vocabulary writes."""
+    assert all(text.startswith(" ") for text in reference)
+    return [text[1:] for text in reference]
+
+
+@pytest.fixture(scope="module")
 def chats() -> list[list[dict[str, Any]]]:
     return [[{"role": "user", "content": question}] for question in PROMPTS]
 
@@ -73,8 +80,8 @@ def test_there_are_fifty_prompts_of_different_lengths(reference: list[str]) -> N
     assert len(set(reference)) > 20
 
 
-def test_native_alone(model: GenAIModel, chats: Any, reference: list[str]) -> None:
-    assert [content(model.chat(c, max_tokens=MAX_TOKENS)) for c in chats] == reference
+def test_native_alone(model: GenAIModel, chats: Any, answers: list[str]) -> None:
+    assert [content(model.chat(c, max_tokens=MAX_TOKENS)) for c in chats] == answers
 
 
 def test_native_text_in_one_batch(model: GenAIModel, reference: list[str]) -> None:
@@ -82,28 +89,28 @@ def test_native_text_in_one_batch(model: GenAIModel, reference: list[str]) -> No
     assert model.generate(prompts, max_tokens=MAX_TOKENS) == reference
 
 
-def test_native_stream(model: GenAIModel, chats: Any, reference: list[str]) -> None:
+def test_native_stream(model: GenAIModel, chats: Any, answers: list[str]) -> None:
     streams = [streamed(model.stream_chat(c, max_tokens=MAX_TOKENS)) for c in chats]
-    assert streams == reference
+    assert streams == answers
 
 
 def test_with_choices_made_here_instead_of_by_the_generator(
-    model: GenAIModel, chats: Any, reference: list[str]
+    model: GenAIModel, chats: Any, answers: list[str]
 ) -> None:
     # A bias of nothing leaves every logit as it is, but takes the path of sampled rows.
     biased = [content(model.chat(c, max_tokens=MAX_TOKENS, logit_bias={"5": 0})) for c in chats]
-    assert biased == reference
+    assert biased == answers
 
 
 @pytest.mark.usefixtures("tracking")
 def test_pyfunc_alone_in_one_batch_and_streamed(
-    demo: Path, loop: str, chats: Any, reference: list[str]
+    demo: Path, loop: str, chats: Any, answers: list[str]
 ) -> None:
     config = {"max_tokens": MAX_TOKENS, "loop": loop}
     info = mlflow_phi3_onnx.log_model(demo, name="demo", model_config=config)
     loaded = mlflow.pyfunc.load_model(info.model_uri)
     alone = [content(loaded.predict({"messages": c})[0]) for c in chats]
-    assert alone == reference
+    assert alone == answers
     together = loaded.predict(pd.DataFrame({"messages": chats}))
-    assert [content(response) for response in together] == reference
-    assert [streamed(loaded.predict_stream({"messages": c})) for c in chats] == reference
+    assert [content(response) for response in together] == answers
+    assert [streamed(loaded.predict_stream({"messages": c})) for c in chats] == answers

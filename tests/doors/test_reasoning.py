@@ -12,7 +12,7 @@ import pytest
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.flavor.inspect import inspect_model
-from tests.support.doors import ONE_LOOP, gathered
+from tests.support.doors import COUNTED, ONE_LOOP, gathered
 from tests.support.thinking import THOUGHT, channels, plain_thinker, thinker
 from tests.support.tool_cases import TOOLS, WEATHER, check_calls, closed
 
@@ -77,11 +77,11 @@ def doors(thinking_model: GenAIModel, pyfunc: Any) -> dict[str, Callable[[dict[s
     model = thinking_model
     return {
         "native": lambda fields: whole(model.chat(**fields)),
-        "native stream": lambda fields: pieces(model.stream_chat(**fields)),
+        "native stream": lambda fields: pieces(model.stream_chat(**COUNTED | fields)),
         "async": lambda fields: whole(asyncio.run(model.achat(**fields))),
-        "async stream": lambda fields: pieces(gathered(model.astream_chat(**fields))),
+        "async stream": lambda fields: pieces(gathered(model.astream_chat(**COUNTED | fields))),
         "pyfunc": lambda fields: whole(pyfunc.predict(fields)[0]),
-        "pyfunc stream": lambda fields: pieces(pyfunc.predict_stream(fields)),
+        "pyfunc stream": lambda fields: pieces(pyfunc.predict_stream(COUNTED | fields)),
     }
 
 

@@ -20,7 +20,7 @@ from mlflow_phi3_onnx import (
     UnsupportedParameterError,
     save_model,
 )
-from tests.support.doors import counts
+from tests.support.doors import COUNTED, counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,7 +238,7 @@ def test_a_tool_s_answer_is_a_message(chat: PyFuncModel, native: GenAIModel) -> 
     )
 
 
-@pytest.mark.parametrize("name", ["functions", "suffix", "best_of", "num_beams", "service_tier"])
+@pytest.mark.parametrize("name", ["functions", "suffix", "best_of", "num_beams", "verbosity"])
 def test_a_parameter_that_is_not_supported_is_refused(chat: PyFuncModel, name: str) -> None:
     with pytest.raises(UnsupportedParameterError, match=f"{name} is not supported"):
         chat.predict({"messages": [USER], name: "auto"})
@@ -283,7 +283,9 @@ def test_a_param_out_of_range_is_refused(chat: PyFuncModel) -> None:
 
 
 def test_a_stream_takes_a_frame_of_one_row(chat: PyFuncModel, native: GenAIModel) -> None:
-    frame: Any = pd.DataFrame([{"messages": np.array([USER]), "max_tokens": np.float64(3)}])
+    frame: Any = pd.DataFrame(
+        [{"messages": np.array([USER]), "max_tokens": np.float64(3), **COUNTED}]
+    )
     chunks: list[Any] = list(chat.predict_stream(frame))
     assert used(chunks[-1]) == used(native.chat([USER], max_tokens=3, temperature=0)) == 3
 
@@ -340,7 +342,7 @@ def test_text_generation_takes_params(text: PyFuncModel, native: GenAIModel) -> 
 
 
 SERVED = {
-    "as OpenAI's clients send it": {"messages": [USER], "max_tokens": 3, "stop": "zzz"},
+    "as OpenAI's clients send it": {"messages": [USER], "max_tokens": 3, "stop": ["zzz"]},
     "inputs": {"inputs": [{"messages": [USER], "max_tokens": 3}]},
     "inputs and params": {"inputs": {"messages": [USER]}, "params": {"max_tokens": 3}},
     "split": {"dataframe_split": {"columns": ["messages", "max_tokens"], "data": [[[USER], 3]]}},

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_phi3_onnx import InvalidRequestError
-from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
+from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 
 
 def test_without_a_signature_prompts_may_come_bare() -> None:

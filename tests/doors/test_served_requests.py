@@ -36,9 +36,24 @@ def server(tmp_path_factory: pytest.TempPathFactory, demo: Path, loop: str) -> I
 
 
 def ask(server: Server, fields: dict[str, Any]) -> Answer:
-    status, body = server.post(fields)
+    status, body = server.post(as_mlflow_takes_it(fields))
     assert status == 200, body
     return whole_chat(body[0])
+
+
+def as_mlflow_takes_it(fields: dict[str, Any]) -> dict[str, Any]:
+    """Its server puts ``stop`` into ``params``, which take a list and nothing else."""
+    stop = fields.get("stop")
+    if isinstance(stop, str):
+        return {**fields, "stop": [stop]}
+    return {k: v for k, v in fields.items() if k != "stop" or v is not None}
+
+
+@pytest.mark.parametrize("stop", ["pain", None])
+def test_mlflow_s_server_refuses_a_stop_that_is_no_list(server: Server, stop: Any) -> None:
+    status, body = server.post({"messages": SPAIN, "stop": stop})
+    assert status == 400
+    assert "'stop', \"Value must be a 1D array" in body["message"]
 
 
 def check_all(server: Server, references: list[Answer]) -> None:
@@ -73,11 +88,19 @@ def test_bad_requests(server: Server) -> None:
 
 
 def mlflow_refuses(case: Bad) -> bool:
-    """Whether MLflow finds that a number is none, in its own words, before the flavor sees it."""
+    """Whether MLflow finds that a parameter is of another type, in words of its own."""
     parameter = PARAMETERS["llm/v1/chat"].get(case.param)
+    kind = parameter and parameter.check.type
     value = case.fields.get(case.param)
-    numeric = parameter is not None and parameter.numeric
-    return numeric and (isinstance(value, bool) or not isinstance(value, int | float))
+    right = {
+        "number": isinstance(value, int | float) and not isinstance(value, bool),
+        "true or false": isinstance(value, bool),
+        "text": isinstance(value, str),
+        "texts": isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "integers": isinstance(value, list)
+        and all(isinstance(item, int) and not isinstance(item, bool) for item in value),
+    }
+    return kind is not None and not right[kind]
 
 
 def test_32_threads_get_what_each_gets_alone(server: Server, references: list[Answer]) -> None:
@@ -111,5 +134,5 @@ def test_work_stops_at_the_server_s_timeout(demo: Path, tmp_path: Path) -> None:
             story = {"messages": SPAIN, "min_tokens": 4000, "logprobs": True, "top_logprobs": 20}
             status, _ = served.post(story)
             assert status == 504
-            assert ask(served, {"messages": SPAIN}).text == " The capital of Spain is Madrid."
+            assert ask(served, {"messages": SPAIN}).text == "The capital of Spain is Madrid."
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - None restores the default

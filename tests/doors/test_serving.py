@@ -21,7 +21,8 @@ CANARY = "canary-2718281"
 
 PROMPT = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
-ANSWER = " The capital of Spain is Madrid."
+ANSWER = "The capital of Spain is Madrid."
+RAW = f" {ANSWER}"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_chat_payloads_four_at_a_time(chat: Server) -> None:
         answers = list(pool.map(ask, list(countries) * 4))
     for country, (status, body) in zip(list(countries) * 4, answers, strict=True):
         assert status == 200
-        assert content(body[0]) == f" The capital of {country} is {countries[country]}."
+        assert content(body[0]) == f"The capital of {country} is {countries[country]}."
         assert body[0]["object"] == "chat.completion"
 
 
@@ -83,7 +84,7 @@ def test_chat_options_in_the_payload(chat: Server) -> None:
         {
             "messages": SPAIN,
             "model": "phi3",
-            "stop": "Spain",
+            "stop": ["Spain"],
             "max_tokens": 5.0,
             "temperature": 0,
             "n": 2,
@@ -92,21 +93,21 @@ def test_chat_options_in_the_payload(chat: Server) -> None:
     )
     assert status == 200
     assert [choice["message"]["content"] for choice in body[0]["choices"]] == [
-        " The capital of "
+        "The capital of "
     ] * 2
 
 
 def test_a_data_frame_of_chats(chat: Server) -> None:
     status, body = chat.post(split(messages=[SPAIN, SPAIN], max_tokens=[2, None]))
     assert status == 200
-    assert [content(row) for row in body["predictions"]] == [" The capital", ANSWER]
+    assert [content(row) for row in body["predictions"]] == ["The capital", ANSWER]
 
 
 def test_prompts_four_at_a_time(text: Server) -> None:
     payloads = [{"prompt": PROMPT}, split(prompt=[PROMPT, PROMPT])] * 4
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(text.post, payloads))
-    assert answers == [(200, [ANSWER]), (200, {"predictions": [ANSWER, ANSWER]})] * 4
+    assert answers == [(200, [RAW]), (200, {"predictions": [RAW, RAW]})] * 4
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +122,10 @@ def prompts(demo: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("form", "expected"),
     [
-        ("a string", [ANSWER]),
-        ("strings", [ANSWER, " Rome."]),
-        ("ids", [ANSWER]),
-        ("lists of ids", [ANSWER, " Rome."]),
+        ("a string", [RAW]),
+        ("strings", [RAW, " Rome."]),
+        ("ids", [RAW]),
+        ("lists of ids", [RAW, " Rome."]),
     ],
 )
 @pytest.mark.parametrize("payload", ["openai", "inputs", "split", "records"])

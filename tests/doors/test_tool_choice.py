@@ -97,8 +97,8 @@ def test_an_answer_s_form_leaves_the_model_free_to_call(model: GenAIModel) -> No
     token = model.tokenize("<|tool_call|>")[-1]
     text = model.chat(WEATHER, **fields, logit_bias={str(token): -100})["choices"][0]
     assert (text["finish_reason"], json.loads(text["message"]["content"])) == ("stop", {"n": 1})
-    chunks = [*model.stream_chat(WEATHER, **fields)]
-    assert chunks[-2]["choices"][0]["finish_reason"] == "tool_calls"
+    *_, last = model.stream_chat(WEATHER, **fields)
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
     allowed = {"mode": "auto", "tools": [named("add")]}
     choice = {"type": "allowed_tools", "allowed_tools": allowed}
     (choice,) = model.chat(WEATHER, **{**fields, "tools": TOOLS}, tool_choice=choice)["choices"]

@@ -11,7 +11,7 @@ from mlflow.models import Model, ModelSignature, validate_schema
 from mlflow.types.schema import AnyType, ColSpec, ParamSchema, Schema
 
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT, Task
-from mlflow_phi3_onnx.flavor.signatures import signature
+from mlflow_phi3_onnx.flavor.signatures import plain_signature, signature
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx import GenAIModel
 
 EVERY_TASK = pytest.mark.parametrize("task", ALL_TASKS)
-OPENAI = pytest.mark.parametrize("task", [CHAT, COMPLETIONS])
 
 NUMBERS = {"temperature", "top_p", "top_k", "max_tokens", "seed", "repetition_penalty"}
 
@@ -50,50 +49,66 @@ def test_it_survives_yaml(task: Task) -> None:
 
 
 @EVERY_TASK
-def test_each_schema_survives_its_own_form(task: Task) -> None:
-    one = signature(task)
-    assert one.inputs is not None
-    assert one.outputs is not None
-    assert one.params is not None
-    assert Schema.from_json(one.inputs.to_json()) == one.inputs
-    assert Schema.from_json(one.outputs.to_json()) == one.outputs
+@pytest.mark.parametrize("make", [signature, plain_signature])
+def test_each_schema_survives_its_own_form(task: Task, make: Any) -> None:
+    one = make(task)
+    for schema in filter(None, (one.inputs, one.outputs)):
+        assert Schema.from_json(schema.to_json()) == schema
     assert ParamSchema.from_json(one.params.to_json()) == one.params
 
 
-@EVERY_TASK
-def test_it_has_inputs_and_outputs_as_a_catalog_demands(task: Task) -> None:
-    assert signature(task).inputs
-    assert signature(task).outputs
+def test_only_the_messages_of_a_chat_are_required() -> None:
+    assert inputs(CHAT).required_input_names() == ["messages"]
 
 
-@EVERY_TASK
-def test_only_the_prompt_is_required(task: Task) -> None:
-    field = "messages" if task == CHAT else "prompt"
-    assert inputs(task).required_input_names() == [field]
+@pytest.mark.parametrize("task", [COMPLETIONS, TEXT])
+def test_a_prompt_has_no_schema_for_it_comes_in_many_forms(task: Task) -> None:
+    assert signature(task).inputs is None
 
 
-@OPENAI
-def test_every_parameter_is_a_column_of_any_type(task: Task) -> None:
-    columns = inputs(task).input_dict()
-    assert set(inputs(task).optional_input_names()) >= set(PARAMETERS[task])
+def test_a_chat_s_columns_are_what_does_something_and_then_what_is_refused() -> None:
+    names = inputs(CHAT).optional_input_names()
+    rows = [PARAMETERS[CHAT][name] for name in names]
+    honoured = [row.name for row in rows if row.status == "honoured"]
+    assert names[: len(honoured)] == honoured
+    assert set(PARAMETERS[CHAT]) - set(names) == {
+        "user",
+        "metadata",
+        "store",
+        "safety_identifier",
+        "prompt_cache_key",
+    }
+    columns = inputs(CHAT).input_dict()
     assert isinstance(columns["stop"], ColSpec)
     assert isinstance(columns["stop"].type, AnyType)
 
 
 @EVERY_TASK
-def test_params_are_the_numbers_and_have_no_value_of_their_own(task: Task) -> None:
+def test_a_plain_signature_has_one_column_of_text(task: Task) -> None:
+    plain = plain_signature(task)
+    field = "messages" if task == CHAT else "prompt"
+    assert plain.inputs.to_dict() == [{"type": "string", "name": field, "required": True}]
+    assert plain.outputs.to_dict() == [{"type": "string", "required": True}]
+    assert plain.params == signature(task).params
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_an_output_of_text_is_one_column(output: str) -> None:
+    assert signature(CHAT, output).outputs == plain_signature(CHAT).outputs
+
+
+@EVERY_TASK
+def test_params_have_no_value_of_their_own(task: Task) -> None:
     specs = {spec.name: spec for spec in params(task).params}
-    assert set(specs) > NUMBERS
-    assert {specs[name].default for name in NUMBERS} == {None}
+    assert set(specs) > {*NUMBERS, "stop", "regex", "output", "on_error"}
+    assert all(spec.default in (None, []) for spec in specs.values())
 
 
-@OPENAI
-def test_stop_is_no_param_because_a_string_would_be_refused(task: Task) -> None:
-    assert "stop" not in {spec.name for spec in params(task).params}
-
-
-def test_text_generation_takes_stop_as_a_param() -> None:
-    assert "stop" in {spec.name for spec in params(TEXT).params}
+@EVERY_TASK
+def test_params_carry_what_has_one_plain_type(task: Task) -> None:
+    specs = {spec.name for spec in params(task).params}
+    assert not specs & {"logit_bias", "tools", "tool_choice", "response_format", "prediction"}
+    assert {"max_new_tokens", "num_beams"} < specs  # to be refused, and not dropped
 
 
 def test_a_chat_answer_fits_the_outputs(model: GenAIModel) -> None:

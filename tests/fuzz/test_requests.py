@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_phi3_onnx import GenAIError, GenAIModel
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, Task
-from mlflow_phi3_onnx.flavor.signatures import rows
+from mlflow_phi3_onnx.flavor.rows import rows
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from tests.support.mutations import VALUES
 

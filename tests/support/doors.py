@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SPAIN = [{"role": "user", "content": "What is the capital of Spain?"}]
 CANARY = "canary-3141592"
 
+COUNTED: dict[str, Any] = {"stream_options": {"include_usage": True}}
+"""Asks a stream to end with its usage."""
+
 REPORTED: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
 
 
@@ -88,11 +91,13 @@ def chat_doors(model: GenAIModel, pyfunc: Any) -> dict[str, Door]:
     """Each door of a chat: it answers with text, finish reason and usage."""
     return {
         "native": lambda fields: whole_chat(model.chat(**fields)),
-        "native stream": lambda fields: chat_pieces(model.stream_chat(**fields)),
+        "native stream": lambda fields: chat_pieces(model.stream_chat(**COUNTED | fields)),
         "async": lambda fields: whole_chat(asyncio.run(model.achat(**fields))),
-        "async stream": lambda fields: chat_pieces(gathered(model.astream_chat(**fields))),
+        "async stream": lambda fields: chat_pieces(
+            gathered(model.astream_chat(**COUNTED | fields))
+        ),
         "pyfunc": lambda fields: whole_chat(pyfunc.predict(fields)[0]),
-        "pyfunc stream": lambda fields: chat_pieces(pyfunc.predict_stream(fields)),
+        "pyfunc stream": lambda fields: chat_pieces(pyfunc.predict_stream(COUNTED | fields)),
     }
 
 
@@ -100,11 +105,13 @@ def text_doors(model: GenAIModel, pyfunc: Any) -> dict[str, Door]:
     """Each door of a completion: it answers with choices and usage."""
     return {
         "native": lambda fields: whole_text(model.complete(**fields)),
-        "native stream": lambda fields: text_pieces(model.stream_complete(**fields)),
+        "native stream": lambda fields: text_pieces(model.stream_complete(**COUNTED | fields)),
         "async": lambda fields: whole_text(asyncio.run(model.acomplete(**fields))),
-        "async stream": lambda fields: text_pieces(gathered(model.astream_complete(**fields))),
+        "async stream": lambda fields: text_pieces(
+            gathered(model.astream_complete(**COUNTED | fields))
+        ),
         "pyfunc": lambda fields: whole_text(pyfunc.predict(fields)[0]),
-        "pyfunc stream": lambda fields: text_pieces(pyfunc.predict_stream(fields)),
+        "pyfunc stream": lambda fields: text_pieces(pyfunc.predict_stream(COUNTED | fields)),
     }
 
 

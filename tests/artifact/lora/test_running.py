@@ -98,7 +98,7 @@ def test_without_an_adapter_the_model_answers_as_it_is(adapted: GenAIModel, demo
     with GenAIModel(demo) as plain:
         for row in rows:
             assert answered(adapted.chat(**row)) == answered(plain.chat(**row))
-    assert answered(adapted.chat(**rows[0])) == ("phi3", [" The capital of Spain is Madrid."])
+    assert answered(adapted.chat(**rows[0])) == ("phi3", ["The capital of Spain is Madrid."])
 
 
 @pytest.mark.parametrize("name", ["warm", "cold"])

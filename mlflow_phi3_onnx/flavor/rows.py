@@ -1,0 +1,142 @@
+"""What MLflow hands to a pyfunc, as rows of request fields.
+
+MLflow's forms of an input lose what they were: an object may be one request, or hold a list with
+a value a row for each field, as ``{"instances": [...]}`` arrives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.tasks import CHAT, TEXT, Task
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["clean_params", "rows"]
+
+
+def rows(data: Any, task: Task) -> list[dict[str, Any]]:
+    """Turn what MLflow hands to ``predict`` into one mapping of request fields a row.
+
+    Args:
+        data: A data frame, a mapping, a prompt, or a sequence of mappings or prompts. A mapping
+            whose prompt is a list with one for each row is several rows; a prompt of completions
+            may be a list itself, so there only an array is. A frame of one column may call it
+            anything. ``messages`` may be JSON text.
+        task: The model's task.
+
+    Raises:
+        InvalidRequestError: If it is none of these.
+    """
+    return [_with_messages(row) if task == CHAT else row for row in _rows(data, task)]
+
+
+def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Leave out what MLflow filled in for parameters that were not given."""
+    cleaned = {name: _plain(value) for name, value in (params or {}).items()}
+    # An MLflow list parameter cannot have null for its default, only an empty list.
+    return {name: value for name, value in cleaned.items() if value is not None and value != []}
+
+
+def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
+    field = INPUT_FIELDS[task]
+    if isinstance(data, pd.DataFrame):
+        if len(data.columns) == 1 and data.columns[0] not in {field, *PARAMETERS[task]}:
+            data = data.set_axis([field], axis=1)
+        columns = [str(column) for column in data.columns]
+        cells = data.itertuples(index=False, name=None)
+        found = [dict(zip(columns, values, strict=True)) for values in cells]
+        yield from _unstacked(found[0], task) if len(found) == 1 else map(_row, found)
+        return
+    if isinstance(data, Mapping):
+        yield from _unstacked(data, task)
+        return
+    if isinstance(data, np.ndarray | pd.Series):
+        data = data.tolist()
+    if isinstance(data, str):
+        yield {field: data}
+    elif isinstance(data, Sequence) and not isinstance(data, bytes):
+        yield from (_row(item if isinstance(item, Mapping) else {field: item}) for item in data)
+    else:
+        raise InvalidRequestError(
+            f"The input must be a data frame, an object with {field}, or a list of them; got"
+            f" {describe_kind(data)}.",
+            param=field,
+        )
+
+
+def _unstacked(fields: Mapping[Any, Any], task: Task) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an object: several, where its prompt is a list with one for each."""
+    row, field = _row(fields), INPUT_FIELDS[task]
+    prompts = row.get(field)
+    prompts = prompts if isinstance(prompts, list) else []
+    kinds = {type(prompt) for prompt in prompts}
+    several = {list} if task == CHAT else {str} if task == TEXT else {str, list}
+    array = isinstance(fields.get(field), np.ndarray)
+    if len(kinds) != 1 or not kinds <= several or not (task in (CHAT, TEXT) or array):
+        yield row
+        return
+    count = len(prompts)
+    stacked = {name for name, value in row.items() if _is_stacked(name, fields, value, count)}
+    for place in range(count):
+        yield _row({n: v[place] if n in stacked else v for n, v in row.items()})
+
+
+def _is_stacked(name: str, fields: Mapping[Any, Any], value: Any, count: int) -> bool:
+    """Tell whether a field has a value for each row: where it is a list as a whole, an array does.
+
+    Args:
+        name: The field.
+        fields: The fields as they came.
+        value: What came in this one, as plain values.
+        count: How many rows there are.
+    """
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    if isinstance(fields.get(name), np.ndarray) or all(isinstance(item, list) for item in value):
+        return True
+    return name not in ("stop", "choice", "stop_token_ids", "tools")
+
+
+def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
+    text = row.get("messages")
+    if not isinstance(text, str):
+        return row
+    with suppress(ValueError, RecursionError):  # what is no JSON is refused as the text that it is
+        return {**row, "messages": json.loads(text)}
+    return row
+
+
+def _row(fields: Mapping[Any, Any]) -> dict[str, Any]:
+    """Copy a row as plain Python values, without the fields that are not given."""
+    row = {str(name): _plain(value) for name, value in fields.items()}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Copy a value as Python's own types; what pandas pads missing cells with becomes None."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if hasattr(value, "asDict"):  # pyspark.sql.Row
+        return _plain(value.asDict())
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value
