@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import mlflow
+import mlflow.models
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.metrics import exact_match
 
 from mlflow_phi3_onnx import log_model
 
@@ -36,7 +37,7 @@ def test_a_model_is_evaluated_by_its_text(task: Any, demo: Path) -> None:
     config = {"temperature": 0, "max_tokens": 20 if task == "llm/v1/chat" else 2}
     uri = log_model(demo, name="evaluated", task=task, model_config=config).model_uri
     data = pd.DataFrame({**given, "right": [right]})
-    metrics = [mlflow.metrics.exact_match()]
+    metrics = [exact_match()]
     result = mlflow.models.evaluate(
         uri, data, targets="right", extra_metrics=metrics, model_config={"output": "text"}
     )
