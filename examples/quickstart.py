@@ -25,12 +25,13 @@ experiment = mlflow.create_experiment("quickstart", (folder / "artifacts").as_ur
 mlflow.set_experiment(experiment_id=experiment)
 
 print("1. Log the demo model, register it, and call this version the champion")
-info = mlflow_phi3_onnx.log_model(
-    mlflow_phi3_onnx.demo_model_path(),  # or the folder of a real model, such as Phi-3-mini
-    name="phi3",
-    model_config={"temperature": 0, "max_tokens": 100},
-    registered_model_name="phi3",
-)
+with mlflow.start_run(run_name="quickstart"):
+    info = mlflow_phi3_onnx.log_model(
+        mlflow_phi3_onnx.demo_model_path(),  # or the folder of a real model, such as Phi-3-mini
+        name="phi3",
+        model_config={"temperature": 0, "max_tokens": 100},
+        registered_model_name="phi3",
+    )
 client = mlflow.MlflowClient()
 client.set_registered_model_alias("phi3", "champion", str(info.registered_model_version))
 
@@ -54,3 +55,8 @@ for response in pyfunc.predict({"messages": QUESTION}):
 
 print(f"\nEverything is in {folder}. To look at it in MLflow, run:")
 print(f"   mlflow ui --backend-store-uri {store}")
+print("and open one of these pages: the registered version, the logged model, the run")
+page = "http://127.0.0.1:5000/#"
+print(f"   {page}/models/phi3/versions/{info.registered_model_version}")
+print(f"   {page}/experiments/{experiment}/models/{info.model_id}")
+print(f"   {page}/experiments/{experiment}/runs/{info.run_id}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_phi3_onnx.core.former import FORMER_NAMES
 from mlflow_phi3_onnx.core.options import markdown
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.deployments.arguments import OPTIONS as DEPLOYMENT_OPTIONS
@@ -115,7 +116,9 @@ def document() -> str:
     lines += ["Keys of `export_options`, beside `precision`, where a checkpoint is converted.", ""]
     lines += [*markdown(EXPORT_OPTIONS.values()), "", "## Deployments", ""]
     lines += ["Keys of a deployment's `config`, as texts or as what they are.", ""]
-    lines += markdown(DEPLOYMENT_OPTIONS.values())
+    lines += [*markdown(DEPLOYMENT_OPTIONS.values()), "", "## Names of other flavors", ""]
+    lines += ["Arguments and `model_config` keys of `mlflow.transformers` and `mlflow.onnx`.", ""]
+    lines += markdown(FORMER_NAMES.values())
     return "\n".join(lines) + "\n"
 
 

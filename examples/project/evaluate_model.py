@@ -21,7 +21,8 @@ def main() -> None:
     table = pd.read_csv(options.questions)
     requests = [[{"role": "user", "content": question}] for question in table["question"]]
 
-    with mlflow.start_run():  # the run that "mlflow run" has made
+    # The run that "mlflow run" has made, by a name that says what it is about.
+    with mlflow.start_run(run_name=f"{options.name}@{options.alias}"):
         model = mlflow.pyfunc.load_model(f"models:/{options.name}@{options.alias}")
         responses = model.predict(pd.DataFrame({"messages": requests}))  # all rows together
 
@@ -39,7 +40,10 @@ def main() -> None:
             "prompt_tokens": usage["prompt_tokens"].sum(),
             "completion_tokens": usage["completion_tokens"].sum(),
         }
-        mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
+        # With the model's id, they stand on the model's page too.
+        mlflow.log_metrics(
+            {name: float(value) for name, value in metrics.items()}, model_id=model.model_id
+        )
         mlflow.log_table(table, "answers.json")
 
     print(table[["question", "answer", "contains"]].to_string(index=False))

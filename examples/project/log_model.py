@@ -16,7 +16,8 @@ def main() -> None:
     options = parser.parse_args()
 
     folder = mlflow_phi3_onnx.demo_model_path() if options.model == "demo" else options.model
-    with mlflow.start_run():  # the run that "mlflow run" has made
+    # The run that "mlflow run" has made, by a name that says what it is about.
+    with mlflow.start_run(run_name=f"{options.name}@{options.alias}"):
         info = mlflow_phi3_onnx.log_model(
             folder,
             name=options.name,

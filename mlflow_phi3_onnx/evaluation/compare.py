@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
 from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs, same_beginning
-from mlflow_phi3_onnx.evaluation.tracking import log_comparison
+from mlflow_phi3_onnx.evaluation.tracking import check_unused, log_comparison
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import check_ids, check_messages
 
@@ -65,9 +65,10 @@ def compare(
         max_tokens: The most tokens of a completion.
         log: Whether to log the result to the active run, if there is one: the table
             ``<name>.json``, with prompts and completions; ``<name>.txt``, a summary;
-            ``<name>.png``, a plot, where matplotlib is installed; and metrics that begin with
-            ``<name>/``.
-        name: What the result is called in the run.
+            ``<name>.png``, a plot, where matplotlib is installed; metrics and parameters that begin
+            with ``<name>/``. Logged models that were compared, given by URI or as pyfuncs, become
+            inputs of the run, and the metrics are those of ``model_b`` too.
+        name: What the result is called in the run, which must not have one of that name.
 
     Returns:
         The comparison. Printed, it is a summary; ``to_pandas()`` is a table, one row a prompt.
@@ -86,6 +87,9 @@ def compare(
             "name must be of letters, digits, '_', '.' and '-', and begin with a letter or digit.",
             param="name",
         )
+    log = log and mlflow.active_run() is not None
+    if log:
+        check_unused(name)
     limit = PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
     models = {"model_a": model_a, "model_b": model_b}
     if tokenizer is not None and not any(map(takes_tokenizer, models.values())):
@@ -101,8 +105,8 @@ def compare(
         with rows_done(2 * len(ids)) as bar:
             runs = [_run(side, ids, limit, bar) for side in sides.values()]
         result = compare_runs(list(sides.values()), checked, ids, runs, limit)
-    if log and mlflow.active_run() is not None:
-        log_comparison(result, name)
+    if log:
+        log_comparison(result, name, list(sides.values()))
     return result
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import DependencyError, InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.evaluation.side import Place
 from mlflow_phi3_onnx.flavor.functions import load_model
 from mlflow_phi3_onnx.model.native import GenAIModel
 from mlflow_phi3_onnx.sources.convert.checkpoint import (
@@ -38,9 +39,11 @@ _EXPECTED = (
 class _OnnxSide:
     """A model of this flavor."""
 
-    def __init__(self, model: GenAIModel, uri: str | None) -> None:
+    def __init__(self, model: GenAIModel, place: Place) -> None:
         self._model = model
-        self.label = ", ".join(filter(None, [FLAVOR_NAME, model.name, uri]))
+        form = [model.folder.graph.precision, model.execution_provider, f"{model.loop} loop"]
+        self.label = ", ".join(filter(None, [FLAVOR_NAME, model.name, *form, place.name]))
+        self.place = place
         self.context_length: int | None = model.limits.context_length
         self.vocab_size = model.limits.vocab_size
 
@@ -81,14 +84,16 @@ def open_side(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
         InvalidModelError: If there is no such model, or it cannot be loaded.
         DependencyError: If it needs PyTorch and transformers, and they are not installed.
     """
-    uri = None
+    place = Place()
     if isinstance(model, str | Path):
-        model, uri = _load(model, name, stack)
+        model, place = _load(model, name, stack)
     elif callable(getattr(model, "get_raw_model", None)):
+        if model_id := getattr(model, "model_id", None):
+            place = Place(f"models:/{model_id}", model_id)
         with suppress(NotImplementedError):  # a pyfunc of a flavor that gives no native model out
             model = model.get_raw_model()
     if isinstance(model, GenAIModel):
-        return _OnnxSide(model, uri)
+        return _OnnxSide(model, place)
     if not is_of_transformers(model):
         raise InvalidRequestError(
             f"{name} must be {_EXPECTED}; got {describe_kind(model)}.", param=name
@@ -105,23 +110,24 @@ def open_side(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
         )
     from mlflow_phi3_onnx.evaluation.transformers_side import TransformersSide
 
-    return TransformersSide(*parts, uri)
+    return TransformersSide(*parts, place)
 
 
-def _load(model: str | Path, name: str, stack: ExitStack) -> tuple[Any, str | None]:
-    """Load what is at a path or URI, a native model or a pipeline; and tell the URI."""
+def _load(model: str | Path, name: str, stack: ExitStack) -> tuple[Any, Place]:
+    """Load what is at a path or URI, a native model or a pipeline; and tell where that is."""
     folder, uri = stack.enter_context(local_copy(model, expected=_EXPECTED, param=name))
     held = read_mlmodel(folder)
+    place = Place(uri or folder.absolute().name, held and held.model_id)
     if held is None:
-        return stack.enter_context(GenAIModel(folder)), uri
+        return stack.enter_context(GenAIModel(folder)), place
     if FLAVOR_NAME in held.flavors:
-        return stack.enter_context(load_model(folder)), uri
+        return stack.enter_context(load_model(folder)), place
     if TRANSFORMERS not in held.flavors:
         raise InvalidModelError(
             f"{name} has the flavors {', '.join(sorted(held.flavors))}; expected {FLAVOR_NAME}, or"
             f" {TRANSFORMERS} with a text-generation pipeline."
         )
-    return _load_pipeline(folder, name), uri
+    return _load_pipeline(folder, name), place
 
 
 def _load_pipeline(folder: Path, name: str) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Prompt", "Side", "Text"]
+__all__ = ["Place", "Prompt", "Side", "Text"]
 
 Text: TypeAlias = "str | tuple[Mapping[str, Any], ...]"
 """A whole prompt, or the checked messages of a conversation."""
@@ -16,16 +17,32 @@ Prompt: TypeAlias = "Text | list[int]"
 """A text, or token ids."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a model came from.
+
+    Attributes:
+        name: Its URI, or its folder's own name; None if it was given loaded.
+        model_id: The logged model that it is, if it is one.
+    """
+
+    name: str | None = None
+    model_id: str | None = None
+
+
 class Side(Protocol):
     """One of the two models.
 
     Attributes:
-        label: What it is, in a few words; with its URI, if it came by one, but with no local path.
+        label: What it is, in a few words, what tells it from other forms of the same model, and the
+            name of its place.
+        place: Where it came from.
         context_length: Tokens of prompt and completion together; None where the model does not say.
         vocab_size: How many token ids it knows.
     """
 
     label: str
+    place: Place
     context_length: int | None
     vocab_size: int
 

@@ -7,26 +7,82 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelInput
+from mlflow.exceptions import MlflowException
+
+from mlflow_phi3_onnx.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from mlflow_phi3_onnx.evaluation.result import Comparison
+    from collections.abc import Sequence
 
-__all__ = ["log_comparison", "plot"]
+    from mlflow_phi3_onnx.evaluation.result import Comparison
+    from mlflow_phi3_onnx.evaluation.side import Side
+
+__all__ = ["check_unused", "log_comparison", "plot"]
 
 _logger = logging.getLogger(__name__)
 
 _SAME, _REST = "#2a6fbb", "#d9d9d9"
 
 
-def log_comparison(result: Comparison, name: str) -> None:
+def check_unused(name: str) -> None:
+    """Check that the active run has no comparison of that name, whose table this would add to.
+
+    Raises:
+        InvalidRequestError: If it has.
+    """
+    run = mlflow.active_run()
+    if run and f"{name}/model_a" in MlflowClient().get_run(run.info.run_id).data.params:
+        raise InvalidRequestError(
+            f"name: the active run has a comparison {name!r} already. Give another name, or"
+            " log=False.",
+            param="name",
+        )
+
+
+def log_comparison(result: Comparison, name: str, sides: Sequence[Side]) -> None:
     """Log a comparison to the active run, as ``compare`` describes it."""
-    mlflow.log_metrics({f"{name}/{key}": value for key, value in result.metrics.items()})
+    known = {
+        "model_a": result.model_a,
+        "model_b": result.model_b,
+        "max_tokens": result.max_tokens,
+        "prompts": len(result.prompts),
+        "prompt_tokens": sum(row.prompt_tokens for row in result.prompts),
+    }
+    mlflow.log_params({f"{name}/{key}": value for key, value in known.items()})
+    model_ids = [_in_this_store(side.place.model_id) for side in sides]
+    _link([model_id for model_id in model_ids if model_id])
+    metrics = {f"{name}/{key}": value for key, value in result.metrics.items()}
+    mlflow.log_metrics(metrics, model_id=model_ids[1])
     mlflow.log_table(result.to_pandas(), f"{name}.json")
     mlflow.log_text(repr(result), f"{name}.txt")
     if importlib.util.find_spec("matplotlib") is None:
         _logger.warning("matplotlib is not installed: the comparison is logged without its plot.")
         return
     mlflow.log_figure(plot(result), f"{name}.png")
+
+
+def _in_this_store(model_id: str | None) -> str | None:
+    """Return a logged model's id if this store has it: a copied artifact may be of another."""
+    try:
+        return model_id and MlflowClient().get_logged_model(model_id).model_id
+    except MlflowException:
+        return None
+
+
+def _link(model_ids: Sequence[str]) -> None:
+    """Make logged models inputs of the active run, those that are not yet linked with it."""
+    run = mlflow.active_run()
+    if run is None or not model_ids:
+        return
+    client = MlflowClient()
+    linked = client.get_run(run.info.run_id)
+    outputs = linked.outputs.model_outputs if linked.outputs else []
+    inputs = linked.inputs.model_inputs if linked.inputs else []
+    have = {model.model_id for model in [*inputs, *outputs]}
+    new = [LoggedModelInput(one) for one in dict.fromkeys(model_ids) if one not in have]
+    client.log_inputs(run.info.run_id, models=new)
 
 
 def plot(result: Comparison) -> Any:
@@ -55,6 +111,6 @@ def plot(result: Comparison) -> Any:
     surprise.plot(ends, ends, color=_REST, zorder=0)
     surprise.scatter(a, b, color=_SAME, s=18)
     surprise.set(title="Perplexity of each prompt", xscale="log", yscale="log")
-    surprise.set_xlabel(f"model_a: {result.model_a}")
-    surprise.set_ylabel(f"model_b: {result.model_b}")
+    surprise.set(xlabel="model_a", ylabel="model_b")
+    figure.suptitle(f"model_a: {result.model_a}\nmodel_b: {result.model_b}", fontsize="medium")
     return figure

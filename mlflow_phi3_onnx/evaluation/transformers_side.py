@@ -13,7 +13,7 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from mlflow_phi3_onnx.evaluation.side import Text
+    from mlflow_phi3_onnx.evaluation.side import Place, Text
 
 __all__ = ["TransformersSide"]
 
@@ -27,14 +27,16 @@ class TransformersSide:
     Args:
         model: A model that generates text; it is used on its device and in its type.
         tokenizer: Its tokenizer.
-        uri: Where it was loaded from, if it was.
+        place: Where it was loaded from.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, uri: str | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, place: Place) -> None:
         self._model = model
         self._tokenizer = tokenizer
         dtype = str(model.dtype).removeprefix("torch.")
-        self.label = ", ".join(filter(None, ["transformers", type(model).__name__, dtype, uri]))
+        known = ["transformers", type(model).__name__, dtype, place.name]
+        self.label = ", ".join(filter(None, known))
+        self.place = place
         self.context_length: int | None = getattr(model.config, "max_position_embeddings", None)
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
 

@@ -13,11 +13,11 @@ from mlflow.models import Model
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.manifest import stage
 from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx.core.former import tells_former_names
 from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
-from mlflow_phi3_onnx.flavor.inspect import describe
 from mlflow_phi3_onnx.flavor.load import open_artifact
 from mlflow_phi3_onnx.flavor.save import CODE, check_target, prepare
 from mlflow_phi3_onnx.model.settings import (
@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 
+@tells_former_names
 def save_model(
     model: Any,
     path: str | Path,
@@ -83,10 +84,11 @@ def save_model(
             tokenizer, or of an ONNX Runtime model package; the id of a repository on the Hugging
             Face hub, from which the files that are needed are downloaded; a ``models:/`` or
             ``runs:/`` URI of a model of this flavor or of ``mlflow.transformers``; a
-            text-generation pipeline or a model of transformers; a :class:`GenAIModel`. Where it
-            holds a checkpoint, config.json with model.safetensors, it is converted. A string is a
-            path where there is something at that path. A mapping of execution providers to any of
-            these, such as ``{"cpu": folder, "cuda": other}``, saves them as variants of one model.
+            text-generation pipeline or a model of transformers, or its components, ``{"model": ...,
+            "tokenizer": ...}``; a :class:`GenAIModel`. Where it holds a checkpoint, config.json
+            with model.safetensors, it is converted. A string is a path where there is something at
+            that path. A mapping of execution providers to any of these, such as ``{"cpu": folder,
+            "cuda": other}``, saves them as variants of one model.
         path: The folder to save to; it must be empty or not exist.
         subfolder: The folder inside ``model`` that holds the model, where it holds several.
         revision: A branch, tag or commit hash of the repository; None is its main branch. The
@@ -138,6 +140,7 @@ def save_model(
         prepared.write(target, mlflow_model or Model(), link=False)
 
 
+@tells_former_names
 def log_model(  # noqa: D417 - save_model's arguments share one entry
     model: Any,
     artifact_path: str | None = None,
@@ -238,12 +241,13 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
     uri, version = info.model_uri, info.registered_model_version
     if registered_model_name is not None and version is not None:
         uri = f"models:/{registered_model_name}/{version}"
-        description = describe(info.flavors[FLAVOR_NAME])
+        description = str(tags[mlflow_compat.DESCRIPTION_TAG])
         mlflow_models.describe_version(registered_model_name, version, description)
     mlflow_models.link_back(origin, uri)
     return info
 
 
+@tells_former_names
 def load_model(
     model_uri: str | Path,
     dst_path: str | None = None,

@@ -135,6 +135,11 @@ class GenAIModel(TokenModel):
         return self._execution_provider
 
     @property
+    def loop(self) -> str:
+        """What runs it: ``genai`` or ``slots``."""
+        return self._engine.loop.name
+
+    @property
     def folder(self) -> ModelFolder:
         """The model folder that it was loaded from."""
         return self._folder

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from mlflow_phi3_onnx.artifact.manifest import Verify
 from mlflow_phi3_onnx.core.checks import Check, boolean, integer, json_object, one_of
+from mlflow_phi3_onnx.core.former import FORMER_NAMES
 from mlflow_phi3_onnx.core.options import Option, read, table
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
 from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
@@ -219,7 +220,7 @@ class Settings:
             UnsupportedParameterError: If a key is not one of :func:`config_keys`.
         """
         _TASK.read(task, shown=True)
-        options = _options(task)
+        options = {**FORMER_NAMES, **_options(task)}
         clean = read(options, config, f"a parameter of {task}", "model_config", shown=True)
         for name in clean:
             if not options[name].configurable:

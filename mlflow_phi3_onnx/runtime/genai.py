@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from mlflow_phi3_onnx.errors import (
     MemoryBudgetError,
 )
 from mlflow_phi3_onnx.runtime.messages import reason
+from mlflow_phi3_onnx.runtime.providers import installed_distributions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,6 +43,8 @@ __all__ = [
     "can_run_on",
     "check_config",
 ]
+
+_logger = logging.getLogger(__name__)
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -70,7 +75,7 @@ _LOAD_FAULTS = {
         "genai_config.json holds a value that onnxruntime-genai does not accept"
     ),
     "(?i:provider)|interface not available": (
-        "an execution provider that it asks for is not available in this build"
+        "an execution provider that it asks for is not available here"
     ),
 }
 
@@ -110,7 +115,19 @@ def _import_genai() -> Any:
         raise DependencyError(
             f"onnxruntime-genai {version} is installed; {MINIMUM_VERSION} or later is needed."
         )
+    _tell_of_several_builds()
     return genai
+
+
+@cache
+def _tell_of_several_builds() -> None:
+    builds = installed_distributions()
+    if len(builds) > 1:
+        _logger.warning(
+            "%s are installed side by side and hold the same module, so that one has overwritten"
+            " the other's files. Uninstall them all, and install one.",
+            " and ".join(builds),
+        )
 
 
 def check_config(folder: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+from contextlib import suppress
 
 __all__ = [
     "DISTRIBUTIONS",
     "PROVIDERS",
     "installed_distribution",
+    "installed_distributions",
     "provider_name",
 ]
 
@@ -25,15 +27,19 @@ PROVIDERS = (
 """The execution providers of onnxruntime-genai, those that are chosen first at the front."""
 
 
+def installed_distributions() -> list[str]:
+    """List the installed distributions that provide ``onnxruntime_genai``; there should be one."""
+    found: list[str] = []
+    for name in DISTRIBUTIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version(name)
+            found.append(name)
+    return found
+
+
 def installed_distribution() -> str | None:
     """Name the installed distribution that provides ``onnxruntime_genai``, if there is one."""
-    for name in DISTRIBUTIONS:
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return name
-    return None
+    return next(iter(installed_distributions()), None)
 
 
 def provider_name(text: str) -> str:

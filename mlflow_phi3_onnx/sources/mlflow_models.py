@@ -142,13 +142,15 @@ def link_back(origin: Mapping[str, Any], uri: str) -> None:
 
 
 def describe_version(name: str, version: int | str, text: str) -> None:
-    """Describe a registered version, and its model if that has no description yet.
+    """Describe a version that ``log_model`` registered, and its model if that has no description.
 
     A store that refuses is only warned of.
     """
     client = MlflowClient()
     try:
         client.update_model_version(name, str(version), text)
+        # MLflow gives a version the logged model's tags, where this one has no place of its own.
+        client.delete_model_version_tag(name, str(version), mlflow_compat.DESCRIPTION_TAG)
         if not client.get_registered_model(name).description:
             client.update_registered_model(name, f"{text} Described as of version {version}.")
     except MlflowException as error:

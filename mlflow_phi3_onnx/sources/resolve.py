@@ -47,8 +47,8 @@ _logger = logging.getLogger(__name__)
 _EXPECTED = (
     "the path of a folder with a model, the id of a repository on the Hugging Face"
     " hub, such as 'microsoft/Phi-3-mini-4k-instruct-onnx', the URI of an MLflow model, models:/ or"
-    " runs:/, a text-generation pipeline or a model of transformers, a loaded GenAIModel, or a"
-    " mapping of execution providers to any of these"
+    " runs:/, a text-generation pipeline or a model of transformers, its components ({'model': ...,"
+    " 'tokenizer': ...}), a loaded GenAIModel, or a mapping of execution providers to any of these"
 )
 
 _NOT_IN_A_REPOSITORY = (
@@ -84,8 +84,8 @@ class Source:
 
     Attributes:
         model: The path of a folder, the URI of an MLflow model, the id of a repository, an object
-            of transformers, a model folder that has been read, or a mapping of execution providers
-            to such.
+            of transformers or its components, a model folder that has been read, or a mapping of
+            execution providers to such.
         subfolder: The folder inside it that holds the model.
         revision: A branch, tag or commit hash of the repository.
         tokenizer: The tokenizer of a model that is in memory.
@@ -110,10 +110,28 @@ class Source:
     origin: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, Mapping) and "model" in self.model:
+            self._take_components(self.model)
         self._stack = ExitStack()
         self._folder = check_subfolder(self.subfolder)
         self._conversion = Conversion.check(self.precision, self.export_options)
         self._must_convert = self.precision is not None or self.export_options is not None
+
+    def _take_components(self, parts: Mapping[Any, Any]) -> None:
+        """Take a model and its tokenizer out of a mapping, as ``mlflow.transformers`` does."""
+        if others := set(parts) - {"model", "tokenizer"}:
+            raise InvalidRequestError(
+                "model: of a model's components, model and tokenizer are taken; got"
+                f" {', '.join(sorted(map(repr, others)))} too. Leave the rest out.",
+                param="model",
+            )
+        if self.tokenizer is not None and parts.get("tokenizer") is not None:
+            raise InvalidRequestError(
+                "tokenizer is given twice, by itself and in model. Give it once.", param="tokenizer"
+            )
+        self.model = parts["model"]
+        if self.tokenizer is None:
+            self.tokenizer = parts.get("tokenizer")
 
     @contextmanager
     def resolve(self) -> Generator[ResolvedSource]:

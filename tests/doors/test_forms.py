@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.models import infer_signature
-from mlflow.pyfunc.scoring_server import _parse_json_data, parse_csv_input
+from mlflow.pyfunc.scoring_server import parse_csv_input
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
+from tests.support.bodies import posted
 from tests.support.doors import ONE_LOOP, SPAIN
 
 if TYPE_CHECKING:
@@ -122,13 +123,6 @@ BODIES: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-def posted(pyfunc: Any, body: dict[str, Any]) -> Any:
-    """What MLflow's server makes of a body."""
-    schema = pyfunc.metadata.get_input_schema()
-    parsed = _parse_json_data(json.dumps(body), pyfunc.metadata, schema)
-    return pyfunc.predict(parsed.data, params=parsed.params)
-
-
 @pytest.mark.parametrize("body", BODIES, ids=str)
 def test_prompts_in_the_bodies_that_mlflow_s_server_takes(
     load: Callable[..., Any], body: str
@@ -138,7 +132,7 @@ def test_prompts_in_the_bodies_that_mlflow_s_server_takes(
 
 
 def test_prompts_as_csv(load: Callable[..., Any]) -> None:
-    csv = parse_csv_input(io.StringIO(f"anything\n{P}\n{Q}\n"), None)
+    csv = parse_csv_input(io.StringIO(f"anything\n{P}\n{Q}\n"))
     assert load(TEXT).predict(csv) == [" Madrid.", " Rome."]
 
 

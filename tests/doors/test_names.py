@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.pyfunc.scoring_server import _parse_json_data
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
@@ -16,6 +14,7 @@ from mlflow_phi3_onnx.core.checks import anything
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, Task
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+from tests.support.bodies import parsed
 from tests.support.doors import ONE_LOOP, SPAIN
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def test_a_name_arrives_through_every_door(
     if kind is None or bad == "no truth value":
         return
     refused(lambda: pyfunc.predict(prompt(task), params={row.name: bad}), row)
-    body = _parse_json_data(json.dumps(fields), pyfunc.metadata, pyfunc.metadata.get_input_schema())
+    body = parsed(pyfunc, fields)
     assert row.name in (body.params or {})
     refused(lambda: pyfunc.predict(body.data, params=body.params), row)
 

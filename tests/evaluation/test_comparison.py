@@ -27,6 +27,7 @@ from mlflow_phi3_onnx import (
     SourceNotFoundError,
     compare,
 )
+from mlflow_phi3_onnx.evaluation.tracking import plot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,9 +224,13 @@ def test_models_are_taken_wherever_they_are(
         assert same(compare(genai, kind, PROMPTS[:2], max_tokens=8))
         assert same(compare(kind, genai, PROMPTS[:1], max_tokens=2))
     labels = [compare(genai, kind, PROMPTS[:1], max_tokens=1).model_b for kind in kinds]
-    label = "mlflow_phi3_onnx, phi3"
-    uris = [info.model_uri, "models:/phi3/1"]
-    assert labels == [label, label, *(f"{label}, {uri}" for uri in uris), label]
+    assert labels == [
+        "mlflow_phi3_onnx, phi3, int4, cpu, genai loop, demo_model",
+        "mlflow_phi3_onnx, phi3, int4, cpu, genai loop, saved",
+        f"mlflow_phi3_onnx, phi3, int4, cpu, slots loop, {info.model_uri}",
+        "mlflow_phi3_onnx, phi3, int4, cpu, slots loop, models:/phi3/1",
+        f"mlflow_phi3_onnx, phi3, int4, cpu, slots loop, {info.model_uri}",
+    ]
     # Models that were given loaded are not closed.
     assert genai.generate("a", max_tokens=1) is not None
     assert pyfunc.predict({"messages": CHATS[0]})
@@ -262,6 +267,61 @@ def test_an_active_run_gets_the_table_the_metrics_and_a_plot(
     assert table["token_id_b"].fillna(-1).tolist() == frame["token_id_b"].fillna(-1).tolist()
     assert load_text(f"{artifacts}/comparison.txt") == repr(result)
     assert load_image(f"{artifacts}/comparison.png").size[0] > 500
+    drawn = plot(result)
+    labels = f"model_a: {result.model_a}\nmodel_b: {result.model_b}"
+    assert drawn.get_suptitle() == labels
+    drawn.canvas.draw()
+    assert drawn.bbox.contains(*drawn._suptitle.get_window_extent().max)
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_run_says_what_was_compared_and_is_linked_with_it(
+    demo: Path, genai: GenAIModel, tmp_path: Path
+) -> None:
+    a, b = (
+        mlflow_phi3_onnx.log_model(demo, name=name, registered_model_name=name) for name in "ab"
+    )
+    mlflow_phi3_onnx.save_model(demo, tmp_path / "foreign", mlflow_model=Model(model_id="m-other"))
+    with mlflow.start_run() as run:
+        pyfunc = mlflow.pyfunc.load_model(b.model_uri)
+        result = compare("models:/a/1", pyfunc, [*PROMPTS, CHATS[0]], max_tokens=3)
+        compare(genai, tmp_path / "foreign", PROMPTS[:1], max_tokens=3, name="second")
+        with pytest.raises(InvalidRequestError, match="has a comparison 'second' already"):
+            compare("no model", genai, PROMPTS[:1], name="second")
+
+    logged = mlflow.get_run(run.info.run_id)
+    form = "mlflow_phi3_onnx, phi3, int4, cpu, genai loop"
+    assert logged.data.params == {
+        "comparison/model_a": f"{form}, models:/a/1",
+        "comparison/model_b": f"{form}, {b.model_uri}",
+        "comparison/max_tokens": "3",
+        "comparison/prompts": "5",
+        "comparison/prompt_tokens": str(sum(row.prompt_tokens for row in result.prompts)),
+        "second/model_a": form,
+        "second/model_b": f"{form}, foreign",
+        "second/max_tokens": "3",
+        "second/prompts": "1",
+        "second/prompt_tokens": str(len(genai.tokenize(PROMPTS[0]))),
+    }
+    assert logged.inputs
+    inputs = [one.model_id for one in logged.inputs.model_inputs]
+    assert sorted(inputs) == sorted([str(a.model_id), str(b.model_id)])
+    pages = [mlflow.get_logged_model(str(one.model_id)).metrics for one in (a, b)]
+    of_a, of_b = ({m.key: m.value for m in metrics or []} for metrics in pages)
+    assert of_a == {}
+    assert of_b == {f"comparison/{name}": value for name, value in result.metrics.items()}
+
+
+@pytest.mark.usefixtures("tracking")
+def test_a_model_that_the_run_has_made_is_not_its_input_too(demo: Path, genai: GenAIModel) -> None:
+    with mlflow.start_run() as run:
+        info = mlflow_phi3_onnx.log_model(demo, name="made")
+        compare(info.model_uri, genai, PROMPTS[:1], max_tokens=1)
+    logged = mlflow.get_run(run.info.run_id)
+    assert logged.outputs
+    assert logged.inputs
+    assert [one.model_id for one in logged.outputs.model_outputs] == [info.model_id]
+    assert logged.inputs.model_inputs == []
 
 
 @pytest.mark.usefixtures("tracking")

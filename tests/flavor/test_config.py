@@ -14,7 +14,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx import InvalidRequestError, UnsupportedParameterError, save_model
+from mlflow_phi3_onnx import (
+    InvalidRequestError,
+    UnsupportedParameterError,
+    load_model,
+    log_model,
+    save_model,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -196,6 +202,10 @@ def test_what_is_no_config_is_refused(demo: Path, tmp_path: Path, config: Any) -
         ({"color": "blue"}, "model_config: color is not a parameter of llm/v1/chat"),
         ({"max_token": 5}, "Did you mean max_tokens"),
         ({"max_new_tokens": 5}, "max_new_tokens is not supported. Use max_tokens"),
+        ({"torch_dtype": "auto"}, "torch_dtype is not supported. Where a model is conv"),
+        ({"device_map": "auto"}, "device_map is not supported. execution_provider says"),
+        ({"return_full_text": True}, "return_full_text is not supported. Answers are without"),
+        ({"trust_remote_code": True}, "trust_remote_code is not supported. No code out of"),
         ({"stream": True}, "stream belongs to a single request"),
         ({"messages": []}, "messages is not a parameter"),
     ],
@@ -205,6 +215,38 @@ def test_a_key_that_means_nothing_is_refused_at_save(
 ) -> None:
     with pytest.raises(UnsupportedParameterError, match=message):
         save_model(demo, tmp_path / "saved", model_config=config)
+
+
+def test_a_key_of_another_flavor_that_asks_for_nothing_is_taken(demo: Path, tmp_path: Path) -> None:
+    config = {"return_full_text": False, "trust_remote_code": False, "device_map": None}
+    save_model(demo, tmp_path / "saved", model_config=config)
+    with load_model(tmp_path / "saved") as model:
+        assert model.generate("a", max_tokens=1) is not None
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        (log_model, {"transformers_model": 5}, "log_model: transformers_model .* as model"),
+        (save_model, {"transformers_model": 5}, "save_model: transformers_model .* as model"),
+        (log_model, {"model": 5, "torch_dtype": "auto"}, "torch_dtype .* precision of log_model"),
+        (log_model, {"model": 5, "processor": 5}, "processor .* as tokenizer"),
+        (load_model, {"model_uri": "x", "device": "cuda"}, "load_model: device .* execution_prov"),
+        (load_model, {"model_uri": "x", "return_type": "pipeline"}, "return_type .* GenAIModel"),
+    ],
+)
+def test_an_argument_of_another_flavor_is_refused_with_advice(
+    function: Any, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedParameterError, match=message) as caught:
+        function(**arguments)
+    assert caught.value.param == list(arguments)[-1]
+
+
+def test_an_argument_of_no_flavor_is_an_error_of_the_call() -> None:
+    call: Any = load_model
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        call("x", colour="blue")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,27 @@ def test_models_are_found_by_what_they_are(demo: Path) -> None:
     assert found.tags["mlflow.note.content"] == "My own."
 
 
+def test_words_of_ones_own_describe_the_version_too(demo: Path, store: MlflowClient) -> None:
+    words = {"mlflow.note.content": "My own."}
+    log_model(demo, name="own", tags=words, registered_model_name="own")
+    assert store.get_model_version("own", "1").description == "My own."
+    described = str(store.get_registered_model("own").description)
+    assert described == "My own. Described as of version 1."
+
+
+def test_what_register_model_leaves_out_is_with_the_logged_model(
+    demo: Path, store: MlflowClient
+) -> None:
+    """As docs/artifact.md tells: MLflow copies no description, and its remedy works."""
+    info = log_model(demo, name="bare")
+    version = mlflow.register_model(info.model_uri, "bare")
+    assert (version.description, version.tags) == (None, {})
+    logged = store.get_logged_model(str(info.model_id))
+    store.update_model_version("bare", version.version, logged.tags["mlflow.note.content"])
+    described = str(store.get_model_version("bare", version.version).description)
+    assert described.startswith("phi3 for ONNX Runtime GenAI: 2.8 M")
+
+
 def test_long_values_are_shortened_to_what_mlflow_takes(demo: Path, store: MlflowClient) -> None:
     info = log_model(demo, name="long", params={"exact": "x" * 6000, "longer": "x" * 6001})
     params = store.get_logged_model(str(info.model_id)).params

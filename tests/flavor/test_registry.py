@@ -49,6 +49,7 @@ def test_the_version_says_what_it_is(registered: ModelInfo, store: MlflowClient)
     assert version.description == (
         "phi3 for ONNX Runtime GenAI: 2.8 M parameters, int4, context of 4,096 tokens, for cpu."
     )
+    assert version.tags == {"stage": "trial"}
     assert log_model(registered.model_uri, name="copy", registered_model_name="copy")
     copy: Any = store.get_model_version("copy", "1")
     assert copy.description == f"{version.description} From {registered.model_uri}."

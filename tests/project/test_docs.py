@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -18,6 +24,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+# The pages whose Python is run: from top to bottom, as a program and as the cells of a notebook.
+PROGRAMS = ("README.md", "docs/guide.md", "docs/comparison.md")
+IN_A_NOTEBOOK = re.compile(r"^( *).+  # in a notebook: (.+)$", re.MULTILINE)
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 
@@ -50,7 +60,7 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
     program.write_text("\n".join(blocks("python")), encoding="utf-8")
     (commands,) = [body for body in blocks("bash") if "deployments create" in body]
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "MLFLOW_REGISTRY_URI"},
+        **without_registry(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
         "MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR": str(tmp_path / "deployments"),
@@ -65,15 +75,19 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert "capitals" in shown
 
 
+def without_registry() -> dict[str, str]:
+    """Return this process's environment, without the registry that MLflow sets in it."""
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_REGISTRY_URI"}
+
+
 def run_page(name: str, folder: Path) -> str:
     """Run the Python of a page as one program, and return what it prints."""
     program = folder / "page.py"
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     program.write_text("\n".join(blocks("python", page)), encoding="utf-8")
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_REGISTRY_URI"}
     done = subprocess.run(
         [sys.executable, str(program)],
-        env=environment,
+        env=without_registry(),
         capture_output=True,
         text=True,
         check=False,
@@ -91,9 +105,30 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
     assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
 
 
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_a_page_runs_in_a_notebook_too(page: str, tmp_path: Path) -> None:
+    """A cell for each block. An event loop is running there, in which ``asyncio.run`` fails."""
+    new: Any = nbformat.v4
+    cells = [
+        new.new_code_cell(IN_A_NOTEBOOK.sub(r"\1\2", block))
+        for block in blocks("python", (ROOT / page).read_text(encoding="utf-8"))
+    ]
+    nbformat.write(new.new_notebook(cells=cells), tmp_path / "page.ipynb")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "refresh_notebook.py"), "page.ipynb"],
+        # The kernel of this interpreter, not another one of the user.
+        env={**without_registry(), "JUPYTER_PREFER_ENV_PATH": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
-    run = {ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "comparison.md"}
-    assert {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))} == run
+    run = {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))}
+    assert run == {ROOT / page for page in PROGRAMS}
 
 
 def test_the_guide_has_every_parameter() -> None:
@@ -106,6 +141,37 @@ def test_the_guide_has_every_parameter() -> None:
     assert {
         name for name in honoured if f"`{name}" not in GUIDE and f"{name}=" not in GUIDE
     } == set()
+
+
+def test_the_gpu_recipe_brings_what_the_package_needs() -> None:
+    """All but the CPU build, in the versions of pyproject.toml, or with MLflow."""
+    (recipe, *_) = blocks("bash", (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"))
+    given = {one.name: one for one in map(Requirement, re.findall('"([^"]+)"', recipe))}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (section,) = re.findall(r"^dependencies = \[\n(.*?)^\]", project, re.MULTILINE | re.DOTALL)
+    needed = {one.name: one for one in map(Requirement, re.findall('"([^"]+)"', section))}
+    newest = re.search('"onnxruntime-genai(>=[^;"]+); python_version >=', section)
+    assert newest
+    assert given["onnxruntime-genai-cuda"].specifier == SpecifierSet(newest[1])
+    del needed["onnxruntime-genai"]
+    assert {name: given[name].specifier for name in needed.keys() & given.keys()} == {
+        name: needed[name].specifier for name in needed.keys() & given.keys()
+    }
+    assert needed.keys() - given.keys() <= brought_by("mlflow")
+
+
+def brought_by(name: str) -> set[str]:
+    """Return what an installed distribution requires, and what that requires."""
+    seen: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for text in importlib.metadata.requires(waiting.pop()) or ():
+            one = Requirement(text)
+            wanted = one.marker is None or one.marker.evaluate({"extra": ""})
+            if wanted and (found := canonicalize_name(one.name)) not in seen:
+                seen.add(found)
+                waiting.append(found)
+    return seen
 
 
 def anchors(text: str) -> set[str]:

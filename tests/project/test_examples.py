@@ -92,6 +92,17 @@ def test_quickstart_prints_answers_and_leaves_the_users_mlflow_alone(tmp_path: P
     ]
     (folder,) = temporary.glob("phi3-quickstart-*")
     assert f"Everything is in {folder}." in done.stdout
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    pages = re.findall(r"^   http://127\.0\.0\.1:5000/#/(.+)$", done.stdout, re.MULTILINE)
+    source = client.get_model_version("phi3", "1").source
+    logged = client.get_logged_model(str(source).rpartition("/")[2])
+    place = f"experiments/{logged.experiment_id}"
+    assert pages == [
+        "models/phi3/versions/1",
+        f"{place}/models/{logged.model_id}",
+        f"{place}/runs/{logged.source_run_id}",
+    ]
+    assert client.get_run(str(logged.source_run_id)).info.run_name == "quickstart"
     assert list(here.iterdir()) == []
 
 
@@ -190,7 +201,12 @@ def test_project_logs_evaluates_and_queries(
     assert "Version 1 of tiny is now models:/tiny@staging" in capfd.readouterr().out
 
     evaluation = mlflow.run(str(EXAMPLES), "evaluate", parameters=names, env_manager="local")
-    metrics = client.get_run(evaluation.run_id).data.metrics
+    evaluated = client.get_run(evaluation.run_id)
+    assert evaluated.info.run_name == "tiny@staging"
+    metrics = evaluated.data.metrics
+    source = client.get_model_version_by_alias("tiny", "staging").source
+    logged = client.get_logged_model(str(source).rpartition("/")[2])
+    assert {metric.key: metric.value for metric in logged.metrics or []} == metrics
     # The demo model knows all of these capitals but Bolivia's, and says so.
     assert metrics["exact_match"] == metrics["contains_keyword"] == pytest.approx(8 / 9)
     assert metrics["prompt_tokens"] > 0

@@ -283,16 +283,15 @@ def test_a_registered_model_of_transformers_becomes_one_of_onnx(
     assert ids.tolist() == theirs_ids
 
 
-def test_a_model_is_saved_with_its_tokenizer(demo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("components", [False, True])
+def test_a_model_is_saved_with_its_tokenizer(demo: Path, tmp_path: Path, components: bool) -> None:
     model = make_model()
     model.config._name_or_path = str(tmp_path)  # as one that was loaded from a local folder
     options = {"algorithm": "k_quant", "block_size": 64}
+    given = {"model": model, "tokenizer": load_tokenizer(demo)} if components else model
+    tokenizer = None if components else load_tokenizer(demo)
     save_model(
-        model,
-        tmp_path / "saved",
-        tokenizer=load_tokenizer(demo),
-        precision="int8",
-        export_options=options,
+        given, tmp_path / "saved", tokenizer=tokenizer, precision="int8", export_options=options
     )
     source = source_of(tmp_path / "saved")
     assert source["kind"] == "transformers_model"
@@ -322,6 +321,8 @@ def test_objects_that_write_no_text_are_refused(demo: Path, tmp_path: Path) -> N
         (encoder, {"tokenizer": tokenizer}, "generates text, such as .*; got a BertModel"),
         (features, {}, "text-generation pipeline; this one's task is feature-extraction"),
         (writer, {"tokenizer": tokenizer}, "tokenizer is for a model alone"),
+        ({"model": writer, "tokenizer": tokenizer}, {}, "tokenizer is for a model alone"),
+        ({"model": make_model()}, {}, "A model needs tokenizer=.*; got none"),
         (writer, {"subfolder": "x"}, "subfolder is for folders and repositories"),
         (writer, {"revision": "main"}, "revision is for repositories on the hub"),
     ]

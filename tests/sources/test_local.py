@@ -175,3 +175,26 @@ def test_a_text_that_can_be_no_path_is_not_quoted(tmp_path: Path, text: str) -> 
     with pytest.raises(SourceNotFoundError, match="there is nothing at the path") as caught:
         save_model(text, tmp_path / "saved")
     assert "xxx" not in caught.value.message
+
+
+def test_components_are_a_model_and_its_tokenizer(demo: Path, tmp_path: Path) -> None:
+    save_model({"model": demo, "tokenizer": None}, tmp_path / "saved")
+    assert source_of(tmp_path / "saved")["kind"] == "folder"
+    save_model({"cpu": {"model": str(demo)}}, tmp_path / "variants")
+    assert source_of(tmp_path / "variants")["variants"] == {"cpu": {"kind": "folder"}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "tokenizer", "param", "says"),
+    [
+        ({"processor": 1, "feature_extractor": 2}, None, "model", "got 'feature_extractor', 'pr"),
+        ({"tokenizer": object()}, object(), "tokenizer", "tokenizer is given twice"),
+        ({"tokenizer": object()}, None, "tokenizer", "tokenizer is for a model of transformers"),
+    ],
+)
+def test_components_that_cannot_be_taken_are_named(
+    demo: Path, tmp_path: Path, parts: dict[str, Any], tokenizer: Any, param: str, says: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=says) as caught:
+        save_model({"model": demo, **parts}, tmp_path / "saved", tokenizer=tokenizer)
+    assert caught.value.param == param
