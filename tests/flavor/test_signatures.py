@@ -67,7 +67,7 @@ def test_a_prompt_has_no_schema_for_it_comes_in_many_forms(task: Task) -> None:
 
 
 def test_a_chat_s_columns_are_what_does_something_and_then_what_is_refused() -> None:
-    names = inputs(CHAT).optional_input_names()
+    names = [str(name) for name in inputs(CHAT).optional_input_names()]
     rows = [PARAMETERS[CHAT][name] for name in names]
     honoured = [row.name for row in rows if row.status == "honoured"]
     assert names[: len(honoured)] == honoured
