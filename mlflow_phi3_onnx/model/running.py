@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 
     from mlflow_phi3_onnx.core.request import Completion
-    from mlflow_phi3_onnx.engine.base import Job, JobHandle, TokenDelta
-    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
+    from mlflow_phi3_onnx.engine.base import Engine, Job, JobHandle, TokenDelta
     from mlflow_phi3_onnx.model.planning import PlannedRequest
     from mlflow_phi3_onnx.openai.responses import Writer
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -161,9 +160,7 @@ class ChunkStream:
 class TextEngine:
     """An engine whose completions are text."""
 
-    def __init__(
-        self, engine: InProcessEngine, tokenizer: PromptTokenizer, eos: frozenset[int]
-    ) -> None:
+    def __init__(self, engine: Engine, tokenizer: PromptTokenizer, eos: frozenset[int]) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._eos = eos

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlflow_phi3_onnx import GenAIModel
-    from mlflow_phi3_onnx.engine.base import Deliver, Job, JobHandle, TokenDelta
-    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
+    from mlflow_phi3_onnx.engine.base import Deliver, Engine, Job, JobHandle, TokenDelta
     from mlflow_phi3_onnx.errors import GenAIError
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -44,7 +43,7 @@ def pickled(value: _T) -> _T:
 class PicklingEngine:
     """An engine to and from which everything goes through pickle."""
 
-    def __init__(self, engine: InProcessEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.kv_tokens = engine.kv_tokens
         self.close = engine.close
