@@ -64,7 +64,8 @@ def test_what_reports_crosses_it_too(
 def test_scores_and_completions_cross_it_too(apart: GenAIModel, model: GenAIModel) -> None:
     text = "The capital of Spain is Madrid."
     ids = apart.tokenize(text)
-    assert apart.perplexity([text, ids]) == pytest.approx(model.perplexity([text, ids]), rel=0.05)
+    for scored in (text, ids):
+        assert apart.perplexity(scored) == pytest.approx(model.perplexity(scored), rel=0.05)
     scores, expected = (m.token_logprobs(text, top_logprobs=3) for m in (apart, model))
     assert [score["token"] for score in scores] == [score["token"] for score in expected]
     assert [len(score["top_logprobs"]) for score in scores] == [0, *[3] * (len(ids) - 1)]

@@ -66,6 +66,12 @@ def has_ended(process: psutil.Process) -> bool:
     return True
 
 
+def begin(stream: Iterator[Any]) -> None:
+    """Read a stream until the first of its tokens."""
+    for _ in range(2):
+        next(stream)
+
+
 @pytest.fixture(autouse=True)
 def private(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of its own for sockets, whose paths must be short."""
@@ -101,7 +107,7 @@ def test_a_crash_fails_what_is_inside_and_the_next_request_succeeds(
         first = process_of(model)
         streams = [model.stream_chat(STORY, min_tokens=3000) for _ in range(3)]
         for stream in streams:
-            next(stream), next(stream)
+            begin(stream)
         with ThreadPoolExecutor(1) as pool:
             whole = pool.submit(model.generate, "Once", min_tokens=3000)
             until(lambda: len(model._engine._jobs) == 4)  # type: ignore[attr-defined] - below
@@ -169,9 +175,9 @@ def test_a_main_module_without_a_guard_runs_once(
     script.write_text(PROGRAM, encoding="utf-8")
     command = [sys.executable, str(script), str(demo), isolation]
     done = subprocess.run(command, input="", capture_output=True, text=True, check=True, timeout=60)
-    assert [line.split(" ")[0] for line in done.stdout.splitlines()][0] == "run"
-    assert done.stdout.count("run") == 1
-    assert done.stdout.endswith("Madrid.\n")
+    first, answer = done.stdout.splitlines()
+    assert first == "run"
+    assert answer.endswith(" Madrid.")
 
 
 def broken(demo: Path, target: Path) -> Path:
@@ -232,7 +238,7 @@ def test_closing_ends_what_runs(demo: Path, isolation: str) -> None:
     model = GenAIModel(demo, model_config={"isolation": isolation})
     process = process_of(model)
     stream = model.stream_chat(STORY, min_tokens=3000)
-    next(stream), next(stream)
+    begin(stream)
     model.close()
     model.close()
     with pytest.raises(CancelledError, match="was closed"):
@@ -252,10 +258,33 @@ def test_a_model_that_nobody_holds_is_freed(demo: Path) -> None:
 
 
 def test_a_copy_has_a_worker_of_its_own(demo: Path) -> None:
-    with GenAIModel(demo, model_config={"isolation": "worker"}) as model:
-        with pickle.loads(pickle.dumps(model)) as copy:  # noqa: S301 - it has just been made
-            assert process_of(copy).pid != process_of(model).pid
-            assert copy.generate("The capital of Spain is") == " Madrid."
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(GenAIModel(demo, model_config={"isolation": "worker"}))
+        copy = stack.enter_context(pickle.loads(pickle.dumps(model)))  # noqa: S301 - just made
+        assert process_of(copy).pid != process_of(model).pid
+        assert copy.generate("The capital of Spain is") == " Madrid."
+
+
+IMPORTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from mlflow_phi3_onnx.engine.worker.boot import import_errors
+import_errors(sys.argv[2])
+import importlib
+errors = importlib.import_module(f"{sys.argv[2]}.exceptions")
+print(errors.__name__, *sorted({"pandas", "mlflow.tracking", "whole.started"} & set(sys.modules)))
+"""
+
+
+def test_a_worker_imports_mlflow_s_errors_and_no_more_unless_they_need_it(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "__init__.py").write_text("import whole.started\nvalue = 1\n")
+    (tmp_path / "whole" / "started.py").write_text("")
+    (tmp_path / "whole" / "exceptions.py").write_text("from whole import value\n")
+    for package, seen in (("mlflow", ""), ("whole", " whole.started")):
+        command = [sys.executable, "-c", IMPORTS, str(tmp_path), package]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{package}.exceptions{seen}\n"
 
 
 def test_the_log_of_a_worker_is_written_here(demo: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -283,7 +312,7 @@ def test_nothing_is_left_of_requests_that_are_done(demo: Path) -> None:
             for number in range(100):
                 model.chat(SPAIN, max_tokens=8, temperature=1, logprobs=True, seed=number)
                 stream = model.stream_chat(SPAIN, choice=["Madrid", f"Rome {number % 3}"])
-                next(stream), next(stream)
+                begin(stream)
                 stream.close()
             sizes.append(process.memory_info().rss)
         engine: Any = model._engine
@@ -320,7 +349,7 @@ def test_one_that_leaves_a_shared_worker_takes_its_work_along(demo: Path) -> Non
         leaves = GenAIModel(demo, model_config=config)
         stream, other = (m.stream_chat(STORY, min_tokens=300) for m in (leaves, stays))
         for running in (stream, other):
-            next(running), next(running)
+            begin(running)
         leaves.close()
         with pytest.raises(CancelledError):
             list(stream)

@@ -31,16 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["OwnWorker", "SharedWorker", "is_same_user", "lent_socket", "locked"]
 
 _BOOT = """
-import importlib, json, os, sys
+import json, sys
 given = json.loads(sys.stdin.buffer.read())
-if given["listen"] is not None:
-    if os.fork():
-        os._exit(0)
-    os.setsid()
 sys.path[:] = given["sys_path"]
-importlib.import_module(given["entry"]).main(given)
+from mlflow_phi3_onnx.engine.worker.boot import main
+main(given)
 """
-"""What a worker runs. One that is shared leaves its starter, which may end before it."""
 
 _LAST_WORDS_S = 10
 """Seconds that a worker may take to end after it has closed its connection."""
