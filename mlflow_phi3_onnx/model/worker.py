@@ -42,7 +42,6 @@ def main(given: Mapping[str, Any]) -> None:
     Args:
         given: The recipe of the engine, and what the process that started this one lends.
     """
-    _ignore_signals()
     sock = lent_socket(given["socket"])
     if given["listen"] is None:
         _die_with(given["parent"])
@@ -152,17 +151,6 @@ def _load(host: EngineHost, given: Mapping[str, Any]) -> None:
         raise
     engine.after_step = host.flush
     host.open(engine, {"kv_tokens": engine.kv_tokens, "loop": engine.loop.name, "pid": os.getpid()})
-
-
-def _ignore_signals() -> None:
-    """Ignore what is sent to a whole group of processes: its callers say when it is to end.
-
-    So Ctrl-C stops a completion and not the engine, and a server that is told to end can finish
-    what is running.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _die_with(parent: int) -> None:

@@ -222,7 +222,7 @@ def test_a_caller_that_does_not_read_is_cut_off(hosted: Hosted) -> None:
     hosted.host.join(theirs)
     (silent,) = hosted.host._callers
     silent.connection._most_unread = 10_000
-    asked = [[1], 9_999, {"ignore_eos": True, "top_logprobs": 20}, 0, True, []]
+    asked = ["AQAAAA==", 9_999, {"ignore_eos": True, "top_logprobs": 20}, 0, True, []]
     lines = [["job", 0, 0, asked], ["submit", 0]]
     hosted.loop.gate.clear()
     ours.sendall(b"".join(json.dumps(line).encode() + b"\n" for line in lines))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import types
 from contextlib import suppress
@@ -23,6 +24,11 @@ def main(given: dict[str, Any]) -> None:
     Args:
         given: What the process that started this one passed to it.
     """
+    # What is sent to a whole group of processes is not for this one: its callers say when it is to
+    # end. So Ctrl-C stops a completion and not the engine, and a server can finish what is running.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform != "win32" and given["listen"] is not None:
         if os.fork():
             os._exit(0)

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MOST_UNREAD", "Connection"]
-
-MOST_UNREAD = 64 << 20
-"""The most bytes that are kept for an end that does not read, before one message more."""
+__all__ = ["Connection"]
 
 _CHUNK = 1 << 18
 # Windows has no such flag: there, a thread sends everything.
@@ -28,14 +25,15 @@ class Connection:
     """One end of a connected socket.
 
     Any thread may send; one thread reads. What the system does not take at once is sent by a
-    thread of its own. An end that leaves too much unread is cut off, so that memory stays bounded.
+    thread of its own.
 
     Args:
         sock: The socket.
-        most_unread: Bytes of unsent messages beyond which the connection is cut off.
+        most_unread: Bytes of messages that the other end leaves unread, beyond which it is cut off
+            at the next; None keeps all of them.
     """
 
-    def __init__(self, sock: socket.socket, most_unread: int = MOST_UNREAD) -> None:
+    def __init__(self, sock: socket.socket, most_unread: int | None = None) -> None:
         self._socket = sock
         self._most_unread = most_unread
         self._lock = threading.Lock()
@@ -48,7 +46,7 @@ class Connection:
         """Put a message behind those that are to be sent, and tell whether the other end lives."""
         line = _encode(message).encode() + b"\n"
         with self._lock:
-            if self._size > self._most_unread:
+            if self._most_unread is not None and self._size > self._most_unread:
                 self._cut_off()
             if self._cut:
                 return False

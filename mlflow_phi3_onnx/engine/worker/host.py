@@ -22,6 +22,9 @@ __all__ = ["EngineHost"]
 
 _logger = logging.getLogger(__name__)
 
+MOST_UNREAD = 64 << 20
+"""The most bytes that are kept for a caller that does not read, before one message more."""
+
 _COMPILING = 4
 """How many submissions with grammars are looked at together: compiling one may take a second."""
 
@@ -48,7 +51,7 @@ class EngineHost:
 
     def join(self, sock: socket.socket) -> None:
         """Serve a caller, in a thread of its own, until it closes its end."""
-        caller = _Caller(self, Connection(sock))
+        caller = _Caller(self, Connection(sock, MOST_UNREAD))
         with self._lock:
             self._callers |= {caller}
             if self._greeting is not None:

@@ -6,6 +6,7 @@ says ``ready`` or ``failed``, ``taken`` or ``refused``, ``delta`` or ``error``, 
 
 from __future__ import annotations
 
+import base64
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "unpack_job",
 ]
 
+_IDS = np.dtype("<i4")
 _PLAIN = Options()
 _PLAIN_SAMPLING = Sampling()
 
@@ -43,7 +45,8 @@ def pack_job(job: Job) -> list[Any]:
     if "grammar" in options:
         options["grammar"] = _pack_grammar(options["grammar"])
     return [
-        job.prompt.tolist(),
+        # Read and written a hundred times as fast as a list.
+        base64.b64encode(job.prompt.astype(_IDS).tobytes()).decode(),
         job.max_tokens,
         options,
         job.index,
@@ -57,7 +60,7 @@ def unpack_job(packed: list[Any]) -> Job:
     prompt, max_tokens, options, index, streamed, draft_source = packed
     asked = {name: _READERS.get(name, _as_is)(value) for name, value in options.items()}
     return Job(
-        np.array(prompt, dtype=np.int32),
+        np.frombuffer(base64.b64decode(prompt), _IDS).astype(np.int32),
         max_tokens,
         Options(**asked),
         index,

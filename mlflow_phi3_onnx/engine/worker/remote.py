@@ -90,10 +90,14 @@ class WorkerEngine:
         self.deaths = 0
         self.facts: dict[str, Any] = {}
         self.begin()
-        with self._changed:
-            self._wait_until_ready(None)
-        self.kv_tokens: int = self.facts["kv_tokens"]
         watch_forks(self)
+        try:
+            with self._changed:
+                self._wait_until_ready(None)
+        except BaseException:
+            self.close()  # interrupted, it would go on loading
+            raise
+        self.kv_tokens: int = self.facts["kv_tokens"]
 
     def begin(self) -> None:
         """Be as an engine that has taken no jobs, and has no worker."""
