@@ -1,4 +1,4 @@
-"""The engine's edge: token ids go in, token ids come out, as plain data that pickles.
+"""The engine's edge: token ids go in, token ids come out, as plain data.
 
 So an engine may live in this process or in another. No text crosses the edge: prompts are encoded,
 stop sequences found and log-probabilities given their texts on the caller's side.

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -116,8 +118,9 @@ def test_what_is_not_wanted_any_more_is_cancelled_there(hosted: Hosted) -> None:
         seen.append((position, arrived))
         return len(seen) < 3
 
-    engine.submit([replace(job(max_tokens=9000), streamed=True)], deliver)
+    (handle,) = engine.submit([replace(job(max_tokens=9000), streamed=True)], deliver)
     until(lambda: bool(hosted.loop.begun) and hosted.loop.begun[0].finished)
+    handle.cancel()
     assert len(seen) == 3
     assert len(hosted.loop.begun[0].tokens) < 9000
     engine.close()
@@ -143,6 +146,41 @@ def test_an_interrupted_submission_is_taken_back(
     engine.close()
 
 
+def test_a_submission_that_is_taken_back_while_its_grammar_is_compiled(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, taken = hosted.caller(), Taken()
+    submit = hosted.inside.submit
+    compiling, compiled = threading.Event(), threading.Event()
+    states: list[Any] = []
+
+    class Interrupted(remote.Future[None]):
+        def result(self, timeout: float | None = None) -> None:
+            assert timeout is None
+            assert compiling.wait(20)
+            raise KeyboardInterrupt
+
+    def slowly(*given: Any) -> Any:
+        compiling.set()
+        compiled.wait(20)
+        states.extend(submit(*given))
+        return states
+
+    monkeypatch.setattr(remote, "Future", Interrupted)
+    monkeypatch.setattr(hosted.inside, "submit", slowly)
+    held = replace(job(max_tokens=9000), options=Options(grammar=Grammar("regex", "a*")))
+    hosted.loop.gate.clear()
+    with pytest.raises(KeyboardInterrupt):
+        engine.submit([held], taken)
+    (caller,) = hosted.host._callers
+    until(lambda: caller._handles == {})
+    compiled.set()
+    until(lambda: bool(states) and states[0].finished)
+    assert states[0].tokens == []
+    assert caller._handles == {}
+    engine.close()
+
+
 def test_closing_ends_what_runs_and_others_go_on(hosted: Hosted) -> None:
     engine, other = hosted.caller(), hosted.caller()
     taken, others = Taken(), Taken()
@@ -155,6 +193,7 @@ def test_closing_ends_what_runs_and_others_go_on(hosted: Hosted) -> None:
     assert "was closed" in taken.last.message
     with pytest.raises(CancelledError, match="is closed"):
         engine.submit([job()], taken)
+    until(lambda: hosted.loop.begun[0].finished)
     hosted.loop.gate.set()
     until(lambda: len(others) == 1)
     assert others.last.finish_reason == "length"
@@ -256,7 +295,7 @@ def test_a_caller_that_sends_nonsense_is_left_and_others_are_not(hosted: Hosted)
     engine.close()
 
 
-def test_a_deadline_counts_from_when_the_caller_asked(hosted: Hosted) -> None:
+def test_a_job_past_its_deadline_fails_there(hosted: Hosted) -> None:
     engine, taken = hosted.caller(), Taken()
     hosted.loop.gate.clear()
     engine.submit([job(max_tokens=9000, timeout=0.05)], taken)
@@ -264,6 +303,18 @@ def test_a_deadline_counts_from_when_the_caller_asked(hosted: Hosted) -> None:
     hosted.loop.gate.set()
     until(lambda: len(taken) == 1)
     assert isinstance(taken.last, GenerationTimeoutError)
+    engine.close()
+
+
+def test_a_timeout_counts_from_when_the_caller_asked(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, taken = hosted.caller(), Taken()
+    clock = SimpleNamespace(monotonic=iter([100.0, 103.0]).__next__)
+    monkeypatch.setattr(remote, "time", clock)
+    engine.submit([job(max_tokens=1, timeout=5.0), job(max_tokens=1)], taken)
+    until(lambda: len(taken) == 2)
+    assert [state.options.timeout for state in hosted.loop.begun] == [2.0, None]
     engine.close()
 
 
@@ -287,6 +338,16 @@ def test_an_engine_that_fails_fails_its_jobs_through_the_host(hosted: Hosted) ->
     assert type(taken.last) is GenerationError
     assert taken.last.message == "Generation failed (ValueError)."
     engine.close()
+
+
+def test_what_is_left_unread_is_bounded() -> None:
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours, most_unread=16)
+    assert [connection.add("12345") for _ in range(4)] == [True, True, False, False]
+    connection.free()
+    bounded = Connection(theirs, most_unread=20)
+    assert [bounded.add("12345") for _ in range(4)] == [True, True, True, False]
+    bounded.free()
 
 
 def test_a_message_longer_than_the_socket_takes_arrives_whole_and_in_order() -> None:

@@ -45,7 +45,7 @@ def pack_job(job: Job) -> list[Any]:
     if "grammar" in options:
         options["grammar"] = _pack_grammar(options["grammar"])
     return [
-        # Read and written a hundred times as fast as a list.
+        # Written and read in a seventh of the time of a list.
         base64.b64encode(job.prompt.astype(_IDS).tobytes()).decode(),
         job.max_tokens,
         options,
