@@ -186,6 +186,7 @@ def test_closing_ends_what_runs_and_others_go_on(hosted: Hosted) -> None:
     taken, others = Taken(), Taken()
     hosted.loop.gate.clear()
     engine.submit([job(max_tokens=9000)], taken)
+    until(lambda: len(hosted.loop.begun) == 1)
     other.submit([job(max_tokens=3)], others)
     engine.close()
     engine.close()
