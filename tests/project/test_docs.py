@@ -91,8 +91,13 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
     assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
 
 
+def test_the_page_on_serving_runs(tmp_path: Path) -> None:
+    assert run_page("serving.md", tmp_path).strip() == "Madrid."
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
-    run = {ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "comparison.md"}
+    docs = {ROOT / "docs" / f"{name}.md" for name in ("guide", "comparison", "serving")}
+    run = {ROOT / "README.md", *docs}
     assert {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))} == run
 
 
