@@ -70,7 +70,13 @@ class _Lobby:
         self._own = path.stat().st_ino
         self._woken, wake = socket.socketpair()
         self.host = EngineHost(emptied=lambda: wake.send(b"."))
-        threading.Thread(target=self._watch, name="onnx-genai-lobby", daemon=True).start()
+        threading.Thread(target=self._run, name="onnx-genai-lobby", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        finally:
+            os._exit(1)  # without it, nobody would end this process
 
     def _watch(self) -> None:
         selector = selectors.DefaultSelector()
@@ -98,12 +104,14 @@ class _Lobby:
         return True
 
     def _end_if_alone(self) -> None:
-        with locked(self._path.parent / "lock"):
+        # Where the folder has been removed, as at the end of a session, nobody can connect.
+        with suppress(OSError), locked(self._path.parent / "lock"):
             if self._let_in():
                 return
-            with suppress(OSError):
-                if self._path.stat().st_ino == self._own:
-                    self._path.unlink()
+            if self._path.stat().st_ino == self._own:
+                self._path.unlink()
+            os._exit(0)
+        if not self._let_in():
             os._exit(0)
 
 

@@ -358,6 +358,27 @@ def test_one_that_leaves_a_shared_worker_takes_its_work_along(demo: Path) -> Non
 
 
 @UNIX
+@pytest.mark.parametrize("removed", ["socket", "folder"])
+def test_a_shared_worker_whose_socket_is_gone_still_ends(
+    demo: Path, private: Path, removed: str
+) -> None:
+    """As the end of a session removes its folder, or a cleaner old files."""
+    config = {"isolation": "shared"}
+    with GenAIModel(demo, model_config=config) as model:
+        process = process_of(model)
+        (socket,) = private.glob("*/*.sock")
+        if removed == "socket":
+            socket.unlink()
+        else:
+            shutil.rmtree(socket.parent)
+        with GenAIModel(demo, model_config=config) as other:
+            assert process_of(other).pid != process.pid
+            assert model.generate("The capital of Spain is") == " Madrid."
+        until(lambda: not socket.exists())
+    until(lambda: has_ended(process))
+
+
+@UNIX
 def test_a_folder_that_others_can_enter_is_refused(demo: Path, private: Path) -> None:
     GenAIModel(demo, model_config={"isolation": "shared"}).close()
     (folder,) = private.iterdir()
