@@ -74,6 +74,17 @@ TARGETS = {
         True,
         "%",
     ),
+    "worker-streamed": Target(
+        "a streamed token of a worker process, against one of this process, time", 1.05, True
+    ),
+    "worker-whole": Target(
+        "a token of a whole completion of a worker process, against one of this process, time",
+        1.05,
+        True,
+    ),
+    "shared-memory": Target(
+        "memory of processes that share a worker, against as many that do not", 0.6, True
+    ),
     "chosen-logits": Target(
         "a prompt with the logits of its last token, against those of every token", 1.1, False
     ),

@@ -19,7 +19,8 @@
         ├── GenerationError             500  server_error
         │   ├── MemoryBudgetError       429  rate_limit_error
         │   ├── CancelledError          499  server_error
-        │   └── GenerationTimeoutError  504  server_error
+        │   ├── GenerationTimeoutError  504  server_error
+        │   └── EngineDeadError         503  server_error
         └── DeploymentError             500  server_error
 
 Messages name the field, the kind of the value that came and what is allowed. They never hold a
@@ -40,6 +41,7 @@ __all__ = [
     "ConversionError",
     "DependencyError",
     "DeploymentError",
+    "EngineDeadError",
     "GenAIError",
     "GenerationError",
     "GenerationTimeoutError",
@@ -202,6 +204,13 @@ class GenerationTimeoutError(GenerationError):
 
     mlflow_code = databricks_pb2.DEADLINE_EXCEEDED
     openai_code = "timeout"
+
+
+class EngineDeadError(GenerationError):
+    """The engine's worker process ended, by itself or by the system, with requests inside."""
+
+    mlflow_code = databricks_pb2.TEMPORARILY_UNAVAILABLE
+    openai_code = "engine_dead"
 
 
 class DeploymentError(GenAIError):

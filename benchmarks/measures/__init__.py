@@ -15,6 +15,7 @@ from benchmarks.measures.prefill import chosen_logits
 from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.pytorch import decoding
 from benchmarks.measures.served import clients, ping
+from benchmarks.measures.worker import shared_memory, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,8 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "chosen-logits": chosen_logits,
     "llama": beside_llama,
     "memory": resident_memory,
+    "worker": worker,
+    "shared-memory": shared_memory,
     "log-model": log_model,
     "conversion": conversion,
 }

@@ -1,4 +1,4 @@
-"""The engine's edge: token ids go in, token ids come out, as plain data that pickles.
+"""The engine's edge: token ids go in, token ids come out, as plain data.
 
 So an engine may live in this process or in another. No text crosses the edge: prompts are encoded,
 stop sequences found and log-probabilities given their texts on the caller's side.
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 from mlflow_phi3_onnx.core.request import FinishReason, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.errors import GenAIError
 
-__all__ = ["Deliver", "Job", "JobHandle", "TokenDelta", "TokenScore"]
+__all__ = ["Deliver", "Engine", "Job", "JobHandle", "TokenDelta", "TokenScore"]
 
 
 @dataclass(frozen=True)
@@ -95,4 +95,36 @@ class JobHandle(Protocol):
 
     def cancel(self) -> None:
         """Stop the job: at most one more step is computed. Does nothing once it is finished."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs jobs, in this process or in another.
+
+    Attributes:
+        kv_tokens: How many tokens the KV memory holds.
+    """
+
+    kv_tokens: int
+
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Sequence[JobHandle]:
+        """Take jobs, in order.
+
+        Args:
+            jobs: The jobs.
+            deliver: Takes what comes of them, maybe before this returns.
+
+        Returns:
+            A handle for each, with which it can be cancelled.
+
+        Raises:
+            MemoryBudgetError: If a job can never fit into the KV memory.
+            UnsupportedParameterError: If the model cannot do what a job asks for.
+            CancelledError: If the engine is closed.
+            EngineDeadError: If the engine's process has ended and cannot be started again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Cancel everything, and free the model. May be called again."""
         ...

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import queue
 import threading
 import time
-import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mlflow_phi3_onnx.engine.forking import watch_forks
 from mlflow_phi3_onnx.engine.loops.base import Failing
 from mlflow_phi3_onnx.engine.sequence.state import SequenceState
 from mlflow_phi3_onnx.engine.waiting import WaitingJobs
@@ -59,6 +58,8 @@ class InProcessEngine:
     Attributes:
         kv_tokens: How many tokens the KV memory holds.
         loop: The loop.
+        after_step: Called in the engine's thread after each step, and after each failure of all:
+            whoever passes deltas on can do so for a whole step at once.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class InProcessEngine:
         self.kv_tokens = kv_tokens
         self._kv_bytes_per_token = kv_bytes_per_token
         self._longest = longest
+        self.after_step: Callable[[], object] = lambda: None
         self._closed = False
         self._forked = False
         self.begin()
-        _engines.add(self)
+        watch_forks(self)
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[SequenceState]:
         """Take jobs, in order.
@@ -199,12 +201,14 @@ class InProcessEngine:
                 self._give_up_late_ones()
                 self._admit()
                 self._loop.step()
+            self.after_step()
 
     def _fail_all(self, error: GenAIError) -> None:
         for state in (*self._waiting, *self._running):
             state.fail(error)
         self._waiting = WaitingJobs()
         self._running = []
+        self.after_step()
 
     def _give_up_late_ones(self) -> None:
         for state in self._waiting.expired(time.monotonic()):
@@ -249,33 +253,3 @@ class InProcessEngine:
         """End what :meth:`hold` began."""
         self._stepping.release()
         self._lock.release()
-
-
-_engines: weakref.WeakSet[InProcessEngine] = weakref.WeakSet()
-_forking: list[InProcessEngine] = []
-
-
-def _before_fork() -> None:
-    _forking[:] = sorted(_engines, key=id)
-    for engine in _forking:
-        engine.hold()
-
-
-def _after_fork_in_parent() -> None:
-    for engine in reversed(_forking):
-        engine.go_on()
-    _forking.clear()
-
-
-def _after_fork_in_child() -> None:
-    for engine in _forking:
-        engine.disown()
-    _forking.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
 
-__all__ = ["EngineOptions", "LoopName", "ServingPolicy"]
+__all__ = ["EngineOptions", "Isolation", "LoopName", "ServingPolicy"]
 
 LoopName: TypeAlias = Literal["auto", "genai", "slots"]
+Isolation: TypeAlias = Literal["inline", "worker", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class EngineOptions:
     """
 
     loop: LoopName | None = None
+    isolation: Isolation | None = None
     prefix_cache: bool = True
     intra_op_num_threads: int | None = None
     max_batch_size: int = 16
@@ -42,6 +44,7 @@ class ServingPolicy:
 
     Attributes:
         default_loop: The loop, where no setting says.
+        default_isolation: The process that the engine runs in, where no setting says.
         may_hold_gil: Whether the interpreter's lock may be held for as long as the prompts of a
             batch take. A server has other requests to take in the meantime.
         request_deadline: Seconds after which a completion is given up, whatever the request asks
@@ -50,6 +53,7 @@ class ServingPolicy:
     """
 
     default_loop: LoopName = "genai"
+    default_isolation: Isolation = "inline"
     may_hold_gil: bool = True
     request_deadline: float | None = None
     processes: int = 1

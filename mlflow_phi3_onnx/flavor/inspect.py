@@ -164,7 +164,8 @@ def _report(
 
 def _load(variant: Variant, tokenizer: PromptTokenizer) -> dict[str, Any]:
     """Load a model as a server does, and tell which loop it gets and why."""
-    engine = start_engine(variant.model, tokenizer, EngineOptions(loop="auto"), ServingPolicy(), {})
+    options = EngineOptions(loop="auto")
+    engine = start_engine(variant.model, tokenizer.grammars, options, ServingPolicy(), {})
     loop = engine.loop
     engine.close()
     return {"loop": loop.name, "why_not_slots": loop.why, "computes_together": loop.together}

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
-from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted
+from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import list_own
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.model.isolation import open_engine
 from mlflow_phi3_onnx.model.planning import Planner
 from mlflow_phi3_onnx.model.running import TextEngine
 from mlflow_phi3_onnx.model.settings import OF_SAVED_MODELS, OnError, Settings
-from mlflow_phi3_onnx.model.start import start_engine
 from mlflow_phi3_onnx.model.tokens import TokenModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -83,9 +83,8 @@ class GenAIModel(TokenModel):
             )
         folder = path if isinstance(path, ModelFolder) else _read_own(path)
         tokenizer = PromptTokenizer(folder.tokenizer_path)
-        with fitted(checked, folder) as files:
-            self._adapters = tuple(files)
-            self._engine = start_engine(folder, tokenizer, settings.engine, policy, files)
+        self._adapters = tuple(checked)
+        self._engine = open_engine(folder, tokenizer, settings.engine, policy, checked)
         planner = Planner(folder, tokenizer, self._engine.kv_tokens, settings, self._adapters)
         texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
         super().__init__(tokenizer, planner, texts)

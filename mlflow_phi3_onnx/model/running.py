@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from mlflow_phi3_onnx.core.request import Completion
-    from mlflow_phi3_onnx.engine.base import Job, JobHandle, TokenDelta
-    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
+    from mlflow_phi3_onnx.engine.base import Engine, Job, JobHandle, TokenDelta
     from mlflow_phi3_onnx.openai.responses import Writer
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
@@ -164,9 +163,7 @@ class ChunkStream:
 class TextEngine:
     """An engine whose completions are text."""
 
-    def __init__(
-        self, engine: InProcessEngine, tokenizer: PromptTokenizer, eos: frozenset[int]
-    ) -> None:
+    def __init__(self, engine: Engine, tokenizer: PromptTokenizer, eos: frozenset[int]) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._eos = eos

@@ -11,7 +11,7 @@ from mlflow_phi3_onnx.core.checks import Check, boolean, integer, json_object, o
 from mlflow_phi3_onnx.core.former import FORMER_NAMES
 from mlflow_phi3_onnx.core.options import Option, read, table
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, Task
-from mlflow_phi3_onnx.engine.options import EngineOptions, LoopName
+from mlflow_phi3_onnx.engine.options import EngineOptions, Isolation, LoopName
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.reasoning.harmony import HARMONY
@@ -75,6 +75,16 @@ RUNTIME_SETTINGS = table(
         one_of(*get_args(LoopName)),
         EngineOptions.loop,
         "auto under `mlflow models serve`, else genai",
+    ),
+    _setting(
+        "isolation",
+        "The process that the model runs in. inline: this one. worker: a child process, so that"
+        " this one is never held up by the model, and outlives a crash of the runtime. shared: a"
+        " worker of all processes of this user and machine that load the same model with the same"
+        " settings, so that its weights are in memory once; not on Windows.",
+        one_of(*get_args(Isolation)),
+        EngineOptions.isolation,
+        "inline",
     ),
     _setting(
         "prefix_cache",

@@ -37,13 +37,13 @@ from mlflow_phi3_onnx.runtime.machine import available_memory, available_threads
 from mlflow_phi3_onnx.runtime.ort import CACHE_TYPES, SlotSession
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.engine.loops.base import Loop
     from mlflow_phi3_onnx.engine.options import ServingPolicy
-    from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+    from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
 
 __all__ = ["start_engine", "why_not_slots"]
 
@@ -54,16 +54,16 @@ KV_SHARE_OF_AVAILABLE_MEMORY = 0.5
 
 def start_engine(
     folder: ModelFolder,
-    tokenizer: PromptTokenizer,
+    grammars: Callable[[int, frozenset[int]], GrammarCompiler],
     options: EngineOptions,
     policy: ServingPolicy,
     adapters: Mapping[str, Path],
 ) -> InProcessEngine:
-    """Load a model and start the engine that runs it.
+    """Load a model and start the engine that runs it in this process.
 
     Args:
         folder: The model folder.
-        tokenizer: Its tokenizer.
+        grammars: Gives the compiler of grammars for a vocabulary and the ids that end it.
         options: How it is to be run.
         policy: What the program around it needs.
         adapters: The files of the adapters that fit it, by name.
@@ -100,7 +100,7 @@ def start_engine(
     )
     return InProcessEngine(
         loop,
-        grammars=partial(tokenizer.grammars, folder.vocab_size, eos),
+        grammars=partial(grammars, folder.vocab_size, eos),
         eos=eos,
         vocab_size=folder.vocab_size,
         kv_tokens=kv_tokens,

@@ -1,16 +1,15 @@
-"""The engine's edge: what crosses it pickles, and no text does; a stop sequence cancels."""
-# pyright: reportPrivateUsage=false
-# The engine below the model has no public name.
+"""The engine's edge: all of a request crosses it, and no text does; a stop sequence cancels."""
 
 from __future__ import annotations
 
 import asyncio
-import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mlflow_phi3_onnx import GenAIModel
 from mlflow_phi3_onnx.core.request import Options, Sampling
 from mlflow_phi3_onnx.engine.sequence.processors import build
 from tests.support.doors import (
@@ -27,40 +26,17 @@ from tests.support.engines import ScriptedLoop, engine, job
 from tests.support.table import GOOD, SAME, Good, check_good
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
+    from pathlib import Path
 
-    from mlflow_phi3_onnx import GenAIModel
-    from mlflow_phi3_onnx.engine.base import Deliver, Job, JobHandle, TokenDelta
-    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
-    from mlflow_phi3_onnx.errors import GenAIError
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-_T = TypeVar("_T")
 
-
-def pickled(value: _T) -> _T:
-    return pickle.loads(pickle.dumps(value))  # noqa: S301 - it has just been made
-
-
-class PicklingEngine:
-    """An engine to and from which everything goes through pickle."""
-
-    def __init__(self, engine: InProcessEngine) -> None:
-        self.engine = engine
-        self.kv_tokens = engine.kv_tokens
-        self.close = engine.close
-
-    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Sequence[JobHandle]:
-        def through(position: int, delta: TokenDelta | GenAIError) -> bool:
-            return deliver(position, pickled(delta))
-
-        return self.engine.submit(pickled(jobs), through)
-
-
-@pytest.fixture
-def pickling(model: GenAIModel, monkeypatch: pytest.MonkeyPatch) -> GenAIModel:
-    monkeypatch.setattr(model._texts, "_engine", PicklingEngine(model._engine))
-    return model
+@pytest.fixture(scope="module")
+def apart(demo: Path, loop: str) -> Iterator[GenAIModel]:
+    """A model whose engine is in another process, so that everything crosses the edge."""
+    with GenAIModel(demo, model_config={"loop": loop, "isolation": "worker"}) as loaded:
+        yield loaded
 
 
 def every_way(model: GenAIModel, fields: dict[str, Any]) -> list[Answer]:
@@ -73,17 +49,50 @@ def every_way(model: GenAIModel, fields: dict[str, Any]) -> list[Answer]:
 
 
 @pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
-def test_what_crosses_the_edge_pickles(pickling: GenAIModel, case: Good) -> None:
-    for answer in every_way(pickling, {"messages": SPAIN, **case.fields}):
+def test_the_answers_of_a_worker_are_those_of_this_process(apart: GenAIModel, case: Good) -> None:
+    for answer in every_way(apart, {"messages": SPAIN, **case.fields}):
         check_good(answer, case)
 
 
 @pytest.mark.parametrize("number", range(len(SAME)))
 def test_what_reports_crosses_it_too(
-    pickling: GenAIModel, references: list[Answer], number: int
+    apart: GenAIModel, references: list[Answer], number: int
 ) -> None:
-    for answer in every_way(pickling, {**SAME[number], **REPORTED}):
+    for answer in every_way(apart, {**SAME[number], **REPORTED}):
         check_same(answer, references[number])
+
+
+def test_scores_and_completions_cross_it_too(apart: GenAIModel, model: GenAIModel) -> None:
+    text = "The capital of Spain is Madrid."
+    ids = apart.tokenize(text)
+    for scored in (text, ids):
+        assert apart.perplexity(scored) == pytest.approx(model.perplexity(scored), rel=0.05)
+    scores, expected = (m.token_logprobs(text, top_logprobs=3) for m in (apart, model))
+    assert [score["token"] for score in scores] == [score["token"] for score in expected]
+    assert [len(score["top_logprobs"]) for score in scores] == [0, *[3] * (len(ids) - 1)]
+    assert apart.greedy_tokens(ids[:4], 8) == model.greedy_tokens(ids[:4], 8)
+    asked: dict[str, Any] = {"echo": True, "logprobs": 2, "max_tokens": 0}
+    whole, inline = (m.complete([text, "Madrid"], **asked)["choices"] for m in (apart, model))
+    assert [choice["text"] for choice in whole] == [choice["text"] for choice in inline]
+
+
+def test_eight_threads_and_a_frame_of_rows_get_what_each_gets_alone(
+    apart: GenAIModel, references: list[Answer]
+) -> None:
+    def ask(number: int) -> Answer:
+        fields = {**SAME[number % len(SAME)], **REPORTED}
+        return (
+            chat_pieces(apart.stream_chat(**fields))
+            if number % 2
+            else whole_chat(apart.chat(**fields))
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        for number, answer in enumerate(pool.map(ask, range(3 * len(SAME)))):
+            check_same(answer, references[number % len(SAME)])
+    rows = apart.run("llm/v1/chat", [{**fields, **REPORTED} for fields in SAME])
+    for row, reference in zip(rows, references, strict=True):
+        check_same(whole_chat(row), reference)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -20,7 +20,8 @@ def ask(country):
     message = {"role": "user", "content": f"What is the capital of {country}?"}
     return model.chat([message])["choices"][0]["message"]["content"]
 
-model = GenAIModel(mlflow_phi3_onnx.demo_model_path(), model_config={"loop": sys.argv[1]})
+config = {"loop": sys.argv[1], "isolation": sys.argv[2]}
+model = GenAIModel(mlflow_phi3_onnx.demo_model_path(), model_config=config)
 assert "Madrid" in ask("Spain")
 story = model.stream_chat([{"role": "user", "content": "Tell me a long story."}], max_tokens=200)
 for _ in range(5):
@@ -43,10 +44,11 @@ print("both are well")
 """
 
 
+@pytest.mark.parametrize("isolation", ["inline", "worker", "shared"])
 @pytest.mark.parametrize("loop", ["genai", "slots"])
-def test_a_fork_answers_while_its_parent_goes_on(loop: str) -> None:
+def test_a_fork_answers_while_its_parent_goes_on(loop: str, isolation: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, loop],
+        [sys.executable, "-c", PROGRAM, loop, isolation],
         check=False,
         capture_output=True,
         text=True,

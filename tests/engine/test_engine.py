@@ -262,7 +262,7 @@ def test_a_small_job_does_not_overtake_one_that_waits_for_memory(demo: Path, loo
         per_token = model.limits.kv_bytes_per_token
     config = {"kv_cache_memory": per_token * 100, "loop": loop}
     with GenAIModel(demo, model_config=config) as model:
-        running = model._engine._loop
+        running = model._engine._loop  # type: ignore[attr-defined] - below every interface
         admit, begun = running.admit, list[list[int]]()
 
         def watched(waiting: Any) -> Any:
@@ -327,7 +327,7 @@ def test_no_more_memory_is_taken_than_there_is(
         per_token = model.limits.kv_bytes_per_token
     config = {"kv_cache_memory": per_token * 100, "loop": loop, "max_batch_size": 4}
     with GenAIModel(demo, model_config=config) as model:
-        running: Any = model._engine._loop
+        running: Any = model._engine._loop  # type: ignore[attr-defined] - below every interface
         step, seen = running.step, list[int]()
         running.step = stepped
         monkeypatch.setattr(NativeModel, "generator", watched)
@@ -418,7 +418,7 @@ def test_closing_cancels_what_waits_too(scripted: ScriptedLoop, tokenizer: Promp
 def test_a_closed_model_is_freed_though_it_is_held(demo: Path, loop: str) -> None:
     model = GenAIModel(demo, model_config={"loop": loop})
     model.chat(STORY, max_tokens=2)
-    running: Any = model._engine._loop
+    running: Any = model._engine._loop  # type: ignore[attr-defined] - below every interface
     loaded = weakref.ref(running._session if loop == "slots" else running._pool)
     model.close()
     gc.collect()
@@ -461,7 +461,7 @@ def test_a_loop_is_chosen_that_the_memory_is_enough_for(
     caplog.set_level(logging.INFO)
     config = {"loop": "auto", "kv_cache_memory": 7 * per_token - 1}
     with GenAIModel(demo, model_config=config) as model:
-        assert model._engine._loop.name == "genai"
+        assert model._engine._loop.name == "genai"  # type: ignore[attr-defined] - below every interface
     assert f"not slots: kv_cache_memory must be at least {7 * per_token:,} bytes" in caplog.text
     config["kv_cache_memory"] = 2 * per_token - 1
     with pytest.raises(

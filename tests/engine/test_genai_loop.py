@@ -149,7 +149,7 @@ def test_what_was_used_longest_ago_gives_way_first(
 
 def test_those_that_wait_begin_together_once_half_of_the_batch_is_free(demo: Path) -> None:
     with GenAIModel(demo, model_config={"max_batch_size": 4}) as model:
-        loop = model._engine._loop
+        loop = model._engine._loop  # type: ignore[attr-defined] - below every interface
         admit, begun = loop.admit, list[list[int]]()
 
         def watched(waiting: Any) -> Any:

@@ -26,7 +26,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # The pages whose Python is run: from top to bottom, as a program and as the cells of a notebook.
-PROGRAMS = ("README.md", "docs/guide.md", "docs/comparison.md")
+PROGRAMS = ("README.md", "docs/guide.md", "docs/comparison.md", "docs/serving.md")
 IN_A_NOTEBOOK = re.compile(r"^( *).+  # in a notebook: (.+)$", re.MULTILINE)
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
@@ -103,6 +103,10 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
 
 def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
     assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
+
+
+def test_the_page_on_serving_runs(tmp_path: Path) -> None:
+    assert run_page("serving.md", tmp_path).strip() == "Madrid."
 
 
 @pytest.mark.parametrize("page", PROGRAMS)
