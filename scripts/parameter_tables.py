@@ -13,6 +13,7 @@ from mlflow_phi3_onnx.deployments.arguments import OPTIONS as DEPLOYMENT_OPTIONS
 from mlflow_phi3_onnx.model.settings import RUNTIME_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_COMPLETIONS
+from mlflow_phi3_onnx.server.settings import OPTIONS as SERVER_OPTIONS
 from mlflow_phi3_onnx.sources.convert.options import EXPORT_OPTIONS
 
 TARGET = Path(__file__).parent.parent / "docs" / "parameters.md"
@@ -71,7 +72,9 @@ def document() -> str:
     lines += ["Keys of `export_options`, beside `precision`, where a checkpoint is converted.", ""]
     lines += [*markdown(EXPORT_OPTIONS.values()), "", "## Deployments", ""]
     lines += ["Keys of a deployment's `config`, as texts or as what they are.", ""]
-    lines += markdown(DEPLOYMENT_OPTIONS.values())
+    lines += [*markdown(DEPLOYMENT_OPTIONS.values()), "", "## Server", ""]
+    lines += ["Flags of `mlflow-phi3-onnx serve`, with hyphens: `max_queue` is `--max-queue`.", ""]
+    lines += markdown(SERVER_OPTIONS.values())
     return "\n".join(lines) + "\n"
 
 

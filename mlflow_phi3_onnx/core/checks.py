@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeGuard, TypeVar
 
 import numpy as np
@@ -35,20 +35,22 @@ class Check(Generic[T]):
         allowed: What values it lets through, in words.
         function: Returns the clean value or raises ValueError.
         choices: The values that it lets through, where they are a few words.
+        schema: The same as a JSON schema, as far as that can be said.
     """
 
     allowed: str
     function: Callable[[Any], T]
     choices: tuple[T, ...] = ()
+    schema: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __call__(self, value: Any) -> T:
         """Return the clean value or raise ValueError."""
         return self.function(value)
 
 
-def allows(allowed: str) -> Callable[[Callable[[Any], T]], Check[T]]:
-    """Make a check of the function that is decorated."""
-    return lambda function: Check(allowed, function)
+def allows(allowed: str, **schema: Any) -> Callable[[Callable[[Any], T]], Check[T]]:
+    """Make a check of the function that is decorated; the keywords are those of its schema."""
+    return lambda function: Check(allowed, function, schema=schema)
 
 
 def describe_kind(value: Any) -> str:
@@ -125,7 +127,11 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Check[
     else:
         allowed = f"a number above {low}" + (f", up to {high}" if high < math.inf else "")
 
-    @allows(allowed)
+    schema: dict[str, Any] = {"type": "number", "exclusiveMinimum" if above else "minimum": low}
+    if high < math.inf:
+        schema["maximum"] = high
+
+    @allows(allowed, **schema)
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError
@@ -148,7 +154,9 @@ def integer(low: int | None = None, high: int | None = None, *, bits: int = 32) 
     most = 2 ** (bits - 1) - 1 if high is None else high
     bounds = f"from {low}" + ("" if high is None else f" to {high}")
 
-    @allows(f"an integer of {bits} bits" if low is None else f"an integer {bounds}")
+    allowed = f"an integer of {bits} bits" if low is None else f"an integer {bounds}"
+
+    @allows(allowed, type="integer", minimum=least, maximum=most)
     def check(value: Any) -> int:
         if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
             value = int(value)
@@ -167,7 +175,8 @@ def one_of(*allowed: T, note: str = "") -> Check[T]:
             raise ValueError
         return allowed[allowed.index(value)]
 
-    return Check(f"one of {', '.join(map(str, allowed))}{note}", check, allowed)
+    said = f"one of {', '.join(map(str, allowed))}{note}"
+    return Check(said, check, allowed, {"enum": list(allowed)})
 
 
 @allows("anything")
@@ -176,7 +185,7 @@ def anything(value: Any) -> Any:
     return value
 
 
-@allows("true or false")
+@allows("true or false", type="boolean")
 def boolean(value: Any) -> bool:
     """Check a truth value."""
     if not isinstance(value, bool):
@@ -184,7 +193,7 @@ def boolean(value: Any) -> bool:
     return value
 
 
-@allows("a string")
+@allows("a string", type="string")
 def string(value: Any) -> str:
     """Check a string."""
     if not isinstance(value, str):
@@ -192,7 +201,7 @@ def string(value: Any) -> str:
     return value
 
 
-@allows("an object")
+@allows("an object", type="object")
 def json_object(value: Any) -> dict[str, Any]:
     """Check a JSON object."""
     if not isinstance(value, dict):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.errors import GenAIError
 
-__all__ = ["Deliver", "Job", "JobHandle", "TokenDelta", "TokenScore"]
+__all__ = ["Deliver", "Job", "JobHandle", "Load", "TokenDelta", "TokenScore"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,18 @@ class TokenDelta(NamedTuple):
     cached_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+
+
+class Load(NamedTuple):
+    """What an engine has to do at a moment.
+
+    Attributes:
+        running: How many sequences it computes.
+        waiting: How many wait for room.
+    """
+
+    running: int = 0
+    waiting: int = 0
 
 
 Deliver: TypeAlias = "Callable[[int, TokenDelta | GenAIError], bool]"

@@ -17,6 +17,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mlflow_phi3_onnx.engine.base import Load
 from mlflow_phi3_onnx.engine.loops.base import Failing
 from mlflow_phi3_onnx.engine.sequence.state import SequenceState
 from mlflow_phi3_onnx.engine.waiting import WaitingJobs
@@ -115,6 +116,12 @@ class InProcessEngine:
                 self._thread = thread
             self._inbox.put(states)
         return states
+
+    @property
+    def load(self) -> Load:
+        """What there is to do; may be asked for in any thread."""
+        running = sum(not state.finished for state in self._running)
+        return Load(running, len(self._waiting))
 
     def close(self) -> None:
         """Cancel everything, stop the thread and free the model."""
