@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
@@ -27,8 +26,6 @@ __all__ = ["read_fields", "to_json"]
 
 SMALL = 1 << 14
 """Bytes that are parsed and written in the event loop; more go to a thread."""
-
-_parse = partial(parse_json_object, name="The request's body", error=InvalidRequestError)
 
 
 async def read_fields(request: Request, settings: ServerSettings) -> dict[str, Any]:
@@ -55,6 +52,27 @@ async def read_fields(request: Request, settings: ServerSettings) -> dict[str, A
     if len(data) <= SMALL:
         return _parse(data)
     return await asyncio.to_thread(_parse, data)
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    fields = parse_json_object(data, "The request's body", InvalidRequestError)
+    if b"\\ud" in data.lower():  # only an escape brings half of a surrogate pair
+        for name, value in fields.items():
+            _check_characters(name, value)
+    return fields
+
+
+def _check_characters(name: str, value: Any) -> None:
+    for text, param in ((name, None), (json.dumps(value, ensure_ascii=False), name)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise InvalidRequestError(
+                f"{param or 'The name of a field'} holds a lone surrogate (U+{code:04X}), which is"
+                " half of a character.",
+                param=param,
+            ) from error
 
 
 def to_json(value: Any) -> bytes:
