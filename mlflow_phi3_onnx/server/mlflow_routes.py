@@ -12,7 +12,7 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads the anno
 
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.options import check_mapping
-from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.flavor.signatures import clean_params, rows
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -44,8 +44,7 @@ def mlflow_router(door: Door) -> APIRouter:
 
     async def endpoint(request: Request, name: str) -> Response:
         fields = await door.fields(request)
-        served, _ = door.models.named(name)
-        task = CHAT if "messages" in fields or served.task == CHAT else COMPLETIONS
+        task = COMPLETIONS if "prompt" in fields else CHAT
         return await door.complete(request, task, fields, name)
 
     async def list_endpoints() -> Response:
@@ -124,6 +123,8 @@ def _rows(fields: Mapping[str, Any], task: Task) -> tuple[list[dict[str, Any]], 
     data = fields[name]
     if name.startswith("dataframe"):
         data = _frame(name, data)
+    elif name == "inputs" and task == TEXT and isinstance(data, dict) and data.keys() == {field}:
+        data = data[field]  # a column, as of tensors
     return rows(data, task), params
 
 

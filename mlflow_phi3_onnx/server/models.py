@@ -170,7 +170,8 @@ class Served:
             return config
         saved = read_saved(path).config if (path / MLMODEL_FILE_NAME).is_file() else {}
         given = {**saved, **config}
-        name = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
+        newer = given.get("max_completion_tokens") is not None
+        name = "max_completion_tokens" if newer else "max_tokens"
         config[name] = min(given.get(name) or self._most_tokens, self._most_tokens)
         return config
 

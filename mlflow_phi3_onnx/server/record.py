@@ -84,7 +84,8 @@ class Record:
         (choice,) = chunk["choices"]
         if reason := choice["finish_reason"]:
             self.finish_reasons.append(reason)
-        if not (choice.get("text") or (choice.get("delta") or {}).keys() - {"role"}):
+        said = {"text": choice.get("text"), **choice.get("delta", {})}
+        if not any(value for field, value in said.items() if field != "role"):
             return
         now = time.monotonic()
         if self.first_token is None:

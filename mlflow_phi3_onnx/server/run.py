@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -186,9 +187,11 @@ def serve(places: Mapping[str, str | None], settings: ServerSettings) -> None:
     """
     set_up_logs(settings.log_level)
     server = make_server(places, settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listener = server.config.bind_socket()
-    except SystemExit as error:
+        listener = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        server.door.models.close()
         raise InvalidRequestError(
             f"The server cannot listen on {settings.host}, port {settings.port}: the address is not"
             " this machine's, or the port is taken. Choose another with --port.",

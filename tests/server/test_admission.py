@@ -14,7 +14,7 @@ import pytest
 from mlflow_phi3_onnx.server.admission import LONGEST_ADVICE, Admission
 from mlflow_phi3_onnx.server.errors import QueueFullError
 from tests.support.doors import SPAIN
-from tests.support.http_server import Reply, Running, in_process, running, until
+from tests.support.http_server import Reply, in_process, running, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -118,7 +118,7 @@ def test_any_key_will_do_where_there_is_none(server: Running) -> None:
     assert chat(server, Authorization="Bearer anything") == 200
 
 
-def test_metrics_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEYS_VARIABLE, f"{KEY} {OTHER}")
     with running(open_metrics=True) as served:
         assert served.get("/metrics").status == 200

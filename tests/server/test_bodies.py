@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +11,7 @@ from tests.support.doors import CANARY, SPAIN
 from tests.support.http_server import Reply, Running, running
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
 CHAT = "/v1/chat/completions"
@@ -22,7 +22,7 @@ POSTS = (CHAT, "/v1/completions", "/invocations", "/tokenize", "/detokenize",
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Running]:
     """A server whose limits are all lower than the parser's."""
-    limits = {
+    limits: dict[str, Any] = {
         "max_body_bytes": 2048,
         "max_header_bytes": 1024,
         "receive_timeout": 0.5,

@@ -134,10 +134,11 @@ def test_a_pydantic_model(client: OpenAI, messages: Any) -> None:
 
 def test_tools(client: OpenAI, messages: Any) -> None:
     """The demo model writes no calls by itself, so that they are required."""
-    for choice in ("required", {"type": "function", "function": {"name": "capital_of"}}):
-        answer = client.chat.completions.create(
+    named: Any = {"type": "function", "function": {"name": "capital_of"}}
+    for choice in ("required", named):
+        answer: Any = client.chat.completions.create(
             model="demo", messages=messages, tools=[CAPITAL], tool_choice=choice, max_tokens=100
-        )  # type: ignore[call-overload] - the choice is of either form
+        )
         (call, *_) = answer.choices[0].message.tool_calls
         assert call.function.name == "capital_of"
         assert call.function.arguments in ('{"country": "Spain"}', '{"country": "Peru"}')
@@ -206,7 +207,7 @@ def test_an_error_within_a_stream(messages: Any) -> None:
         stream = client.chat.completions.create(
             model="demo", messages=messages, stream=True, extra_body={"min_tokens": 4000}
         )
-        with pytest.raises(openai.APIError, match="not finished within 0.3 seconds"):
+        with pytest.raises(openai.APIError, match="not finished within"):
             list(stream)
 
 
@@ -233,7 +234,7 @@ def test_it_tries_again_after_429(messages: Any) -> None:
             assert caught.value.code == "queue_full"
             assert caught.value.response.headers["retry-after"] == "1"
         with OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=5) as patient:
-            create = patient.chat.completions.with_raw_response.create
+            create: Any = patient.chat.completions.with_raw_response.create
 
             async def ask() -> Any:
                 asked = asyncio.create_task(
