@@ -81,7 +81,7 @@ def test_a_place_that_was_just_given_to_one_that_goes_is_given_on() -> None:
 def test_the_advice_is_from_one_second_to_a_minute() -> None:
     async def advice(seconds: float) -> str:
         admission = Admission(1, 0)
-        admission._seconds = seconds
+        admission._seconds = seconds  # pyright: ignore[reportPrivateUsage] - what it measures
         async with admission.place():
             with pytest.raises(QueueFullError) as caught:
                 await admission.place().__aenter__()
