@@ -21,7 +21,7 @@ from mlflow_phi3_onnx.server.record import record_of
 from mlflow_phi3_onnx.server.work import stopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Collection
 
     from fastapi import Request
     from starlette.responses import Response
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 __all__ = ["make_app"]
 
 
-def make_app(door: Door, keys: Keys) -> ASGIApp:
+def make_app(door: Door, keys: Keys, hosts: Collection[str] = ()) -> ASGIApp:
     """Make the application.
 
     Args:
         door: What the routes share.
         keys: Who may ask.
+        hosts: The names that the server may be asked for; none means any.
     """
 
     @contextlib.asynccontextmanager
@@ -59,7 +60,7 @@ def make_app(door: Door, keys: Keys) -> ASGIApp:
         app.include_router(router)
     for kind in (HTTPException, GenAIError, Exception):
         app.add_exception_handler(kind, _refuse)
-    gate: ASGIApp = Gate(app, door, keys)
+    gate: ASGIApp = Gate(app, door, keys, hosts)
     if origins := door.settings.cors_origins:
         gate = CORSMiddleware(
             gate,

@@ -15,6 +15,7 @@ __all__ = [
     "ClientGoneError",
     "DrainingError",
     "HeadersTooLargeError",
+    "HostError",
     "MediaTypeError",
     "ModelUnavailableError",
     "NoRouteError",
@@ -56,6 +57,13 @@ class UnauthorizedError(ServerError):
     def headers(self) -> Mapping[str, str]:
         """Headers of the response."""
         return {"WWW-Authenticate": "Bearer"}
+
+
+class HostError(ServerError):
+    """A request for another server, as from a page whose name was made to point here."""
+
+    http_status = 403
+    openai_code = "host_not_allowed"
 
 
 class NoRouteError(ServerError):

@@ -12,6 +12,7 @@ from mlflow_phi3_onnx.server.body import to_json
 from mlflow_phi3_onnx.server.errors import (
     DrainingError,
     HeadersTooLargeError,
+    HostError,
     ServerError,
     as_server_error,
 )
@@ -19,7 +20,7 @@ from mlflow_phi3_onnx.server.logs import log_failure, log_request
 from mlflow_phi3_onnx.server.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,6 +36,7 @@ PROBES = frozenset({"/ping", "/health", "/ready"})
 _PAGES = frozenset({"/docs", "/openapi.json"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+_PORT = re.compile(r"(?<=[^:]):\d*$")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _PER_HEADER = 4  # a colon, a space, and the end of the line
 
@@ -46,12 +48,14 @@ class Gate:
         app: The routes.
         door: What they share.
         keys: Who may ask.
+        hosts: The names that the server may be asked for; none means any.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, door: Door, keys: Keys, hosts: Collection[str] = ()) -> None:
         self._app = app
         self._door = door
         self._keys = keys
+        self._hosts = frozenset(host.lower() for host in hosts)
         self._open = PROBES | ({"/metrics"} if door.settings.open_metrics else frozenset())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,6 +104,7 @@ class Gate:
 
         Raises:
             HeadersTooLargeError: If there is too much of them.
+            HostError: If the server was asked for by a name that is not one of its own.
             UnauthorizedError: If there is no key that is known, where one is needed.
             DrainingError: If the server takes no more requests.
         """
@@ -112,6 +117,11 @@ class Gate:
                 f"The request's headers are larger than {most:,} bytes, which is the most that this"
                 " server takes (max_header_bytes)."
             )
+        if self._hosts and _hosts_of(headers) - self._hosts:
+            raise HostError(
+                "The header Host names another server; this one may be asked for as"
+                f" {', '.join(sorted(self._hosts))} (allowed_hosts)."
+            )
         if scope["path"] not in self._open:
             self._keys.check(headers)
         if self._door.draining and scope["path"] not in PROBES | {"/metrics"}:
@@ -123,6 +133,12 @@ def error_response(error: GenAIError) -> Response:
     headers = error.headers if isinstance(error, ServerError) else None
     body = to_json(error.to_openai())
     return Response(body, error.status, headers, media_type="application/json")
+
+
+def _hosts_of(headers: Iterable[tuple[bytes, bytes]]) -> set[str]:
+    """Return the names in the header Host, without their ports."""
+    hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+    return {_PORT.sub("", host).strip("[]") for host in hosts}
 
 
 def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:

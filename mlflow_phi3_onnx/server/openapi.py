@@ -41,6 +41,7 @@ CHUNKS = {"text/event-stream": {"schema": {"type": "string"}}}
 _REFUSALS = {
     "400": "A field is not what it may be.",
     "401": "The key is missing or unknown.",
+    "403": "The server may not be asked for by that name.",
     "404": "There is no such model.",
     "405": "The path does not take this method.",
     "408": "The body did not come in time.",
@@ -52,7 +53,7 @@ _REFUSALS = {
     "503": "The server is ending, or the model cannot be loaded.",
     "504": "The request was not finished in time.",
 }
-_WITHOUT_BODY = ("401", "404", "405", "431", "500", "503")
+_WITHOUT_BODY = ("401", "403", "404", "405", "431", "500", "503")
 
 _MESSAGES = {
     "type": "array",

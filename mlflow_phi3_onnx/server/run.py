@@ -34,6 +34,9 @@ __all__ = ["Server", "make_server", "serve"]
 
 _logger = logging.getLogger(__name__)
 
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+"""The names of this machine that a request may ask for, where it needs no key."""
+
 _LAST_WORDS = 5
 """Seconds that responses have to be sent once everything that ran was cancelled."""
 
@@ -88,19 +91,25 @@ class _Protocol(H11Protocol):
         self.app_state = {**self.app_state, "abort": self._abort}
         self._patience: asyncio.TimerHandle | None = None
 
-    @property
-    def asked(self) -> bool:
-        """Whether a request has come."""
-        return self.scope is not None  # type: ignore[reportUnnecessaryComparison] - as it begins
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn has it
         """Wait for a request, but not for ever."""
         super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, in the same way."""
+        super().on_response_complete()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
         seconds = self.config.headers_timeout  # type: ignore[attr-defined] - set in make_server
         self._patience = self.loop.call_later(seconds, self._give_up)
 
     def _give_up(self) -> None:
-        if not self.asked:
+        """Hang up, unless a request is being answered."""
+        if not self.scope or self.cycle.response_complete:
             self._abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -141,9 +150,11 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         mlflow.exceptions.MlflowException: If a model cannot be loaded, or a file cannot be read.
     """
     keys = read_keys(settings.api_key_file)
+    local = _is_loopback(settings.host)
+    hosts = settings.allowed_hosts or (THIS_MACHINE if local and not keys else ())
     for name in ("tls_cert", "tls_key"):
         _check_readable(name, getattr(settings, name))
-    if not keys and not _is_loopback(settings.host):
+    if not keys and not local:
         _logger.warning(
             "The server listens on %s without a key: whoever reaches this machine may use it. Set"
             " api_key_file.",
@@ -154,7 +165,7 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         registry.open()
     door = Door(registry, settings)
     config = uvicorn.Config(
-        make_app(door, keys),
+        make_app(door, keys, hosts),
         host=settings.host,
         port=settings.port,
         http=_Protocol,

@@ -45,6 +45,7 @@ class ServerSettings:
     tls_cert: str | None = None
     tls_key: str | None = None
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     lazy: bool = False
     idle_timeout: float | None = None
     model_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -99,11 +100,19 @@ def _origins(value: Any) -> tuple[str, ...]:
     return origins
 
 
+@allows("names or addresses without ports, separated by commas")
+def _hosts(value: Any) -> tuple[str, ...]:
+    hosts = tuple(filter(None, (host.strip().strip("[]") for host in string(value).split(","))))
+    if not hosts or any("/" in host for host in hosts):
+        raise ValueError
+    return hosts
+
+
 _DEFAULTS = {one.name: one.default for one in fields(ServerSettings)}
 
 
 def _option(name: str, about: str, check: Check[Any], otherwise: str = "{}") -> Option:
-    typed = check not in (_text, _origins) and not check.choices
+    typed = check not in (_text, _origins, _hosts) and not check.choices
     default = _DEFAULTS[name] if isinstance(_DEFAULTS[name], int | float | str) else None
     return Option(name, about, check, default, otherwise, from_text=typed)
 
@@ -127,6 +136,13 @@ OPTIONS = table(
         "cors_origins",
         "The web sites whose pages may call the server from a browser.",
         _origins,
+    ),
+    _option(
+        "allowed_hosts",
+        "The names in the header Host that the server may be asked for by, against pages that have"
+        " their own name point to it (DNS rebinding).",
+        _hosts,
+        "this machine's own on a loopback address without a key, else any",
     ),
     _option(
         "lazy",

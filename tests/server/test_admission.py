@@ -7,8 +7,9 @@ import json
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from mlflow_phi3_onnx.server.admission import LONGEST_ADVICE, Admission
@@ -91,7 +92,7 @@ def test_the_advice_is_from_one_second_to_a_minute() -> None:
         assert asyncio.run(advice(seconds)) == str(told)
 
 
-def test_what_is_beyond_the_queue_is_refused(references: Any) -> None:  # noqa: ARG001 - warms up
+def test_what_is_beyond_the_queue_is_refused() -> None:
     with running(max_running=2, max_queue=3) as served:
         stories = [served.send({**STORY, "stream": True}) for _ in range(2)]
         until(lambda: served.metric("num_requests_running") == 2)
@@ -171,13 +172,14 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
     assert "Draining: 2 requests are running." in [line["message"] for line in lines]
 
 
-def test_what_does_not_finish_within_the_grace_period_is_cancelled(tmp_path: Path) -> None:
-    arguments = ("--grace-period", "0.2", "--model-config", '{"loop": "genai"}')
-    with in_process(*arguments, log=tmp_path / "log") as (served, process):
+def test_what_does_not_finish_within_the_grace_period_is_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with running(grace_period=0.2, model_config={"loop": "genai"}) as served:
         stories = [threaded(lambda: served.chat(STORY)) for _ in range(2)]
         streams = [threaded(lambda: served.chat({**STORY, "stream": True}))]
         until(lambda: served.metric("num_requests_running") == 3)
-        process.send_signal(signal.SIGINT)
+        served.server.handle_exit(signal.SIGINT, None)
         for thread, replies in stories:
             thread.join()
             assert (replies[0].status, replies[0].error["code"]) == (503, "shutting_down")
@@ -186,5 +188,36 @@ def test_what_does_not_finish_within_the_grace_period_is_cancelled(tmp_path: Pat
             *_, error, last = replies[0].events
             assert json.loads(error)["error"]["code"] == "shutting_down"
             assert last == "[DONE]"
-        assert process.wait(30) == 0
-    assert "Traceback" not in (tmp_path / "log").read_text()
+        until(lambda: served.server.should_exit)
+    assert "3 requests are cancelled: the grace period is over." in caplog.text
+
+
+def test_a_second_signal_ends_the_server_at_once() -> None:
+    with running(grace_period=600) as served:
+        thread, replies = threaded(lambda: served.chat(STORY))
+        until(lambda: served.metric("num_requests_running") == 1)
+        served.server.handle_exit(signal.SIGINT, None)
+        until(lambda: served.get("/ready").status == 503)
+        assert not served.server.should_exit
+        served.server.handle_exit(signal.SIGINT, None)
+        thread.join()
+        assert replies[0].status == 503
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_under_four_times_the_load(tmp_path: Path) -> None:
+    arguments = ("--max-running", "4", "--max-queue", "4")
+    with in_process(*arguments, log=tmp_path / "log") as (served, process):
+        told = psutil.Process(process.pid)
+        sizes: list[int] = []
+        refused = 0
+        with ThreadPoolExecutor(32) as pool:
+            for _ in range(8):
+                for reply in pool.map(lambda _: served.chat(SHORT), range(500)):
+                    assert reply.status in (200, 429)
+                    refused += reply.status == 429
+                    if reply.status == 200:
+                        assert reply.json["choices"][0]["message"]["content"] == MADRID
+                sizes.append(told.memory_info().rss)
+        assert refused
+        assert max(sizes[4:]) < sizes[3] + 16_000_000, sizes

@@ -57,7 +57,9 @@ def test_any_other(guarded: Running, header: str | None) -> None:
 def test_two_keys_are_none(guarded: Running) -> None:
     with guarded.connect() as connection:
         line = f"Authorization: Bearer {KEY}\r\n"
-        connection.sendall(f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{line}{line}\r\n".encode())
+        connection.sendall(
+            f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{line}{line}\r\n".encode()
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
 
@@ -94,6 +96,28 @@ def test_no_header_leads_around(guarded: Running) -> None:
     }  # fmt: skip
     assert guarded.get("/v1/models", **tricks).status == 401
     assert guarded.get(f"/v1/models?api_key={KEY}").status == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("LOCALHOST:8000", 200), ("127.0.0.1:1", 200), ("[::1]:80", 200),
+     ("[::1]", 200), ("evil.example.com", 403), ("evil.example.com:8000", 403),
+     ("localhost.evil.example.com", 403), ("127.0.0.1.evil.example.com", 403), ("", 403),
+     ("localhost:x", 403), ("evil.example.com:localhost", 403)],
+)  # fmt: skip
+def test_a_page_that_points_its_name_here_learns_nothing(
+    server: Running, host: str, status: int
+) -> None:
+    for path in ("/v1/models", "/health"):
+        reply = server.get(path, Host=host)
+        assert reply.status == status
+        assert status == 200 or reply.error["code"] == "host_not_allowed"
+
+
+def test_names_of_the_server_can_be_set() -> None:
+    with running(allowed_hosts="a.example.com, [::1]") as served:
+        names = ("A.example.com:80", "[::1]:80", "localhost")
+        assert [served.get("/ping", Host=name).status for name in names] == [200, 200, 403]
 
 
 def test_a_browser_may_ask_before_it_has_a_key(guarded: Running) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHAT = "/v1/chat/completions"
+HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
 POSTS = (CHAT, "/v1/completions", "/invocations", "/tokenize", "/detokenize",
          "/endpoints/demo/invocations")  # fmt: skip
 
@@ -159,19 +162,15 @@ def read_reply(connection: socket.socket) -> Reply:
 
 
 def test_the_largest_body_in_chunks(strict: Running) -> None:
-    head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n"
-    )
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     assert raw(strict, head + chunked(padded(2048))).status == 200
     assert raw(strict, head + chunked(padded(2049))).status == 413
 
 
 def test_a_length_that_lies(strict: Running) -> None:
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    assert raw(strict, head + b"Content-Length: 99999999999999999999\r\n\r\n{").status == 413
-    assert raw(strict, head + b"Content-Length: -5\r\n\r\n{}").status == 400
-    reply = raw(strict, head + b"Content-Length: 50\r\n\r\n{")
+    assert raw(strict, HEAD + b"Content-Length: 99999999999999999999\r\n\r\n{").status == 413
+    assert raw(strict, HEAD + b"Content-Length: -5\r\n\r\n{}").status == 400
+    reply = raw(strict, HEAD + b"Content-Length: 50\r\n\r\n{")
     assert (reply.status, reply.error["code"]) == (408, "request_timeout")
 
 
@@ -192,13 +191,18 @@ def test_headers_that_never_end(strict: Running) -> None:
     with strict.connect() as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost:")
         assert connection.recv(1) == b""  # after receive_timeout
+    with strict.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal")
+        assert read_reply(connection).status == 200
+        assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(
     "request_",
-    [b"nonsense\r\n\r\n", b"GET /health HTTP/9\r\n\r\n", b"GET /h\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-     b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
-     b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}"],
+    [b"nonsense\r\n\r\n", b"GET /health HTTP/9\r\n\r\n",
+     b"GET /h\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+     b"GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n",
+     HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}"],
 )  # fmt: skip
 def test_what_is_no_http(server: Running, request_: bytes) -> None:
     reply = raw(server, request_)
@@ -283,6 +287,14 @@ def test_paths_and_methods(server: Running, method: str, path: str, status: int,
     assert CANARY not in reply.body.decode()
     if status == 405:
         assert reply.headers["allow"] in ("GET", "POST")
+
+
+@pytest.mark.parametrize("length", [80, 81, 100_000])
+def test_the_name_of_a_field_is_told_and_cut(server: Running, length: int) -> None:
+    error = server.chat({"messages": SPAIN, "x" * length: 1}).error
+    shown = "x" * 80 if length == 80 else "x" * 77 + "..."
+    assert error["param"] == shown
+    assert error["message"].startswith(f"{shown} is not a parameter")
 
 
 def test_a_model_that_is_not_served(server: Running) -> None:

@@ -76,6 +76,7 @@ def test_bad_requests(server: Running, case: Bad, stream: bool) -> None:
     if "NaN" in body or "Infinity" in body:
         assert "it has the number" in reply.error["message"]
         return
-    assert case.says in reply.error["message"]
+    lone = "holds a lone surrogate (U+D800)"  # is found before the field is checked
+    assert (lone if r"\ud800" in body else case.says) in reply.error["message"]
     assert (reply.error["param"] or "") == case.param
     assert reply.error["type"] == "invalid_request_error"

@@ -100,7 +100,7 @@ class Running:
         """Send a request, and return the connection without reading from it."""
         body = json.dumps(value).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         connection = self.connect()
