@@ -17,6 +17,7 @@ from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, MAX_COMPLETIONS
 from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS
 from mlflow_phi3_onnx.openai.responses_api.history import MAX_BYTES, MAX_RESPONSES
+from mlflow_phi3_onnx.server.settings import OPTIONS as SERVER_OPTIONS
 from mlflow_phi3_onnx.sources.convert.options import EXPORT_OPTIONS
 
 if TYPE_CHECKING:
@@ -116,7 +117,9 @@ def document() -> str:
     lines += ["Keys of `export_options`, beside `precision`, where a checkpoint is converted.", ""]
     lines += [*markdown(EXPORT_OPTIONS.values()), "", "## Deployments", ""]
     lines += ["Keys of a deployment's `config`, as texts or as what they are.", ""]
-    lines += [*markdown(DEPLOYMENT_OPTIONS.values()), "", "## Names of other flavors", ""]
+    lines += [*markdown(DEPLOYMENT_OPTIONS.values()), "", "## Server", ""]
+    lines += ["Flags of `mlflow-phi3-onnx serve`, with hyphens: `max_queue` is `--max-queue`.", ""]
+    lines += [*markdown(SERVER_OPTIONS.values()), "", "## Names of other flavors", ""]
     lines += ["Arguments and `model_config` keys of `mlflow.transformers` and `mlflow.onnx`.", ""]
     lines += markdown(FORMER_NAMES.values())
     return "\n".join(lines) + "\n"

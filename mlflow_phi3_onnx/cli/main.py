@@ -20,6 +20,7 @@ PROGRAM = "mlflow-phi3-onnx"
 COMMANDS = {
     "export": "save or register a model, converted if need be",
     "inspect": "tell what a model is and needs",
+    "serve": "serve models over HTTP, with OpenAI's API",
 }
 
 

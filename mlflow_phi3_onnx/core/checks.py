@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeGuard, TypeVar
 
 import numpy as np
@@ -18,6 +18,16 @@ T = TypeVar("T")
 PlainType: TypeAlias = Literal[
     "number", "true or false", "text", "list of texts", "list of integers"
 ]
+
+_PLAIN: dict[tuple[str, str], PlainType] = {
+    ("number", ""): "number",
+    ("integer", ""): "number",
+    ("boolean", ""): "true or false",
+    ("string", ""): "text",
+    ("array", "string"): "list of texts",
+    ("array", "integer"): "list of integers",
+}
+"""The plain types, by a JSON schema's type and that of its items."""
 
 MAX_SHOWN_BITS = 256
 MAX_SHOWN_CHARACTERS = 80
@@ -39,24 +49,28 @@ class Check(Generic[T]):
         allowed: What values it lets through, in words.
         function: Returns the clean value or raises ValueError.
         choices: The values that it lets through, where they are a few words.
-        type: What they are, where they are all of one plain type.
+        schema: The same as a JSON schema, as far as that can be said.
     """
 
     allowed: str
     function: Callable[[Any], T]
     choices: tuple[T, ...] = ()
-    type: PlainType | None = None
+    schema: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def type(self) -> PlainType | None:
+        """What the values are, where they are all of one plain type, or may be lists of it."""
+        form = self.schema["anyOf"][-1] if "anyOf" in self.schema else self.schema
+        return _PLAIN.get((form.get("type", ""), form.get("items", {}).get("type", "")))
 
     def __call__(self, value: Any) -> T:
         """Return the clean value or raise ValueError."""
         return self.function(value)
 
 
-def allows(
-    allowed: str, plain: PlainType | None = None
-) -> Callable[[Callable[[Any], T]], Check[T]]:
-    """Make a check of the function that is decorated."""
-    return lambda function: Check(allowed, function, type=plain)
+def allows(allowed: str, **schema: Any) -> Callable[[Callable[[Any], T]], Check[T]]:
+    """Make a check of the function that is decorated; the keywords are those of its schema."""
+    return lambda function: Check(allowed, function, schema=schema)
 
 
 def describe_kind(value: Any) -> str:
@@ -133,7 +147,11 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Check[
     else:
         allowed = f"a number above {low}" + (f", up to {high}" if high < math.inf else "")
 
-    @allows(allowed, "number")
+    schema: dict[str, Any] = {"type": "number", "exclusiveMinimum" if above else "minimum": low}
+    if high < math.inf:
+        schema["maximum"] = high
+
+    @allows(allowed, **schema)
     def check(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError
@@ -156,7 +174,9 @@ def integer(low: int | None = None, high: int | None = None, *, bits: int = 32) 
     most = 2 ** (bits - 1) - 1 if high is None else high
     bounds = f"from {low}" + ("" if high is None else f" to {high}")
 
-    @allows(f"an integer of {bits} bits" if low is None else f"an integer {bounds}", "number")
+    allowed = f"an integer of {bits} bits" if low is None else f"an integer {bounds}"
+
+    @allows(allowed, type="integer", minimum=least, maximum=most)
     def check(value: Any) -> int:
         if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
             value = int(value)
@@ -175,8 +195,11 @@ def one_of(*allowed: T, note: str = "") -> Check[T]:
             raise ValueError
         return allowed[allowed.index(value)]
 
-    words = f"one of {', '.join(map(str, allowed))}{note}"
-    return Check(words, check, allowed, "text" if isinstance(allowed[0], str) else None)
+    said = f"one of {', '.join(map(str, allowed))}{note}"
+    schema: dict[str, Any] = {"enum": list(allowed)}
+    if all(isinstance(value, str) for value in allowed):
+        schema["type"] = "string"
+    return Check(said, check, allowed, schema)
 
 
 @allows("anything")
@@ -185,7 +208,7 @@ def anything(value: Any) -> Any:
     return value
 
 
-@allows("true or false", "true or false")
+@allows("true or false", type="boolean")
 def boolean(value: Any) -> bool:
     """Check a truth value."""
     if not isinstance(value, bool):
@@ -193,7 +216,7 @@ def boolean(value: Any) -> bool:
     return value
 
 
-@allows("a string", "text")
+@allows("a string", type="string")
 def string(value: Any) -> str:
     """Check a string."""
     if not isinstance(value, str):
@@ -201,7 +224,7 @@ def string(value: Any) -> str:
     return value
 
 
-@allows("an object")
+@allows("an object", type="object")
 def json_object(value: Any) -> dict[str, Any]:
     """Check a JSON object."""
     if not isinstance(value, dict):

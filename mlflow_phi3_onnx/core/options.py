@@ -14,7 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlflow_phi3_onnx.core.checks import Check, anything, describe_kind, did_you_mean, show
+from mlflow_phi3_onnx.core.checks import (
+    MAX_SHOWN_CHARACTERS,
+    Check,
+    anything,
+    describe_kind,
+    did_you_mean,
+    show,
+)
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
 if TYPE_CHECKING:
@@ -112,7 +119,8 @@ def find(options: Mapping[str, Option], name: str, what: str, where: str = "") -
     advice = did_you_mean(name, usable)
     if len(usable) <= _MOST_LISTED:
         advice += f" There are {', '.join(usable)}."
-    raise UnsupportedParameterError(f"{_prefix(where)}{name} is not {what}.{advice}", param=name)
+    cut = name if len(name) <= MAX_SHOWN_CHARACTERS else f"{name[: MAX_SHOWN_CHARACTERS - 3]}..."
+    raise UnsupportedParameterError(f"{_prefix(where)}{cut} is not {what}.{advice}", param=cut)
 
 
 def read(

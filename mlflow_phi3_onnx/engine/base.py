@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.errors import GenAIError
 
-__all__ = ["Deliver", "Engine", "Job", "JobHandle", "TokenDelta", "TokenScore"]
+__all__ = ["Deliver", "Engine", "Job", "JobHandle", "Load", "TokenDelta", "TokenScore"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,18 @@ class TokenDelta(NamedTuple):
     accepted_tokens: int = 0
 
 
+class Load(NamedTuple):
+    """What an engine has to do at a moment.
+
+    Attributes:
+        running: How many sequences it computes.
+        waiting: How many wait for room.
+    """
+
+    running: int = 0
+    waiting: int = 0
+
+
 Deliver: TypeAlias = "Callable[[int, TokenDelta | GenAIError], bool]"
 """Takes what comes of the job at a position; a last delta or an error is the last it gets.
 
@@ -106,6 +118,16 @@ class Engine(Protocol):
     """
 
     kv_tokens: int
+
+    @property
+    def loop_name(self) -> str:
+        """The loop that runs them."""
+        ...
+
+    @property
+    def load(self) -> Load:
+        """What there is to do; may be asked for in any thread."""
+        ...
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Sequence[JobHandle]:
         """Take jobs, in order.

@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mlflow_phi3_onnx.engine.base import Load
 from mlflow_phi3_onnx.engine.forking import watch_forks
 from mlflow_phi3_onnx.engine.loops.base import Failing
 from mlflow_phi3_onnx.engine.sequence.state import SequenceState
@@ -117,6 +118,17 @@ class InProcessEngine:
                 self._thread = thread
             self._inbox.put(states)
         return states
+
+    @property
+    def loop_name(self) -> str:
+        """The loop that runs them."""
+        return self._loop.name
+
+    @property
+    def load(self) -> Load:
+        """What there is to do; may be asked for in any thread."""
+        running = sum(not state.finished for state in self._running)
+        return Load(running, len(self._waiting))
 
     def close(self) -> None:
         """Cancel everything, stop the thread and free the model."""

@@ -6,7 +6,9 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import read_saved
+from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.model.native import GenAIModel
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant
     from mlflow_phi3_onnx.core.tasks import Task
 
-__all__ = ["PROVIDER_VARIABLE", "OpenedModel", "choose_variant", "open_artifact"]
+__all__ = ["PROVIDER_VARIABLE", "OpenedModel", "choose_variant", "open_artifact", "open_model"]
 
 _logger = logging.getLogger(__name__)
 
@@ -77,6 +79,18 @@ def open_artifact(
         policy=policy,
     )
     return OpenedModel(model, saved.task, settings)
+
+
+def open_model(
+    path: Path,
+    model_config: Mapping[str, Any] | None,
+    policy: ServingPolicy = ServingPolicy(),
+) -> OpenedModel:
+    """Load a saved model, as :func:`open_artifact`, or a plain model folder, for chat."""
+    if (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
+        return open_artifact(path, model_config, policy)
+    settings = Settings.check(model_config, CHAT)
+    return OpenedModel(GenAIModel(path, model_config=settings, policy=policy), CHAT, settings)
 
 
 def choose_variant(bundle: Bundle, wanted: str | None = None) -> Variant:

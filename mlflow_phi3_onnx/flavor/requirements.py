@@ -25,16 +25,19 @@ DISTRIBUTION = "mlflow-phi3-onnx"
 DEPENDENCIES = (
     "click",
     "cloudpickle",
+    "fastapi",
     "huggingface-hub",
     "jinja2",
     "llguidance",
     "numpy",
     "packaging",
     "pandas",
+    "prometheus-client",
     "psutil",
     "pyyaml",
     "tokenizers",
     "tqdm",
+    "uvicorn",
 )
 """What the package needs besides mlflow and onnxruntime-genai, as in ``pyproject.toml``."""
 

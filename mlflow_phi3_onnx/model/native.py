@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from mlflow_phi3_onnx.engine.base import Load
+
 __all__ = ["GenAIModel"]
 
 
@@ -136,7 +138,7 @@ class GenAIModel(TokenModel):
     @property
     def loop(self) -> str:
         """What runs it: ``genai`` or ``slots``."""
-        return self._engine.loop.name
+        return self._engine.loop_name
 
     @property
     def folder(self) -> ModelFolder:
@@ -158,6 +160,11 @@ class GenAIModel(TokenModel):
         """The model's context length, vocabulary and KV bytes per token."""
         folder = self._folder
         return Limits(folder.context_length, folder.vocab_size, folder.kv_bytes_per_token)
+
+    @property
+    def load(self) -> Load:
+        """How many sequences are computed at this moment, and how many wait for that."""
+        return self._engine.load
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **params: Any) -> dict[str, Any]:
         """Answer a conversation.

@@ -74,7 +74,7 @@ RUNTIME_SETTINGS = table(
         " where the model qualifies.",
         one_of(*get_args(LoopName)),
         EngineOptions.loop,
-        "auto under `mlflow models serve`, else genai",
+        "auto in a server, else genai",
     ),
     _setting(
         "isolation",

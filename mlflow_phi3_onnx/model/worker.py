@@ -158,7 +158,7 @@ def _load(host: EngineHost, given: Mapping[str, Any]) -> None:
         host.fail(GenAIError(f"The worker cannot load the model ({type(error).__name__})."))
         raise
     engine.after_step = host.flush
-    host.open(engine, {"kv_tokens": engine.kv_tokens, "loop": engine.loop.name, "pid": os.getpid()})
+    host.open(engine, {"kv_tokens": engine.kv_tokens, "loop": engine.loop_name, "pid": os.getpid()})
 
 
 def _die_with(parent: int) -> None:

@@ -40,7 +40,7 @@ class ToolChoice(NamedTuple):
 @allows(
     f"a string, or a list of at most {MAX_STOPS} strings, of 1 to {MAX_STOP_CHARACTERS:,}"
     " characters each",
-    "list of texts",
+    anyOf=[{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
 )
 def stop(value: Any) -> tuple[str, ...]:
     """Check stop sequences: a string or a list of them."""
@@ -62,7 +62,9 @@ def logit_bias(value: Any) -> dict[int, float]:
 
 
 @allows(
-    f"a list of at most {MAX_STOP_TOKENS} token ids, which are integers from 0", "list of integers"
+    f"a list of at most {MAX_STOP_TOKENS} token ids, which are integers from 0",
+    type="array",
+    items={"type": "integer"},
 )
 def stop_token_ids(value: Any) -> tuple[int, ...]:
     """Check tokens that end a completion."""

@@ -253,7 +253,7 @@ _ROWS = (
     _any(
         "adapter",
         "The adapter that the model answers with. Without one, the model answers as it is.",
-        Check("the name of one of the model's adapters", string, type="text"),
+        Check("the name of one of the model's adapters", string, schema=string.schema),
     ),
     _openai(
         "model",

@@ -62,13 +62,13 @@ def _named_schema(value: Any) -> Any:
     return value
 
 
-@allows(f"a string of 1 to {MAX_REGEX_CHARACTERS:,} characters", "text")
+@allows(f"a string of 1 to {MAX_REGEX_CHARACTERS:,} characters", type="string")
 def regex(value: Any) -> Grammar:
     """Check a regular expression, which the whole completion is to match."""
     return Grammar("regex", _text(value, MAX_REGEX_CHARACTERS), "regex")
 
 
-@allows(f"a string of 1 to {MAX_LARK_CHARACTERS:,} characters", "text")
+@allows(f"a string of 1 to {MAX_LARK_CHARACTERS:,} characters", type="string")
 def lark(value: Any) -> Grammar:
     """Check a Lark grammar. Its JSON schemas are bounded as those of a response format."""
     text = _text(value, MAX_LARK_CHARACTERS)
@@ -93,7 +93,8 @@ def lark(value: Any) -> Grammar:
 
 @allows(
     f"a list of 1 to {MAX_CHOICES:,} strings, of {MAX_CHOICE_CHARACTERS:,} characters together",
-    "list of texts",
+    type="array",
+    items={"type": "string"},
 )
 def choice(value: Any) -> Grammar:
     """Check the texts that a completion may be one of."""

@@ -119,6 +119,17 @@ def test_penalties_follow_their_formulas() -> None:
     np.testing.assert_allclose(changed, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tiny", [5e-324, 1e-46, 1e-45, 1e-38])
+def test_what_float32_takes_for_nothing_is_no_error(tiny: float) -> None:
+    values = logits()
+    values[[1, 2, 77]] = [0.0, -np.inf, 1.0]
+    sampling = Sampling(repetition_penalty=tiny, temperature=0)
+    assert Choices(sampling, np.array([1, 2, 77], dtype=np.int32)).choose(values.copy()) == 77
+    assert np.isneginf(values[2])
+    chosen = draw(Sampling(temperature=tiny, seed=1), logits(), 5)
+    assert set(chosen.tolist()) == {int(logits().argmax())}
+
+
 def test_no_repeated_ngrams() -> None:
     sampler = Choices(Sampling(no_repeat_ngram_size=2))
     wants_two = np.zeros(VOCABULARY, dtype=np.float32)

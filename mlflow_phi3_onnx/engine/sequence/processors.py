@@ -81,17 +81,22 @@ def build(
     return tuple(processors)
 
 
+_LIMITS = np.finfo(np.float32)
+
+
 class _RepetitionPenalty(LogitsProcessor):
     """Divides positive and multiplies negative logits of the tokens of prompt and completion."""
 
     def __init__(self, penalty: float, prompt: NDArray[np.int32], vocab_size: int) -> None:
-        self._penalty = np.float32(penalty)
+        self._penalty = max(np.float32(penalty), _LIMITS.tiny)
         self._seen = _Counts(np.unique(prompt[prompt < vocab_size]).tolist())
 
     def apply(self, logits: NDArray[np.float32], ids: Sequence[int]) -> None:
         seen, _ = self._seen.up_to(ids)
         values = logits[seen]
-        logits[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)
+        with np.errstate(over="ignore"):
+            values = np.where(values > 0, values / self._penalty, values * self._penalty)
+        logits[seen] = np.minimum(values, _LIMITS.max)
 
 
 class _OccurrencePenalty(LogitsProcessor):

@@ -46,7 +46,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, index: int = 0) -> None:
         self._sampling = sampling
-        self.greedy = sampling.temperature == 0 or sampling.top_k == 1
+        self.greedy = np.float32(sampling.temperature) == 0 or sampling.top_k == 1
         seed = None if sampling.seed is None else [sampling.seed % (1 << _SEED_BITS), index]
         self._random = np.random.default_rng(seed)
 
@@ -67,7 +67,8 @@ class Sampler:
     def _sample(self, logits: NDArray[np.float32], best: int) -> int:
         sampling = self._sampling
         scaled = logits - logits[best]
-        scaled /= np.float32(sampling.temperature)
+        with np.errstate(over="ignore"):
+            scaled /= np.float32(sampling.temperature)
         if sampling.min_p > 0:
             scaled[scaled < math.log(sampling.min_p)] = -np.inf
         if sampling.top_k:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mlflow_phi3_onnx.engine.base import Load
 from mlflow_phi3_onnx.engine.forking import watch_forks
 from mlflow_phi3_onnx.engine.worker.messages import (
     pack_error,
@@ -109,6 +110,16 @@ class WorkerEngine:
         self._failure: GenAIError | None = None
         self._jobs: dict[int, _RemoteJob] = {}
         self._requests: dict[int, Future[None]] = {}
+
+    @property
+    def loop_name(self) -> str:
+        """The loop that runs them, in the worker."""
+        return self.facts["loop"]
+
+    @property
+    def load(self) -> Load:
+        """What this process has to be done; how much of it waits, only the worker knows."""
+        return Load(len(self._jobs))
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[_RemoteJob]:
         """Take jobs, in order; see :class:`~mlflow_phi3_onnx.engine.base.Engine`."""

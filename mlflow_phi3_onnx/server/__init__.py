@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's and MLflow's routes over logged models."""

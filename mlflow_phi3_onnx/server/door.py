@@ -1,0 +1,130 @@
+"""From a request's body to the response: which model, which limits, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+from mlflow_phi3_onnx.server.body import read_fields, to_json
+from mlflow_phi3_onnx.server.limits import check_limits
+from mlflow_phi3_onnx.server.metrics import Metrics
+from mlflow_phi3_onnx.server.record import record_of
+from mlflow_phi3_onnx.server.sse import EventStream
+from mlflow_phi3_onnx.server.work import Lifetime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from fastapi import Request
+
+    from mlflow_phi3_onnx.core.tasks import Task
+    from mlflow_phi3_onnx.model.native import GenAIModel
+    from mlflow_phi3_onnx.server.models import Chosen, Registry
+    from mlflow_phi3_onnx.server.record import Record
+    from mlflow_phi3_onnx.server.settings import ServerSettings
+
+__all__ = ["Door", "json_response"]
+
+
+class Door:
+    """What every route needs of the server.
+
+    Args:
+        models: The models that are served.
+        settings: The server's settings.
+
+    Attributes:
+        models: The models that are served.
+        settings: The server's settings.
+        metrics: Its metrics.
+        draining: Whether it is about to end, and takes no more requests.
+        working: How many requests it is at.
+    """
+
+    def __init__(self, models: Registry, settings: ServerSettings) -> None:
+        self.models = models
+        self.settings = settings
+        self.metrics = Metrics(models)
+        self.draining = False
+        self.working = 0
+        self._ending: asyncio.Future[None] | None = None
+
+    @property
+    def ending(self) -> asyncio.Future[None]:
+        """Is done when the server gives up whatever is running."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_future()
+        return self._ending
+
+    def lifetime(self, request: Request) -> Lifetime:
+        """Return how long a request may go on, whose body has been read."""
+        return Lifetime(request.receive, self.settings.timeout, self.ending)
+
+    async def fields(self, request: Request) -> dict[str, Any]:
+        """Read a request's fields."""
+        return await read_fields(request, self.settings)
+
+    async def complete(
+        self, request: Request, task: Task, fields: Mapping[str, Any], name: str | None = None
+    ) -> Response:
+        """Answer as OpenAI does.
+
+        Args:
+            request: The request.
+            task: What is asked for.
+            fields: Its fields.
+            name: The model, where the path says it.
+        """
+        record = record_of(request)
+        record.known = frozenset({INPUT_FIELDS[task], "model", *PARAMETERS[task]})
+        check_limits(fields, self.settings)
+        chosen = self.models.choose(fields, name)
+        record.model = chosen.id
+        lifetime = self.lifetime(request)
+        if fields.get("stream") is True:
+            record.stream = True
+            chunks = self._stream(chosen, task, record)
+            return EventStream(chunks, lifetime, self.settings, record)
+
+        async def answer(model: GenAIModel) -> Any:
+            (response,) = await model.arun(task, [chosen.fields])
+            return response
+
+        response = await lifetime.run(self.use(chosen, record, answer))
+        record.answered(response)
+        return json_response({**response, "model": chosen.id})
+
+    async def use(self, chosen: Chosen, record: Record, work: Callable[[GenAIModel], Any]) -> Any:
+        """Do work with a model, once there is a place for it."""
+        async with chosen.served.use(record) as model:
+            return await work(model)
+
+    async def _stream(
+        self, chosen: Chosen, task: Task, record: Record
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Yield chunks; the usage is always asked for, and passed on where it is wanted."""
+        asked = chosen.fields.get("stream_options")
+        options = {} if asked is None else asked
+        wanted = isinstance(options, dict) and options.get("include_usage") is True
+        if isinstance(options, dict) and options.get("include_usage") in (None, False, True):
+            options = {**options, "include_usage": True}
+        fields = {**chosen.fields, "stream_options": options}
+        async with (
+            chosen.served.use(record) as model,
+            aclosing(model.arun_stream(task, fields)) as chunks,
+        ):
+            async for chunk in chunks:
+                record.saw(chunk)
+                if chunk["choices"] or wanted:
+                    chunk["model"] = chosen.id
+                    yield chunk
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Write a response."""
+    return Response(to_json(value), status, media_type="application/json")

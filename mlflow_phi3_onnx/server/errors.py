@@ -1,0 +1,179 @@
+"""What the server refuses by itself: errors with HTTP statuses that no model gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from mlflow_phi3_onnx.errors import CancelledError, GenAIError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "BadMethodError",
+    "BodyTooLargeError",
+    "ClientGoneError",
+    "DrainingError",
+    "HeadersTooLargeError",
+    "HostError",
+    "MediaTypeError",
+    "ModelUnavailableError",
+    "NoRouteError",
+    "QueueFullError",
+    "ServerError",
+    "SlowBodyError",
+    "SlowClientError",
+    "UnauthorizedError",
+    "UnknownModelError",
+    "as_server_error",
+]
+
+
+class ServerError(GenAIError):
+    """An error of the server's own."""
+
+    http_status: ClassVar[int] = 500
+    openai_type = "invalid_request_error"
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.http_status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response."""
+        return {}
+
+
+class UnauthorizedError(ServerError):
+    """A request without a key that is known."""
+
+    http_status = 401
+    openai_type = "authentication_error"
+    openai_code = "invalid_api_key"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class HostError(ServerError):
+    """A request for another server, as from a page whose name was made to point here."""
+
+    http_status = 403
+    openai_code = "host_not_allowed"
+
+
+class NoRouteError(ServerError):
+    """A path that nothing is at."""
+
+    http_status = 404
+    openai_code = "unknown_url"
+
+
+class UnknownModelError(ServerError):
+    """A model that is not served."""
+
+    http_status = 404
+    openai_code = "model_not_found"
+
+
+class BadMethodError(ServerError):
+    """A method that a path does not take."""
+
+    http_status = 405
+    openai_code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self._allowed = allowed
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response."""
+        return {"Allow": self._allowed} if self._allowed else {}
+
+
+class SlowBodyError(ServerError):
+    """A body that did not come in time."""
+
+    http_status = 408
+    openai_code = "request_timeout"
+
+
+class BodyTooLargeError(ServerError):
+    """A body that is larger than the server takes."""
+
+    http_status = 413
+    openai_code = "request_too_large"
+
+
+class MediaTypeError(ServerError):
+    """A body of a kind that the server does not read."""
+
+    http_status = 415
+    openai_code = "unsupported_media_type"
+
+
+class HeadersTooLargeError(ServerError):
+    """Headers that are larger than the server takes."""
+
+    http_status = 431
+    openai_code = "headers_too_large"
+
+
+class QueueFullError(ServerError):
+    """More requests than are worked on and may wait."""
+
+    http_status = 429
+    openai_type = "rate_limit_error"
+    openai_code = "queue_full"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self._retry_after = retry_after
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response."""
+        return {"Retry-After": str(self._retry_after)}
+
+
+class DrainingError(ServerError):
+    """A server that is about to end."""
+
+    http_status = 503
+    openai_type = "server_error"
+    openai_code = "shutting_down"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response."""
+        return {"Retry-After": "5"}
+
+
+class ModelUnavailableError(ServerError):
+    """A model that could not be loaded."""
+
+    http_status = 503
+    openai_type = "server_error"
+    openai_code = "model_unavailable"
+
+
+class ClientGoneError(CancelledError):
+    """A client that has closed its connection: nobody reads the response."""
+
+
+class SlowClientError(ClientGoneError):
+    """A client that does not read what it asked for."""
+
+
+def as_server_error(error: BaseException) -> GenAIError:
+    """Turn any error into one whose message may be shown to a client."""
+    if isinstance(error, GenAIError):
+        return error
+    return GenAIError(
+        f"The server failed ({type(error).__name__}). Its log has the place, with the request's id."
+    )

@@ -1,0 +1,149 @@
+"""What every request goes through: its id, its key, its size, its line in the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from mlflow_phi3_onnx.server.body import to_json
+from mlflow_phi3_onnx.server.errors import (
+    DrainingError,
+    HeadersTooLargeError,
+    HostError,
+    ServerError,
+    as_server_error,
+)
+from mlflow_phi3_onnx.server.logs import log_failure, log_request
+from mlflow_phi3_onnx.server.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from mlflow_phi3_onnx.errors import GenAIError
+    from mlflow_phi3_onnx.server.auth import Keys
+    from mlflow_phi3_onnx.server.door import Door
+
+__all__ = ["PROBES", "Gate", "error_response"]
+
+PROBES = frozenset({"/ping", "/health", "/ready"})
+"""The paths that need no key, and are answered while the server ends."""
+
+_PAGES = frozenset({"/docs", "/openapi.json"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_PORT = re.compile(r"(?<=[^:]):\d*$")
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_PER_HEADER = 4  # a colon, a space, and the end of the line
+
+
+class Gate:
+    """An ASGI application around that with the routes.
+
+    Args:
+        app: The routes.
+        door: What they share.
+        keys: Who may ask.
+        hosts: The names that the server may be asked for; none means any.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, keys: Keys, hosts: Collection[str] = ()) -> None:
+        self._app = app
+        self._door = door
+        self._keys = keys
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._open = PROBES | ({"/metrics"} if door.settings.open_metrics else frozenset())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or refuse it."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return  # web sockets are closed
+        record = Record(method=scope["method"] if scope["method"] in METHODS else "other")
+        if known := _given_id(scope["headers"]):
+            record.id = known
+        scope.setdefault("state", {})["record"] = record
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", record.id.encode()),
+                ]
+            await send(message)
+
+        self._door.working += 1
+        try:
+            self._check(scope)
+            await self._app(scope, receive, answer)
+        except Exception as error:  # noqa: BLE001 - a client learns of every failure
+            failure = as_server_error(error)
+            record.failed(failure)
+            if failure is not error:
+                log_failure(record, error)
+            if not record.status:
+                await error_response(failure)(scope, receive, answer)
+        finally:
+            self._door.working -= 1
+            if scope["path"] in _PAGES:
+                record.route = scope["path"]
+            record.route = getattr(scope.get("route"), "path", record.route)
+            self._door.metrics.add(record)
+            log_request(
+                record, logging.DEBUG if record.route in PROBES | {"/metrics"} else logging.INFO
+            )
+
+    def _check(self, scope: Scope) -> None:
+        """Check what can be without the body.
+
+        Raises:
+            HeadersTooLargeError: If there is too much of them.
+            HostError: If the server was asked for by a name that is not one of its own.
+            UnauthorizedError: If there is no key that is known, where one is needed.
+            DrainingError: If the server takes no more requests.
+        """
+        most = self._door.settings.max_header_bytes
+        headers = scope["headers"]
+        size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
+        size += sum(len(name) + len(value) + _PER_HEADER for name, value in headers)
+        if size > most:
+            raise HeadersTooLargeError(
+                f"The request's headers are larger than {most:,} bytes, which is the most that this"
+                " server takes (max_header_bytes)."
+            )
+        if self._hosts and _hosts_of(headers) - self._hosts:
+            raise HostError(
+                "The header Host names another server; this one may be asked for as"
+                f" {', '.join(sorted(self._hosts))} (allowed_hosts)."
+            )
+        if scope["path"] not in self._open:
+            self._keys.check(headers)
+        if self._door.draining and scope["path"] not in PROBES | {"/metrics"}:
+            raise DrainingError("The server is shutting down. Try again, maybe elsewhere.")
+
+
+def error_response(error: GenAIError) -> Response:
+    """Write the response of an error."""
+    headers = error.headers if isinstance(error, ServerError) else None
+    body = to_json(error.to_openai())
+    return Response(body, error.status, headers, media_type="application/json")
+
+
+def _hosts_of(headers: Iterable[tuple[bytes, bytes]]) -> set[str]:
+    """Return the names in the header Host, without their ports."""
+    hosts = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
+    return {_PORT.sub("", host).strip("[]") for host in hosts}
+
+
+def _given_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return the id that a client gave its request, where it can be one."""
+    for name, value in headers:
+        if name == b"x-request-id" and _ID.fullmatch(value):
+            return value.decode()
+    return None

@@ -1,0 +1,46 @@
+"""How the server is: alive, ready, its version, its metrics."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from mlflow_phi3_onnx._version import __version__
+from mlflow_phi3_onnx.server.door import json_response
+from mlflow_phi3_onnx.server.errors import DrainingError
+from mlflow_phi3_onnx.server.openapi import described
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx.server.door import Door
+
+__all__ = ["probe_router"]
+
+
+def probe_router(door: Door) -> APIRouter:
+    """Make the routes."""
+    router = APIRouter()
+
+    async def alive() -> Response:
+        return json_response({"status": "ok"})
+
+    async def ready() -> Response:
+        if door.draining:
+            raise DrainingError("The server is shutting down.")
+        return json_response({"status": "ready"})
+
+    async def tell_version() -> Response:
+        return json_response({"version": __version__, "mlflow": version("mlflow")})
+
+    async def metrics() -> Response:
+        return Response(door.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    for path in ("/ping", "/health"):
+        described(router, "GET", path, alive, "Tell that the server is alive.")
+    described(router, "GET", "/ready", ready, "Tell whether the server takes requests.")
+    described(router, "GET", "/version", tell_version, "Tell the server's version.")
+    described(router, "GET", "/metrics", metrics, "Write the metrics, for Prometheus.")
+    return router

@@ -1,0 +1,238 @@
+"""A server process: models loaded, a socket, and an end without haste."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mlflow_phi3_onnx.core.files import show_path
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.server.app import make_app
+from mlflow_phi3_onnx.server.auth import read_keys
+from mlflow_phi3_onnx.server.body import to_json
+from mlflow_phi3_onnx.server.door import Door
+from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
+from mlflow_phi3_onnx.server.logs import set_up_logs
+from mlflow_phi3_onnx.server.models import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import FrameType
+
+    from mlflow_phi3_onnx.server.settings import ServerSettings
+
+__all__ = ["Server", "make_server", "serve"]
+
+_logger = logging.getLogger(__name__)
+
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+"""The names of this machine that a request may ask for, where it needs no key."""
+
+_LAST_WORDS = 5
+"""Seconds that responses have to be sent once everything that ran was cancelled."""
+
+
+class Server(uvicorn.Server):
+    """A web server that ends without haste: it takes nothing new, and finishes what it is at.
+
+    Args:
+        config: The web server's configuration.
+        door: What the routes share.
+    """
+
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+        super().__init__(config)
+        self.door = door
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return self.servers[0].sockets[0].getsockname()[:2]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal; end at once at the second."""
+        if self.door.draining or not self.started:
+            super().handle_exit(sig, frame)
+        self.door.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look whether it is time to end, which the web server does ten times a second."""
+        if self.door.draining:
+            await self._drain()
+        return await super().on_tick(counter)
+
+    async def _drain(self) -> None:
+        """Let what runs finish within the grace period."""
+        door = self.door
+        _logger.info("Draining: %d requests are running.", door.working)
+        end = time.monotonic() + door.settings.grace_period
+        while door.working and time.monotonic() < end and not self.should_exit:
+            await asyncio.sleep(0.02)
+        if door.working:
+            _logger.warning("%d requests are cancelled: the grace period is over.", door.working)
+            door.ending.set_result(None)
+        self.should_exit = True
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 with OpenAI's errors, a time limit for headers, and a way to hang up."""
+
+    def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
+        super().__init__(config, *args, **more)
+        self.app_state = {**self.app_state, "abort": self._abort}
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn has it
+        """Wait for a request, but not for ever."""
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, in the same way."""
+        super().on_response_complete()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        seconds = self.config.headers_timeout  # type: ignore[attr-defined] - set in make_server
+        self._patience = self.loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        """Hang up, unless a request is being answered."""
+        if not self.scope or self.cycle.response_complete:
+            self._abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        if self._patience is not None:
+            self._patience.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - says less
+        """Refuse what is no HTTP, or too large."""
+        problem = sys.exc_info()[1]
+        error = InvalidRequestError("The request is not valid HTTP/1.1.")
+        if isinstance(problem, h11.RemoteProtocolError) and problem.error_status_hint == 431:
+            error = HeadersTooLargeError("The request's headers are larger than this server takes.")
+        body = to_json(error.to_openai())
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        events = (
+            h11.Response(status_code=error.status, headers=headers, reason=b""),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _abort(self) -> None:
+        self.transport.abort()
+
+
+def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> Server:
+    """Read the keys, load the models and make a server of them, which does not listen yet.
+
+    Raises:
+        mlflow.exceptions.MlflowException: If a model cannot be loaded, or a file cannot be read.
+    """
+    keys = read_keys(settings.api_key_file)
+    local = _is_loopback(settings.host)
+    hosts = settings.allowed_hosts or (THIS_MACHINE if local and not keys else ())
+    for name in ("tls_cert", "tls_key"):
+        _check_readable(name, getattr(settings, name))
+    if not keys and not local:
+        _logger.warning(
+            "The server listens on %s without a key: whoever reaches this machine may use it. Set"
+            " api_key_file.",
+            settings.host,
+        )
+    registry = Registry(places, settings)
+    if not settings.lazy:
+        registry.open()
+    door = Door(registry, settings)
+    config = uvicorn.Config(
+        make_app(door, keys, hosts),
+        host=settings.host,
+        port=settings.port,
+        http=_Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_LAST_WORDS,
+        # Above the gate's own limit, which answers with more words.
+        h11_max_incomplete_event_size=settings.max_header_bytes + 4096,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+    )
+    config.headers_timeout = settings.receive_timeout  # type: ignore[attr-defined] - for _Protocol
+    return Server(config, door)
+
+
+def serve(places: Mapping[str, str | None], settings: ServerSettings) -> None:
+    """Serve models until a signal ends it.
+
+    Args:
+        places: Where each model is, by its id; None is the demo model.
+        settings: The server's settings.
+
+    Raises:
+        mlflow.exceptions.MlflowException: If it cannot be started.
+    """
+    set_up_logs(settings.log_level)
+    server = make_server(places, settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        server.door.models.close()
+        raise InvalidRequestError(
+            f"The server cannot listen on {settings.host}, port {settings.port}: the address is not"
+            " this machine's, or the port is taken. Choose another with --port.",
+            param="port",
+        ) from error
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if settings.tls_cert else "http"
+    shown = f"[{host}]" if ":" in host else host
+    names = ", ".join(served.name for served in server.door.models.served)
+    _logger.info("Serving %s at %s://%s:%d/v1", names, scheme, shown, port)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        server.door.models.close()
+
+
+def _check_readable(name: str, file: str | None) -> None:
+    if file is None:
+        return
+    try:
+        with open(file, "rb"):  # noqa: PTH123 - a text that is no path is an error too
+            pass
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(
+            f"{name} cannot be read: {show_path(file)} ({type(error).__name__}).", param=name
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,157 @@
+"""Streams of server-sent events, for clients that read, read slowly, or go away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from mlflow_phi3_onnx.server.body import to_json
+from mlflow_phi3_onnx.server.errors import ClientGoneError, SlowClientError, as_server_error
+from mlflow_phi3_onnx.server.logs import log_failure
+from mlflow_phi3_onnx.server.work import stopped
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import Receive, Scope, Send
+
+    from mlflow_phi3_onnx.server.record import Record
+    from mlflow_phi3_onnx.server.settings import ServerSettings
+    from mlflow_phi3_onnx.server.work import Lifetime
+
+__all__ = ["EventStream"]
+
+DONE = b"data: [DONE]\n\n"
+KEEPALIVE = b": keep-alive\n\n"
+
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class EventStream(Response):
+    """Sends chunks as events.
+
+    What fails before the first chunk is raised, for a response with a status of its own; what fails
+    later is an event. Chunks wait in a bounded buffer, and a client that lets it run full, or reads
+    nothing for long, is cut off.
+
+    Args:
+        chunks: The chunks.
+        lifetime: How long it may go on.
+        settings: The server's.
+        record: What is told of the request.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[dict[str, Any]],
+        lifetime: Lifetime,
+        settings: ServerSettings,
+        record: Record,
+    ) -> None:
+        super().__init__()
+        self._chunks = chunks
+        self._lifetime = lifetime
+        self._settings = settings
+        self._record = record
+        self._buffer: asyncio.Queue[bytes] = asyncio.Queue(settings.stream_buffer)
+        self._ended = False
+        self._sending: float | None = None
+        self._moved = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the lifetime listens
+        """Send the stream."""
+        async with contextlib.aclosing(self._chunks):
+            first = await self._lifetime.run(anext(self._chunks))
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            self._put(_event(first))
+            slow = asyncio.get_running_loop().create_future()
+            producer = asyncio.ensure_future(self._produce(slow))
+            sender = asyncio.ensure_future(self._send(send))
+            gone = asyncio.ensure_future(self._lifetime.until_gone())
+            clock = asyncio.ensure_future(self._watch(slow))
+            call_off = self._lifetime.on_end(lambda: self._give_up(producer))
+            try:
+                await asyncio.wait({sender, gone, slow}, return_when=asyncio.FIRST_COMPLETED)
+                if sender.done():
+                    return sender.result()
+                if gone.done():
+                    self._record.left(ClientGoneError("The client has closed the connection."))
+                    return None
+                self._record.left(SlowClientError("The client does not read its stream."))
+                scope["state"].get("abort", lambda: None)()
+            finally:
+                call_off()
+                await stopped(producer, sender, gone, clock)
+
+    async def _produce(self, slow: asyncio.Future[None]) -> None:
+        """Fill the buffer with what comes, and end it with how that ended."""
+        try:
+            async for chunk in self._chunks:
+                self._put(_event(chunk))
+            self._end(b"")
+        except asyncio.QueueFull:
+            slow.set_result(None)
+        except Exception as error:  # noqa: BLE001 - whatever fails is told in an event
+            self._fail(error)
+
+    async def _send(self, send: Send) -> None:
+        """Send what is in the buffer, as much as there is at once."""
+        while True:
+            parts = [await self._buffer.get()]
+            while not self._buffer.empty():
+                parts.append(self._buffer.get_nowait())
+            over = self._ended
+            self._sending = time.monotonic()
+            body = b"".join(parts)
+            await send({"type": "http.response.body", "body": body, "more_body": not over})
+            self._sending, self._moved = None, time.monotonic()
+            if over:
+                return
+
+    async def _watch(self, slow: asyncio.Future[None]) -> None:
+        """Find a client that does not read; keep the connection of one that waits alive."""
+        longest, interval = self._settings.send_timeout, self._settings.keepalive_interval
+        while not slow.done():
+            await asyncio.sleep(min(longest, interval) / 4)
+            now = time.monotonic()
+            if self._sending is not None:
+                if now - self._sending > longest:
+                    slow.set_result(None)
+            elif now - self._moved >= interval and self._buffer.empty() and not self._ended:
+                self._put(KEEPALIVE)
+
+    def _put(self, event: bytes) -> None:
+        self._buffer.put_nowait(event)
+
+    def _end(self, last: bytes) -> None:
+        self._ended = True
+        self._put(last + DONE)
+
+    def _give_up(self, producer: asyncio.Future[None]) -> None:
+        """End the stream with why it is given up."""
+        if not self._ended:
+            producer.cancel()
+            self._fail(self._lifetime.reason())
+
+    def _fail(self, error: Exception) -> None:
+        """End the stream with an error."""
+        failure = as_server_error(error)
+        if failure is not error:
+            log_failure(self._record, error)
+        self._record.failed(failure)
+        with contextlib.suppress(asyncio.QueueFull):  # the watch finds that the client is slow
+            self._end(_event(failure.to_openai()))
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + to_json(chunk) + b"\n\n"
