@@ -56,9 +56,16 @@ def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
         if len(data.columns) == 1 and data.columns[0] not in {field, *PARAMETERS[task]}:
             data = data.set_axis([field], axis=1)
         columns = [str(column) for column in data.columns]
+        if len(columns) > 1 and columns == [str(place) for place in range(len(columns))]:
+            raise InvalidRequestError(
+                f"The {len(columns):,} columns have no names. Name them as the request's fields,"
+                f" {field} and its parameters; in Spark, wrap them in struct(...).",
+                param=field,
+            )
         cells = data.itertuples(index=False, name=None)
         found = [dict(zip(columns, values, strict=True)) for values in cells]
-        yield from _unstacked(found[0], task) if len(found) == 1 else map(_row, found)
+        stacked = task == CHAT and len(found) == 1  # MLflow makes such a frame of a chat's object
+        yield from _unstacked(found[0], task) if stacked else map(_row, found)
         return
     if isinstance(data, Mapping):
         yield from _unstacked(data, task)
