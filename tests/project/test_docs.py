@@ -13,6 +13,7 @@ import pytest
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from tests.support.spark import MARKS as NEEDS_SPARK
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -91,9 +92,17 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
     assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
 
 
+@pytest.mark.parametrize("page", [pytest.param("spark.md", marks=NEEDS_SPARK)])
+def test_the_page_on_spark_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    run_page(page, tmp_path)
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
-    run = {ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "comparison.md"}
-    assert {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))} == run
+    names = ("README.md", "docs/guide.md", "docs/comparison.md", "docs/spark.md")
+    pages = {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))}
+    assert pages == {ROOT / name for name in names}
 
 
 def test_the_guide_has_every_parameter() -> None:
