@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_phi3_onnx.core.checks import describe_kind
-from mlflow_phi3_onnx.core.tasks import CHAT, TEXT, Task
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
@@ -56,9 +56,17 @@ def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
         if len(data.columns) == 1 and data.columns[0] not in {field, *PARAMETERS[task]}:
             data = data.set_axis([field], axis=1)
         columns = [str(column) for column in data.columns]
+        if len(columns) > 1 and columns == [str(place) for place in range(len(columns))]:
+            raise InvalidRequestError(
+                f"The {len(columns):,} columns have no names. Name them as the request's fields,"
+                f" {field} and its parameters; in Spark, wrap them in struct(...).",
+                param=field,
+            )
         cells = data.itertuples(index=False, name=None)
         found = [dict(zip(columns, values, strict=True)) for values in cells]
-        yield from _unstacked(found[0], task) if len(found) == 1 else map(_row, found)
+        # MLflow makes a frame of an object; a prompt of completions may be a list itself.
+        stacked = task != COMPLETIONS and len(found) == 1
+        yield from _unstacked(found[0], task) if stacked else map(_row, found)
         return
     if isinstance(data, Mapping):
         yield from _unstacked(data, task)

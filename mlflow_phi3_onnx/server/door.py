@@ -120,8 +120,10 @@ class Door:
         ):
             async for chunk in chunks:
                 record.saw(chunk)
+                chunk["model"] = chosen.id
+                if not wanted:
+                    del chunk["usage"]
                 if chunk["choices"] or wanted:
-                    chunk["model"] = chosen.id
                     yield chunk
 
 

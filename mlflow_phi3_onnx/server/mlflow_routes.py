@@ -6,13 +6,14 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from fastapi import APIRouter, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotations
 
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.options import check_mapping
-from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.flavor.output import read_pyfunc_settings, written
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
@@ -129,8 +130,10 @@ def _rows(fields: Mapping[str, Any], task: Task) -> tuple[list[dict[str, Any]], 
     data = fields[name]
     if name.startswith("dataframe"):
         data = _frame(name, data)
-    elif name == "inputs" and task == TEXT and isinstance(data, dict) and data.keys() == {field}:
-        data = data[field]  # a column, as of tensors
+    elif name == "inputs" and task != CHAT and isinstance(data, dict):
+        # Columns, which MLflow makes arrays of.
+        lists = {k: np.array(v, dtype=object) for k, v in data.items() if isinstance(v, list)}
+        data = {**data, **lists}
     return rows(data, task), params
 
 

@@ -29,6 +29,24 @@ def test_what_is_no_row_is_refused(data: Any) -> None:
         rows(data, "text-generation")
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1, 2], [3]], [1, 2]], ids=repr)
+def test_a_row_of_a_frame_is_one_request_however_many_rows_there_are(
+    prompt: list[Any], count: int
+) -> None:
+    cell = np.empty(len(prompt), dtype=object)
+    cell[:] = prompt
+    frame = pd.DataFrame({"prompt": [cell] * count})
+    assert rows(frame, "llm/v1/completions") == [{"prompt": prompt}] * count
+
+
+def test_columns_without_names_are_refused() -> None:
+    frame = pd.DataFrame({"0": ["a"], "1": [5]})
+    with pytest.raises(InvalidRequestError, match=r"The 2 columns have no names.*struct\("):
+        rows(frame, "text-generation")
+    assert rows(frame[["0"]], "text-generation") == [{"prompt": "a"}]
+
+
 def test_params_that_mlflow_filled_in_are_left_out() -> None:
     params = {"temperature": None, "stop": [], "top_p": np.float64("nan"), "seed": np.float64(3)}
     assert clean_params(params) == {"seed": 3}

@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from tests.support.spark import MARKS as NEEDS_SPARK
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -130,9 +131,16 @@ def test_a_page_runs_in_a_notebook_too(page: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("page", [pytest.param("spark.md", marks=NEEDS_SPARK)])
+def test_the_page_on_spark_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    run_page(page, tmp_path)
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
     run = {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))}
-    assert run == {ROOT / page for page in PROGRAMS}
+    assert run == {ROOT / page for page in (*PROGRAMS, "docs/spark.md")}
 
 
 def test_the_guide_has_every_parameter() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 STORY = {"messages": SPAIN, "min_tokens": 4000}
 SHORT = {"messages": SPAIN, "max_tokens": 8}
-MADRID = " The capital of Spain is Madrid."
+MADRID = "The capital of Spain is Madrid."
 
 
 def test_places_are_given_in_turn_and_given_back() -> None:

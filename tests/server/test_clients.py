@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 QUESTION = "What is the capital of Spain?"
-MADRID = " The capital of Spain is Madrid."
+MADRID = "The capital of Spain is Madrid."
 
 
 class Capital(BaseModel):

@@ -152,7 +152,7 @@ def test_mlflow_s_deployment_client(server: Running) -> None:
     assert client.get_endpoint("demo") == endpoint
     inputs = {"messages": SPAIN, "temperature": 0.0, "n": 1, "max_tokens": 20}
     answer = client.predict(endpoint="demo", inputs=inputs)
-    assert answer["choices"][0]["message"]["content"] == " The capital of Spain is Madrid."
+    assert answer["choices"][0]["message"]["content"] == "The capital of Spain is Madrid."
     completed = client.predict(endpoint="demo", inputs={"prompt": PROMPT, "max_tokens": 2})
     assert completed["object"] == "text_completion"
 

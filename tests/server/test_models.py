@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MADRID = " The capital of Spain is Madrid."
+MADRID = "The capital of Spain is Madrid."
 
 
 def said(served: Running, **fields: Any) -> str:
@@ -142,12 +142,12 @@ def test_a_registered_model(demo: Path) -> None:
     MlflowClient().set_registered_model_alias("phi3", "prod", "1")
     found = {"phi3": "models:/phi3@prod", "run": f"runs:/{run.info.run_id}/m"}
     with running(found, model_config={}) as served:
-        assert said(served, max_tokens=None) == " The capital of"
-        assert said(served, model="run", max_tokens=4) == " The capital of Spain"
+        assert said(served, max_tokens=None) == "The capital of"
+        assert said(served, model="run", max_tokens=4) == "The capital of Spain"
     with running({"phi3": "models:/phi3/1"}, model_config={}, max_tokens=2) as served:
-        assert said(served, max_tokens=None) == " The capital"
+        assert said(served, max_tokens=None) == "The capital"
     with running({"phi3": "models:/phi3/1"}, model_config={}, max_tokens=5) as served:
-        assert said(served, max_tokens=None) == " The capital of"
+        assert said(served, max_tokens=None) == "The capital of"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.support.http_server import Running, running, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MADRID = " The capital of Spain is Madrid."
+MADRID = "The capital of Spain is Madrid."
 CAPITAL: Any = {
     "type": "function",
     "function": {

@@ -51,7 +51,7 @@ def test_a_chat(server: Running) -> None:
         assert [choice["finish_reason"] for choice in own].count(None) == len(own) - 1
         assert (own[-1]["delta"], own[-1]["finish_reason"]) == ({}, "stop")
         text = "".join(choice["delta"].get("content", "") for choice in own)
-        assert text == " The capital of Spain is Madrid."
+        assert text == "The capital of Spain is Madrid."
     assert all("usage" not in chunk for chunk in seen)
 
 
