@@ -135,6 +135,13 @@ def test_the_largest_body(strict: Running) -> None:
     assert "2,048 bytes" in reply.error["message"]
 
 
+def test_a_client_that_sends_megabytes_is_told_why_they_are_refused(strict: Running) -> None:
+    # A server that does not read them breaks the connection, and the client never sees a reply.
+    assert strict.post(CHAT, padded(20_000_000)).status == 413
+    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert raw(strict, head + chunked(padded(20_000_000), 1 << 20)).status == 413
+
+
 def chunked(body: bytes, size: int = 512) -> bytes:
     parts = [body[at : at + size] for at in range(0, len(body), size)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
