@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +14,6 @@ from tests.support.http_server import Reply, Running, running
 
 if TYPE_CHECKING:
     import socket
-import urllib.error
-import urllib.request
     from collections.abc import Iterator
 
 CHAT = "/v1/chat/completions"
