@@ -6,7 +6,7 @@ import posixpath
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow.models import Model
 
@@ -66,7 +66,7 @@ def save_model(
     conda_env: Mapping[str, Any] | str | None = None,
     code_paths: list[str] | None = None,
     mlflow_model: Model | None = None,
-    signature: ModelSignature | bool | None = None,
+    signature: ModelSignature | Literal["plain", False] | None = None,
     input_example: Any = None,
     pip_requirements: list[str] | str | None = None,
     extra_pip_requirements: list[str] | str | None = None,
@@ -115,7 +115,8 @@ def save_model(
             imported.
         mlflow_model: The MLflow model that the flavor is added to.
         signature: A signature to use instead of the task's, or False for none. It must have the
-            task's input.
+            task's input. ``"plain"`` is one of texts: the prompt, or the messages as JSON text, in,
+            and text out; for programs that know no nested columns, as Azure ML's.
         input_example: An input to save along, instead of the task's own, or False for none. It is
             checked as a request is; the model is not run with it.
         pip_requirements: Requirements, or the path of a file of them, instead of the default.
@@ -154,7 +155,7 @@ def log_model(  # noqa: D417 - save_model's arguments share one entry
     conda_env: Mapping[str, Any] | str | None = None,
     code_paths: list[str] | None = None,
     registered_model_name: str | None = None,
-    signature: ModelSignature | bool | None = None,
+    signature: ModelSignature | Literal["plain", False] | None = None,
     input_example: Any = None,
     await_registration_for: int | None = mlflow_compat.DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
     pip_requirements: list[str] | str | None = None,
