@@ -14,7 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from mlflow_phi3_onnx.core.checks import Check, anything, describe_kind, did_you_mean, show
+from mlflow_phi3_onnx.core.checks import (
+    Check,
+    anything,
+    describe_kind,
+    did_you_mean,
+    show,
+    unpacked,
+)
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
 if TYPE_CHECKING:
@@ -75,6 +82,7 @@ class Option:
         Raises:
             InvalidRequestError: If it is not what it may be.
         """
+        value = unpacked(value)
         if self.from_text and isinstance(value, str):
             with suppress(ValueError, RecursionError):
                 value = json.loads(value)
