@@ -91,9 +91,14 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
     assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
 
 
+def test_the_page_on_clouds_runs(tmp_path: Path) -> None:
+    run_page("clouds.md", tmp_path)
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
-    run = {ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "comparison.md"}
-    assert {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))} == run
+    names = ("README.md", "docs/clouds.md", "docs/guide.md", "docs/comparison.md")
+    pages = {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))}
+    assert pages == {ROOT / name for name in names}
 
 
 def test_the_guide_has_every_parameter() -> None:
