@@ -61,6 +61,7 @@ def endpoint(
     command += ["--entry_script", str(FOLDER / "score.py")]
     command += ["--model_dir", str(folder / "models" / "phi3" / "1")]
     environment = {**deployment["environment_variables"], "PYTHONPATH": str(folder)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the script stays the only file beside it
     with running(command, "/", folder, **environment) as served:
         yield served
 
