@@ -161,9 +161,13 @@ def test_the_page_on_spark_runs(page: str, tmp_path: Path, monkeypatch: pytest.M
     run_page(page, tmp_path)
 
 
+def test_the_page_on_clouds_runs(tmp_path: Path) -> None:
+    run_page("clouds.md", tmp_path)
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
     run = {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))}
-    assert run == {ROOT / page for page in (*PROGRAMS, "docs/spark.md")}
+    assert run == {ROOT / page for page in (*PROGRAMS, "docs/clouds.md", "docs/spark.md")}
 
 
 def test_the_guide_has_every_parameter() -> None:
