@@ -140,6 +140,11 @@ def some_of(names: Sequence[str], shown: int = SHOWN_NAMES) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def _unboxed(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, as cells of data frames are."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def number(low: float, high: float = math.inf, *, above: bool = False) -> Check[float]:
     """Make a check for a finite number in a range, without its low end if ``above``."""
     if not above:
@@ -153,6 +158,7 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Check[
 
     @allows(allowed, **schema)
     def check(value: Any) -> float:
+        value = _unboxed(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError
         if not math.isfinite(value) or not low <= value <= high or (above and value == low):
@@ -178,6 +184,7 @@ def integer(low: int | None = None, high: int | None = None, *, bits: int = 32) 
 
     @allows(allowed, type="integer", minimum=least, maximum=most)
     def check(value: Any) -> int:
+        value = _unboxed(value)
         if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -211,6 +218,7 @@ def anything(value: Any) -> Any:
 @allows("true or false", type="boolean")
 def boolean(value: Any) -> bool:
     """Check a truth value."""
+    value = _unboxed(value)
     if not isinstance(value, bool):
         raise ValueError
     return value

@@ -11,7 +11,9 @@ from mlflow.types.llm import ChatMessage
 from openai.types.chat import ChatCompletionMessage
 
 from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
 from mlflow_phi3_onnx.openai.fields import tools
+from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.prompts import check_messages
 
 if TYPE_CHECKING:
@@ -77,6 +79,50 @@ def test_nulls_of_a_data_frame_change_nothing(tmp_path: Path) -> None:
     plain: Any = [{**each} for each in row["tools"].tolist()]
     assert tools(as_lists(plain)) == tuple(both)
     assert check_messages(as_lists(row["messages"])) == check_messages(history)
+
+
+NAMED = {"type": "function", "function": {"name": "f"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("response_format", {"type": "json_object"}, SCHEMA),
+        ("tool_choice", NAMED, ALLOWED),
+        ("tool_choice", ALLOWED, NAMED),
+        ("logit_bias", {"5": 1}, {"6": 2}),
+        ("chat_template_kwargs", {"thinks": True}, {"day": "1 Jan"}),
+    ],
+)
+def test_nulls_in_a_parameter_change_nothing(
+    tmp_path: Path, name: str, one: Any, other: Any
+) -> None:
+    request = {"messages": [USER], "tools": [tool("f")], name: one}
+    if name == "response_format":
+        del request["tools"]
+    pd.DataFrame({name: [one, other]}).to_parquet(tmp_path / "rows.parquet")
+    padded = as_lists(pd.read_parquet(tmp_path / "rows.parquet")[name][0])
+    assert padded != one
+    assert parse_request({**request, name: padded}, CHAT) == parse_request(request, CHAT)
+
+
+def test_cells_of_a_data_frame_are_what_they_hold() -> None:
+    cells = {"max_tokens": np.int64(3), "top_p": np.float32(0.5), "do_sample": np.bool_(True)}
+    cells |= {"stop": np.array(["a"]), "stop_token_ids": pd.Series([5])}
+    plain = {"max_tokens": 3, "top_p": 0.5, "do_sample": True, "stop": ["a"], "stop_token_ids": [5]}
+    for given, prompt in (
+        (np.array(["a", "b"]), ["a", "b"]),
+        (pd.Series(["a"]), ["a"]),
+        (np.array([5, 6]), [5, 6]),
+        ([np.int64(5)], [5]),
+    ):
+        parsed = parse_request({"prompt": given, **cells}, COMPLETIONS)
+        assert parsed == parse_request({"prompt": prompt, **plain}, COMPLETIONS)
+    for wrong in (np.float64(2.5), np.bool_(True), np.int64(-1)):
+        with pytest.raises(InvalidRequestError, match="max_tokens must be an integer from 0"):
+            parse_request({"prompt": "a", "max_tokens": wrong}, COMPLETIONS)
 
 
 def as_lists(value: Any) -> Any:
