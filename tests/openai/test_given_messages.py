@@ -61,6 +61,17 @@ def test_what_was_not_said_is_empty(message: dict[str, Any], content: str) -> No
     assert check_messages([USER, message])[1]["content"] == content
 
 
+def test_objects_in_a_message_are_what_they_hold() -> None:
+    """OpenAI's own examples put the calls of an answer into a message of their own."""
+    said = ChatCompletionMessage.model_validate(
+        {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    )
+    again = {"role": "assistant", "content": None, "tool_calls": said.tool_calls}
+    assert check_messages([USER, again]) == check_messages([USER, said])
+    with pytest.raises(InvalidRequestError, match=r"messages\[0\] must be an object"):
+        check_messages([ChatCompletionMessage])
+
+
 @pytest.mark.parametrize("role", ["user", "system", "developer"])
 def test_a_question_needs_a_content(role: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages\[0\].content .* it is missing"):
