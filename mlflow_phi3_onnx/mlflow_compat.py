@@ -9,6 +9,8 @@ the file to change.
 
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.models.utils import _save_example as save_example
+from mlflow.pyfunc import _validate_prediction_input as validate_prediction_input
+from mlflow.pyfunc.scoring_server import _parse_json_data as parse_json_data
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
@@ -65,10 +67,12 @@ __all__ = [
     "get_total_file_size",
     "mlflow_conda_env",
     "model_config_from_file",
+    "parse_json_data",
     "pinned_requirement",
     "process_conda_env",
     "process_pip_requirements",
     "save_example",
     "validate_code_paths",
     "validate_env_arguments",
+    "validate_prediction_input",
 ]

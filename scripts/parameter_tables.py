@@ -39,8 +39,8 @@ precedence, and a sampling option replaces a `do_sample` of lower precedence.
 
 MLflow's `params` carry one plain type for each name, which the column *in `params`* tells, and drop
 other names with a warning. Over HTTP, MLflow's server puts the fields that `params` may have there,
-so that they must be of that type too: a `stop` that is not a list, or a `temperature` that is a
-text, is refused in MLflow's words.
+so that they must be of that type too: a `stop` that is null or a text, or a `temperature` that is
+a text, is refused in MLflow's words.
 
 Answers of chat are texts of their own: the space that SentencePiece vocabularies write before each
 word does not stand before the first. Completions, `text-generation`, a message that is gone on with

@@ -114,10 +114,11 @@ def is_one(value: Any, *allowed: T) -> TypeGuard[T]:
 
 
 def unpacked(value: Any) -> Any:
-    """Return an array or a value of numpy's as Python's own; Arrow and Ray give cells as such."""
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        return [unpacked(item) for item in value.tolist()]
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    """Return an array, a Series or a value of NumPy's as Python's own; cells of data are such."""
+    if not hasattr(value, "tolist"):
+        return value
+    plain = value.tolist()
+    return [unpacked(item) for item in plain] if isinstance(plain, list) else plain
 
 
 def without_nulls(value: Any, keep: Mapping[str, bool], levels: int = NESTED) -> Any:

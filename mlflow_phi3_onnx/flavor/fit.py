@@ -6,17 +6,21 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.models import ModelSignature
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature, convert_input_example_to_serving_input
 from mlflow.types.schema import DataType
 
+from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.core.checks import describe_kind, is_one
-from mlflow_phi3_onnx.core.options import check_mapping
+from mlflow_phi3_onnx.core.options import check_mapping, find, read
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, TEXT, Task
-from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.flavor.output import read_pyfunc_settings
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.flavor.signatures import plain_signature
 from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
+from mlflow_phi3_onnx.model.settings import PYFUNC_SETTINGS
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS, parse_request
 
 if TYPE_CHECKING:
@@ -85,11 +89,16 @@ def checked_signature(given: Any, task: Task, settings: Settings) -> ModelSignat
             f"{_advice(fitting)} Leave signature out for the task's own.",
             param="signature",
         )
+    _check_what_always_comes(given, task)
     return given
 
 
 def checked_example(
-    given: Any, task: Task, settings: Settings, adapters: Collection[str], signature: Any
+    given: Any,
+    task: Task,
+    settings: Settings,
+    adapters: Collection[str],
+    signature: ModelSignature | None,
 ) -> Any:
     """Return the input example to save: the caller's, or one of the task's own.
 
@@ -99,39 +108,55 @@ def checked_example(
         task: The task.
         settings: The checked configuration of the model.
         adapters: The names of its adapters.
-        signature: The signature that was given.
+        signature: The signature to save.
+
+    Returns:
+        The example. Of the task's own, the first that fits the signature; None where none does.
 
     Raises:
-        InvalidRequestError: If the model would refuse it.
+        InvalidRequestError: If the model would refuse it, or MLflow's server.
     """
     if given is False:
         return None
-    plain = is_one(signature, PLAIN)
-    if given is None:
-        messages = [{"role": "user", "content": _QUESTION}]
-        own = {"messages": messages} if task == CHAT else {"prompt": _QUESTION}
-        return _plain_frame(own, task) if plain else own
-    data, params = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
 
-    def parse(task: Task, config: Mapping[str, Any]) -> None:
+    def parse(data: Any, params: Any, task: Task, config: Mapping[str, Any]) -> None:
         beside = clean_params(check_mapping(params, "params"))
         read_pyfunc_settings(beside)
         for row in rows(data, task):
             parse_request(row, task, params=beside, config=config, adapters=adapters)
 
+    def refusal(example: Any) -> str | None:
+        """Say why MLflow's server, or the model behind it, would refuse an example."""
+        try:
+            parse(*_as_served(example, signature), task, settings.generation)
+        except (GenAIError, MlflowException, TypeError) as error:
+            return str(error).rpartition("Error: ")[2]  # before it, MLflow quotes the input
+        return None
+
+    plain = signature == plain_signature(task)
+    if given is None:
+        examples = _own_examples(task)
+        examples = [_plain_frame(examples[0], task)] if plain else examples
+        return next((own for own in examples if not refusal(own)), None)
+    data, params = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     try:
-        parse(task, settings.generation)
+        parse(data, params, task, settings.generation)
     except GenAIError as error:
         fitting: list[str] = []
         for other in ALL_TASKS:
             try:
-                parse(other, {})
+                parse(data, params, other, {})
             except GenAIError:
                 continue
             fitting.append(other)
         raise type(error)(
             f"input_example: {error.message}{_advice(fitting)}", param="input_example"
         ) from error
+    if not plain and (why := refusal(given)):
+        raise InvalidRequestError(
+            f"input_example: MLflow's server would refuse it, with this signature. {why}",
+            param="input_example",
+        )
     if not plain:
         return given
     frame = _plain_frame(data, task)
@@ -144,6 +169,51 @@ def _plain_frame(data: Any, task: Task) -> pd.DataFrame:
     if task == CHAT:
         frame["messages"] = frame["messages"].map(json.dumps)
     return frame
+
+
+def _own_examples(task: Task) -> list[Any]:
+    """List examples of a task, for signatures that take one form only."""
+    if task == CHAT:
+        messages = [{"role": "user", "content": _QUESTION}]
+        return [{"messages": messages}, {"messages": json.dumps(messages)}]
+    return [{"prompt": _QUESTION}, {"prompt": [_QUESTION]}]
+
+
+def _as_served(example: Any, signature: ModelSignature | None) -> tuple[Any, Any]:
+    """Return what predict gets where MLflow's server gets an example: the input and the params."""
+    model = Model(signature=signature)
+    inputs, params = model.get_input_schema(), model.get_params_schema()
+    text = convert_input_example_to_serving_input(example)
+    came: Any = mlflow_compat.parse_json_data(text, model, inputs)
+    return mlflow_compat.validate_prediction_input(came.data, came.params, inputs, params)
+
+
+def _check_what_always_comes(given: ModelSignature, task: Task) -> None:
+    """Check what every request would have: the required inputs, and the defaults of params.
+
+    Raises:
+        InvalidRequestError: If the model would refuse all of them.
+    """
+    inputs, field = given.inputs, INPUT_FIELDS[task]
+    defaults = {spec.name: spec.default for spec in given.params or ()}
+    always = list(clean_params(defaults))
+    if inputs is not None and inputs.has_input_names():
+        always += [str(name) for name in inputs.required_input_names() if name != field]
+        kind = inputs.input_dict()[field].type
+        if isinstance(kind, DataType) and kind != DataType.string:
+            raise InvalidRequestError(
+                f"signature: {field} must be a string, or a list; got {kind.name}. Leave signature"
+                " out for the task's own.",
+                param="signature",
+            )
+    known, what = {**PARAMETERS[task], **PYFUNC_SETTINGS}, f"a parameter of {task}"
+    for name in always:
+        option = find(known, name, what, "signature")
+        if option.status == "refused":
+            raise UnsupportedParameterError(
+                f"signature: {name} is not supported. {option.about}", param="signature"
+            )
+    read(known, clean_params(defaults), what, "signature")
 
 
 def _has_input(signature: ModelSignature, task: Task) -> bool:

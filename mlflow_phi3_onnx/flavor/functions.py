@@ -117,10 +117,12 @@ def save_model(
             imported.
         mlflow_model: The MLflow model that the flavor is added to.
         signature: A signature to use instead of the task's, or False for none. It must have the
-            task's input. ``"plain"`` has one column of text, and text for the output: ``messages``
-            are then JSON text, and parameters come in ``params``.
+            task's input, and ask for nothing that the task has not. ``"plain"`` has one column of
+            text, and text for the output: ``messages`` are then JSON text, and parameters come in
+            ``params``.
         input_example: An input to save along, instead of the task's own, or False for none. It is
-            checked as a request is; the model is not run with it.
+            checked as a request to MLflow's server is; the model is not run with it. None is saved
+            where a signature of the caller's asks for more than the task's own has.
         pip_requirements: Requirements, or the path of a file of them, instead of the default.
         extra_pip_requirements: Requirements to add to the default.
         metadata: Saved in the MLmodel file. Its ``task`` must be the model's, if it has one.

@@ -110,10 +110,20 @@ def _is_stacked(name: str, fields: Mapping[Any, Any], value: Any, count: int) ->
         fields: The fields as they came.
         value: What came in this one, as plain values.
         count: How many rows there are.
+
+    Raises:
+        InvalidRequestError: If it is an array of another length: which rows it is of is lost.
     """
+    array = isinstance(fields.get(name), np.ndarray) and isinstance(value, list)
+    if array and len(value) != count:
+        raise InvalidRequestError(
+            f"{name} needs one value for each of the {count:,} rows; got {len(value):,}. Give it in"
+            " every row, or send dataframe_records, whose rows may differ.",
+            param=name,
+        )
     if not isinstance(value, list) or len(value) != count:
         return False
-    if isinstance(fields.get(name), np.ndarray) or all(isinstance(item, list) for item in value):
+    if array or all(isinstance(item, list) for item in value):
         return True
     return name not in ("stop", "choice", "stop_token_ids", "tools")
 

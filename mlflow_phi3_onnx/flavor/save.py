@@ -177,7 +177,7 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
         )
     signature = checked_signature(given["signature"], task, settings)
     wanted = check_adapters(given["adapters"])
-    example = checked_example(given["input_example"], task, settings, wanted, given["signature"])
+    example = checked_example(given["input_example"], task, settings, wanted, signature)
     source = _source(given, adapted=bool(wanted))
     with source.resolve() as resolved, fitted(wanted, resolved.bundle.model) as adapters:
         check_loadable(resolved.bundle)

@@ -338,7 +338,9 @@ class GenAIModel(TokenModel):
 
 def _is_one(prompt: Any) -> bool:
     """Whether it is for one request to check, and not a row of several prompts."""
-    return isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable)
+    if isinstance(prompt, str | bytes | Mapping) or not isinstance(prompt, Iterable):
+        return True
+    return hasattr(prompt, "columns")  # a data frame gives the names of its columns
 
 
 def _read_own(path: str | Path) -> ModelFolder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlflow_phi3_onnx.core.checks import is_one
-from mlflow_phi3_onnx.core.options import read
+from mlflow_phi3_onnx.core.checks import OF_SCHEMAS, is_one, unpacked, without_nulls
+from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
@@ -89,6 +89,10 @@ def parse_request(
         UnsupportedParameterError: If a parameter is unknown or not supported.
     """
     field = INPUT_FIELDS[task]
+    request = {
+        name: without_nulls(value, OF_SCHEMAS) if isinstance(value, dict) else unpacked(value)
+        for name, value in check_mapping(request, "request").items()
+    }
     known, what = PARAMETERS[task], f"a parameter of {task}"
     beside = read(known, params, what, "params")
     asked = _over(beside, read(known, request, what, known=(field,)))

@@ -70,8 +70,7 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
         raise InvalidRequestError(
             "messages is missing. Send a list of objects with role and content.", param="messages"
         )
-    if hasattr(value, "tolist"):  # an array or a Series
-        value = value.tolist()
+    value = unpacked(value)
     if not isinstance(value, list | tuple):
         raise _refusal("messages", "a list of objects with role and content", value)
     if not value:
@@ -154,12 +153,13 @@ def check_ids(value: Any, name: str, advice: str = "") -> tuple[int, ...]:
     Raises:
         InvalidRequestError: If it is no such list; the message names the entry at fault.
     """
+    value = unpacked(value)
     if not isinstance(value, list | tuple) or not value:
         raise _refusal(name, "a list of token ids, at least one", value, advice)
     ids: list[int] = []
     for i, item in enumerate(value):
         try:
-            ids.append(_token_id(item))
+            ids.append(_token_id(unpacked(item)))
         except ValueError as error:
             where = f"{name}[{i}]"
             raise _refusal(where, "a token id, an integer from 0", item, advice) from error
@@ -195,13 +195,24 @@ def _tokens(value: Any, where: str) -> TokenPrompt:
     return TokenPrompt(check_ids(value, where, _ADVICE), where)
 
 
-def _message(value: Any, where: str) -> dict[str, Any]:
-    # Clients take back what they gave: OpenAI's messages are pydantic's, MLflow's are its own.
+def _dumped(value: Any) -> Any:
+    """Make a dict of a client's object, and of those in a list.
+
+    Clients take back what they gave: OpenAI's objects are pydantic's, MLflow's are its own.
+    """
+    if isinstance(value, list | tuple):
+        return [_dumped(item) for item in value]
     for method in ("model_dump", "to_dict"):
-        if not isinstance(value, dict) and callable(getattr(value, method, None)):
+        if not isinstance(value, dict | type) and callable(getattr(value, method, None)):
             value = getattr(value, method)()
+    return value
+
+
+def _message(value: Any, where: str) -> dict[str, Any]:
+    value = _dumped(value)
     if not isinstance(value, dict):
         raise _refusal(where, "an object with role and content", value)
+    value = {key: _dumped(item) for key, item in value.items()}
     message = without_nulls(value, _NULLS_MEAN)
     role = message.get("role")
     if not is_one(role, *ROLES):

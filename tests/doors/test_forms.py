@@ -149,6 +149,18 @@ def content(answers: list[dict[str, Any]]) -> list[str]:
     return [answer["choices"][0]["message"]["content"] for answer in answers]
 
 
+@pytest.mark.parametrize("given", ["of", ["of"], ["of", "x"]], ids=repr)
+def test_what_only_some_instances_have_is_of_none_of_them(
+    load: Callable[..., Any], given: Any
+) -> None:
+    """MLflow says not of which one it was: it would hold for all."""
+    instances = [{"messages": SPAIN}, {"messages": SPAIN, "stop": given}]
+    with pytest.raises(InvalidRequestError, match="one value for each of the 2 rows; got 1"):
+        posted(load(CHAT), {"instances": instances})
+    answers = posted(load(CHAT), {"dataframe_records": instances})
+    assert content(answers) == [ANSWER, "The capital "]
+
+
 def test_instances_of_a_chat(load: Callable[..., Any]) -> None:
     one = {"messages": SPAIN}
     assert content(posted(load(CHAT), {"instances": [one]})) == [ANSWER]

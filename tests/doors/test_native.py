@@ -348,6 +348,7 @@ SEVERAL = "Send several prompts as rows of a data frame, or as a list to generat
         (["a", ["b"]], f"row 1: prompt must be a string; got a list. {SEVERAL}"),
         (["a", None], "row 1: prompt must be a string; it is missing."),
         ({"a": 1}, "prompt must be a string; got an object."),
+        (pd.DataFrame({"a": ["b"]}), "prompt must be a string; got a DataFrame."),
         (True, "prompt must be a string; got True."),
     ],
 )

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.models import Model, ModelSignature, infer_signature
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.llm import ChatMessage
+from mlflow.types.schema import Array
 
 from mlflow_phi3_onnx import InvalidRequestError, UnsupportedParameterError, save_model
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 MESSAGES = {"messages": [{"role": "user", "content": "Hello"}]}
 PROMPT = {"prompt": "Hello"}
+JSON = '[{"role": "user", "content": "Hello"}]'
 
 
 @pytest.mark.parametrize(
@@ -33,13 +36,20 @@ PROMPT = {"prompt": "Hello"}
         (CHAT, {**MESSAGES, "no_such": 1}, r"input_example: no_such is not a parameter"),
         (TEXT, pd.DataFrame({"prompt": ["Hello"], "other": [1]}), r"input_example: other is not"),
         (COMPLETIONS, 5, r"input_example: The input must be a data frame"),
+        (CHAT, {**MESSAGES, "stop": "a"}, r"MLflow's server would refuse it.*'stop'.* 1D array"),
+        (CHAT, {"messages": JSON}, r"MLflow's server would .*signature\. Expected data to be list"),
+        (TEXT, {**PROMPT, "stop": "a"}, r"MLflow's server would refuse it.*'stop'.* 1D array"),
+        (TEXT, pd.Series(["Hello"]), r"MLflow's server would refuse it.*pandas.Series"),
+        (CHAT, {"messages": [ChatMessage("user", "Hello")]}, r"ChatMessage is not JSON"),
     ],
 )
 def test_an_example_that_the_model_would_refuse_is_never_saved(
     demo: Path, tmp_path: Path, task: Task, example: Any, says: str
 ) -> None:
     target = tmp_path / "model"
-    with pytest.raises((InvalidRequestError, UnsupportedParameterError), match=says) as caught:
+    with pytest.raises(
+        (InvalidRequestError, UnsupportedParameterError), match=f"(?s){says}"
+    ) as caught:
         save_model(demo, target, task=task, input_example=example)
     assert caught.value.param == "input_example"
     assert not target.exists()
@@ -97,3 +107,74 @@ def test_a_signature_of_one_text_is_taken_for_prompts(
 ) -> None:
     save_model(demo, tmp_path / "model", task=task, signature=signature)
     assert Model.load(str(tmp_path / "model")).signature == signature
+
+
+def asking(column: ColSpec, **params: Any) -> ModelSignature:
+    """A signature of a prompt and one more column, or of params with defaults."""
+    specs = [ParamSpec(name, kind, value) for name, (kind, value) in params.items()]
+    return ModelSignature(Schema([column]), params=ParamSchema(specs))
+
+
+TEXTS = ColSpec(DataType.string, "prompt")
+MORE = ModelSignature(Schema([TEXTS, ColSpec(DataType.long, "max_tokens")]))
+
+
+@pytest.mark.parametrize(
+    ("signature", "says"),
+    [
+        (asking(ColSpec(DataType.long, "prompt")), r"prompt must be a string, or a list; got long"),
+        (asking(TEXTS, no_such=("long", 1)), r"^signature: no_such is not a parameter of"),
+        (asking(TEXTS, max_new_tokens=("long", 9)), r"^signature: max_new_tokens .*Use max_tokens"),
+        (asking(TEXTS, temperature=("double", 9.0)), r"^signature: temperature must .* got 9\.0"),
+        (asking(TEXTS, output=("string", "xml")), r"^signature: output must be one of openai"),
+        (
+            ModelSignature(Schema([TEXTS, ColSpec(DataType.string, "other")])),
+            r"^signature: other is not a parameter of",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("task", [TEXT, COMPLETIONS])
+def test_a_signature_with_which_every_request_would_fail_is_refused(
+    demo: Path, tmp_path: Path, task: Task, signature: ModelSignature, says: str
+) -> None:
+    with pytest.raises((InvalidRequestError, UnsupportedParameterError), match=says):
+        save_model(demo, tmp_path / "model", task=task, signature=signature)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "signature", "example"),
+    [
+        (CHAT, infer_signature({"messages": JSON}), {"messages": str}),
+        (CHAT, infer_signature(MESSAGES), {"messages": list}),
+        (COMPLETIONS, asking(ColSpec(Array(DataType.string), "prompt")), {"prompt": list}),
+        (TEXT, asking(ColSpec(Array(DataType.string), "prompt")), {"prompt": list}),
+        (TEXT, asking(TEXTS, max_tokens=("long", 2), stop=("string", None)), {"prompt": str}),
+        (TEXT, MORE, None),
+    ],
+    ids=str,
+)
+def test_the_example_that_is_saved_fits_the_signature(
+    demo: Path, tmp_path: Path, task: Task, signature: Any, example: Any
+) -> None:
+    save_model(demo, tmp_path / "model", task=task, signature=signature)
+    saved: Any = Model.load(str(tmp_path / "model"))
+    found = saved.load_input_example(str(tmp_path / "model")) if example else None
+    assert (found and {name: type(value) for name, value in found.items()}) == example
+    assert (saved.saved_input_example_info is None) == (example is None)
+
+
+def test_the_example_of_a_plain_signature_is_a_frame_of_text(demo: Path, tmp_path: Path) -> None:
+    save_model(demo, tmp_path / "model", signature="plain")
+    frame: Any = Model.load(str(tmp_path / "model")).load_input_example(str(tmp_path / "model"))
+    (text,) = frame["messages"]
+    assert isinstance(text, str)
+
+
+def test_an_example_is_held_to_the_signature_that_is_given(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"missing inputs \['max_tokens'\]\.$") as caught:
+        save_model(demo, tmp_path / "no", task=TEXT, signature=MORE, input_example=PROMPT)
+    assert "Hello" not in str(caught.value)
+    fits = {**PROMPT, "max_tokens": 2}
+    save_model(demo, tmp_path / "model", task=TEXT, signature=MORE, input_example=fits)

@@ -61,6 +61,17 @@ def test_what_was_not_said_is_empty(message: dict[str, Any], content: str) -> No
     assert check_messages([USER, message])[1]["content"] == content
 
 
+def test_objects_in_a_message_are_what_they_hold() -> None:
+    """OpenAI's own examples put the calls of an answer into a message of their own."""
+    said = ChatCompletionMessage.model_validate(
+        {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    )
+    again = {"role": "assistant", "content": None, "tool_calls": said.tool_calls}
+    assert check_messages([USER, again]) == check_messages([USER, said])
+    with pytest.raises(InvalidRequestError, match=r"messages\[0\] must be an object"):
+        check_messages([ChatCompletionMessage])
+
+
 @pytest.mark.parametrize("role", ["user", "system", "developer"])
 def test_a_question_needs_a_content(role: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"messages\[0\].content .* it is missing"):
@@ -79,6 +90,50 @@ def test_nulls_of_a_data_frame_change_nothing(tmp_path: Path) -> None:
     plain: Any = [{**each} for each in row["tools"].tolist()]
     assert tools(as_lists(plain)) == tuple(both)
     assert check_messages(as_lists(row["messages"])) == check_messages(history)
+
+
+NAMED = {"type": "function", "function": {"name": "f"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("response_format", {"type": "json_object"}, SCHEMA),
+        ("tool_choice", NAMED, ALLOWED),
+        ("tool_choice", ALLOWED, NAMED),
+        ("logit_bias", {"5": 1}, {"6": 2}),
+        ("chat_template_kwargs", {"thinks": True}, {"day": "1 Jan"}),
+    ],
+)
+def test_nulls_in_a_parameter_change_nothing(
+    tmp_path: Path, name: str, one: Any, other: Any
+) -> None:
+    request = {"messages": [USER], "tools": [tool("f")], name: one}
+    if name == "response_format":
+        del request["tools"]
+    pd.DataFrame({name: [one, other]}).to_parquet(tmp_path / "rows.parquet")
+    padded = as_lists(pd.read_parquet(tmp_path / "rows.parquet")[name][0])
+    assert padded != one
+    assert parse_request({**request, name: padded}, CHAT) == parse_request(request, CHAT)
+
+
+def test_cells_of_a_data_frame_are_what_they_hold() -> None:
+    cells = {"max_tokens": np.int64(3), "top_p": np.float32(0.5), "do_sample": np.bool_(True)}
+    cells |= {"stop": np.array(["a"]), "stop_token_ids": pd.Series([5])}
+    plain = {"max_tokens": 3, "top_p": 0.5, "do_sample": True, "stop": ["a"], "stop_token_ids": [5]}
+    for given, prompt in (
+        (np.array(["a", "b"]), ["a", "b"]),
+        (pd.Series(["a"]), ["a"]),
+        (np.array([5, 6]), [5, 6]),
+        ([np.int64(5)], [5]),
+    ):
+        parsed = parse_request({"prompt": given, **cells}, COMPLETIONS)
+        assert parsed == parse_request({"prompt": prompt, **plain}, COMPLETIONS)
+    for wrong in (np.float64(2.5), np.bool_(True), np.int64(-1)):
+        with pytest.raises(InvalidRequestError, match="max_tokens must be an integer from 0"):
+            parse_request({"prompt": "a", "max_tokens": wrong}, COMPLETIONS)
 
 
 def as_lists(value: Any) -> Any:
