@@ -32,8 +32,8 @@ def page_router() -> APIRouter:
 def _page() -> tuple[str, dict[str, str]]:
     """Put the page together, with headers that let it run its own script and call its own server.
 
-    A browser runs nothing else in it, whatever a model writes: scripts and styles are known by their
-    hashes, and a text cannot be made into HTML (trusted types).
+    A browser runs nothing else in it, whatever a model writes: scripts and styles are known by
+    their hashes, and a text cannot be made into HTML (trusted types).
     """
     page = (_FILES / "page.html").read_text(encoding="utf-8")
     allowed: dict[str, str] = {}
