@@ -29,16 +29,14 @@ function show(turn) {
   const text = make("div", "text");
   const calls = make("div");
   const footer = make("footer");
+  const copy = make("button", "", "Copy");
   const note = make("span");
+  copy.type = "button";
+  copy.addEventListener("click", () => copied(turn.content, copy));
   thoughts.append(make("summary", "", "Reasoning"), thought);
-  article.append(make("h2", "", LABELS[turn.role]), thoughts, text, calls, footer);
-  footer.append(note);
-  if (turn.role === "assistant") {
-    const copy = make("button", "", "Copy");
-    copy.type = "button";
-    copy.addEventListener("click", () => copied(turn.content, copy));
-    footer.prepend(copy);
-  }
+  footer.append(copy, note);
+  const parts = turn.role === "assistant" ? [thoughts, text, calls, footer] : [text];
+  article.append(make("h2", "", LABELS[turn.role]), ...parts);
   $("log").append(article);
   const update = (busy) => {
     article.classList.toggle("busy", busy);
@@ -47,7 +45,7 @@ function show(turn) {
     text.hidden = !turn.content && !busy;
     set(text, turn.content);
     calls.replaceChildren(...(turn.tool_calls || []).map((call) => make("pre", "", written(call))));
-    footer.hidden = busy || turn.role !== "assistant";
+    footer.hidden = busy;
     note.textContent = turn.note || "";
   };
   update(false);
