@@ -63,9 +63,8 @@ class Visit:
         until(lambda: self.page.evaluate(holds))
 
     def until_done(self, answers: int) -> None:
-        self.until(
-            f"document.querySelectorAll('article.assistant footer:not([hidden])').length == {answers}"
-        )
+        ended = "document.querySelectorAll('article.assistant footer:not([hidden])').length"
+        self.until(f"{ended} == {answers}")
 
     def until_streaming(self) -> int:
         """Wait until some of an answer is there and more comes; return how long it is by then."""
@@ -109,7 +108,7 @@ def test_a_conversation_of_two_turns(visit: Visit) -> None:
     visit.until_done(1)
     assert visit.answers() == [MADRID]
     note = visit.page.inner_text("article footer span")
-    assert re.fullmatch(r"\d+ \+ 8 tokens · [\d.]+ tokens/s · first after [\d.]+ s", note)
+    assert re.fullmatch(r"\d+ tokens in, 8 out · [\d.]+ tokens/s · first after [\d.]+ s", note)
     visit.ask("What is the capital of Italy?")
     visit.until_done(2)
     assert visit.answers()[1] == "The capital of Italy is Rome."

@@ -46,6 +46,7 @@ function show(turn) {
     set(text, turn.content);
     calls.replaceChildren(...(turn.tool_calls || []).map((call) => make("pre", "", written(call))));
     footer.hidden = busy;
+    copy.hidden = !turn.content;
     note.textContent = turn.note || "";
   };
   update(false);
@@ -285,7 +286,7 @@ async function stream(turn, update) {
 
 function noteOf({ began, first, last, usage, reason }) {
   const parts = [];
-  if (usage) parts.push(`${usage.prompt_tokens} + ${usage.completion_tokens} tokens`);
+  if (usage) parts.push(`${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`);
   if (usage && usage.completion_tokens > 1 && last > first) {
     parts.push(`${(((usage.completion_tokens - 1) * 1000) / (last - first)).toFixed(1)} tokens/s`);
   }
