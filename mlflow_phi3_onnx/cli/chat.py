@@ -147,6 +147,7 @@ class _Talk:
         self._system = system
         self._params = {**params, "n": 1}
         self._turns: list[dict[str, str]] = []
+        self._wrote = False
         self._dims = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def take(self, line: str) -> bool:
@@ -179,10 +180,13 @@ class _Talk:
         system = [{"role": "system", "content": self._system}] if self._system else []
         asked = {"role": "user", "content": question}
         parts: list[str] = []
+        self._wrote = False
         try:
             stopped = asyncio.run(self._stream([*system, *self._turns, asked], parts))
-        finally:
-            print(flush=True)
+        except MlflowException:
+            print(end="\n" if self._wrote else "", flush=True)
+            raise
+        print(flush=True)
         if answer := "".join(parts):
             self._turns += [asked, {"role": "assistant", "content": answer}]
         return stopped
@@ -214,5 +218,6 @@ class _Talk:
         return False
 
     def _write(self, text: str, *, dim: bool = False) -> None:
+        self._wrote = True
         text = _CONTROL.sub("", text)
         print(f"{_DIM}{text}{_PLAIN}" if dim and self._dims else text, end="", flush=True)

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
 
 __all__ = ["configure"]
 
+ADDRESS = {name: OPTIONS[name] for name in ("host", "port")}
+
 _logger = logging.getLogger(__name__)
 
 
 def configure(parser: ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.description = "Serve the demo model, and open the server's page in the browser."
+    parser.description = (
+        "Serve the demo model, and open the server's page in the browser: serve, without its"
+        " other options."
+    )
     parser.add_argument("--no-browser", action="store_true", help="only tell where the page is")
-    add_flags(parser, OPTIONS)
+    add_flags(parser, ADDRESS)
     parser.set_defaults(run=_run)
 
 
 def _run(options: Namespace) -> None:
-    settings = ServerSettings.check(given_flags(options, OPTIONS))
+    settings = ServerSettings.check(given_flags(options, ADDRESS))
 
     def show(url: str) -> None:
         _logger.info("The page is at %s", url)

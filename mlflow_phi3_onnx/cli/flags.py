@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_flags", "given_flags"]
 
-_VALUES = {"integer": "N", "number": "N", "object": "JSON", "array": "JSON"}
+_VALUES = {"integer": "N", "number": "X", "object": "JSON", "array": "JSON"}
 
 
 def add_flags(parser: ArgumentParser, options: Mapping[str, Option]) -> None:
@@ -24,9 +24,9 @@ def add_flags(parser: ArgumentParser, options: Mapping[str, Option]) -> None:
         if kind == "boolean":
             parser.add_argument(flag, dest=name, action="store_const", const=True, help=about)
         else:
-            parser.add_argument(
-                flag, dest=name, metavar=_VALUES.get(kind or "", name.upper()), help=about
-            )
+            value = _VALUES.get(kind or "", name.upper())
+            value = "SECONDS" if about.startswith("Seconds") else value
+            parser.add_argument(flag, dest=name, metavar=value, help=about)
 
 
 def given_flags(given: Namespace, options: Mapping[str, Option]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -176,6 +177,32 @@ def test_flags_are_the_parameters_of_a_conversation(asked: Any) -> None:
     assert asked(SPAIN, "--max-tokens", "2")[1] == "The capital\n"
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": 12}}}
     assert asked(SPAIN, "--response-format", json.dumps(schema))[1] == "12\n"
+
+
+@pytest.fixture
+def strict(demo: Path, tmp_path: Path) -> str:
+    """A model whose template refuses all but one conversation of more than one message."""
+    folder = tmp_path / "strict"
+    shutil.copytree(demo, folder)
+    template = folder / "chat_template.jinja"
+    wanted = "('user', 'system user', 'system user assistant user')"
+    refused = (
+        "{%- set told = messages | map(attribute='role') | join(' ') -%}"
+        f"{{%- if told not in {wanted} -%}}{{{{ raise_exception(told) }}}}{{%- endif -%}}"
+    )
+    template.write_text(refused + template.read_text(encoding="utf-8"), encoding="utf-8")
+    return str(folder)
+
+
+def test_the_conversation_goes_on_until_it_is_reset(asked: Any, strict: str) -> None:
+    assert asked(f"/system A.\n{SPAIN}\n{ITALY}", strict)[:2] == (0, f"{MADRID}\n{ROME}\n")
+    assert asked(f"{SPAIN}\n{ITALY}", strict, "--system", "A.")[0] == 0
+    status, out, err = asked(f"{SPAIN}\n{ITALY}", strict)
+    assert (status, out) == (1, f"{MADRID}\n")
+    assert "refuses these messages" in err
+    assert asked(f"{SPAIN}\n/reset\n{ITALY}", strict)[:2] == (0, f"{MADRID}\n{ROME}\n")
+    assert asked(f"{SPAIN}\n/reset\n/system\n{ITALY}", strict, "--system", "A.")[0] == 0
+    assert asked(f"{SPAIN}\n/quit\n{ITALY}", strict)[:2] == (0, f"{MADRID}\n")
 
 
 @pytest.mark.timeout(PATIENCE)
