@@ -168,7 +168,7 @@ class _Talk:
                 f" that begins with / needs a blank before it. {'; '.join(COMMANDS.values())}."
             )
         if command == "/system":
-            self._system = text or None
+            self._system = text
         elif command == "/reset":
             self._turns.clear()
         elif command == "/help":
