@@ -21,6 +21,8 @@ COMMANDS = {
     "export": "save or register a model, converted if need be",
     "inspect": "tell what a model is and needs",
     "serve": "serve models over HTTP, with OpenAI's API",
+    "chat": "talk to a model in the terminal",
+    "demo": "serve the demo model, and open a page to talk to it",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlflow_phi3_onnx.cli.flags import add_flags, given_flags
 from mlflow_phi3_onnx.server.models import places
 from mlflow_phi3_onnx.server.run import serve
 from mlflow_phi3_onnx.server.settings import OPTIONS, ServerSettings
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
 __all__ = ["configure"]
-
-
-_VALUES = {"integer": "N", "number": "SECONDS", "object": "JSON"}
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -38,19 +36,10 @@ def configure(parser: ArgumentParser) -> None:
         default=[],
         help="one more model; may be given several times",
     )
-    for name, option in OPTIONS.items():
-        about = f"{option.about} May be {option.check.allowed}; by default"
-        about = f"{about} {option.shown_default or 'none'}.".replace("%", "%%")
-        flag, kind = f"--{name.replace('_', '-')}", option.check.schema.get("type")
-        if kind == "boolean":
-            parser.add_argument(flag, dest=name, action="store_const", const=True, help=about)
-        else:
-            parser.add_argument(
-                flag, dest=name, metavar=_VALUES.get(kind or "", name.upper()), help=about
-            )
+    add_flags(parser, OPTIONS)
     parser.set_defaults(run=_run)
 
 
 def _run(options: Namespace) -> None:
-    settings = ServerSettings.check({name: getattr(options, name) for name in OPTIONS})
+    settings = ServerSettings.check(given_flags(options, OPTIONS))
     serve(places(options.model, options.name, options.others), settings)

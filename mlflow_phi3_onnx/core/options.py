@@ -83,10 +83,7 @@ class Option:
         Raises:
             InvalidRequestError: If it is not what it may be.
         """
-        value = unpacked(value)
-        if self.from_text and isinstance(value, str):
-            with suppress(ValueError, RecursionError):
-                value = json.loads(value)
+        value = self.meant(unpacked(value))
         try:
             return self.check(value)
         except (ValueError, OverflowError) as error:
@@ -96,6 +93,13 @@ class Option:
                 f"{did_you_mean(value, self.check.choices, _ALIKE)}",
                 param=self.name,
             ) from error
+
+    def meant(self, value: Any) -> Any:
+        """Return the value that a text stands for, where it may stand for one."""
+        if self.from_text and isinstance(value, str):
+            with suppress(ValueError, RecursionError):
+                return json.loads(value)
+        return value
 
 
 def table(*options: Option) -> Mapping[str, Option]:

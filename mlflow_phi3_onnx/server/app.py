@@ -16,6 +16,7 @@ from mlflow_phi3_onnx.server.errors import BadMethodError, NoRouteError, as_serv
 from mlflow_phi3_onnx.server.gate import Gate, error_response
 from mlflow_phi3_onnx.server.mlflow_routes import mlflow_router
 from mlflow_phi3_onnx.server.openai_routes import openai_router
+from mlflow_phi3_onnx.server.page import page_router
 from mlflow_phi3_onnx.server.probes import probe_router
 from mlflow_phi3_onnx.server.record import record_of
 from mlflow_phi3_onnx.server.work import stopped
@@ -56,7 +57,8 @@ def make_app(door: Door, keys: Keys, hosts: Collection[str] = ()) -> ASGIApp:
         redirect_slashes=False,
         redoc_url=None,
     )
-    for router in (openai_router(door), mlflow_router(door), probe_router(door)):
+    routers = (openai_router(door), mlflow_router(door), probe_router(door), page_router())
+    for router in routers:
         app.include_router(router)
     for kind in (HTTPException, GenAIError, Exception):
         app.add_exception_handler(kind, _refuse)

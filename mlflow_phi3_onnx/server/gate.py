@@ -17,6 +17,7 @@ from mlflow_phi3_onnx.server.errors import (
     as_server_error,
 )
 from mlflow_phi3_onnx.server.logs import log_failure, log_request
+from mlflow_phi3_onnx.server.page import PAGE
 from mlflow_phi3_onnx.server.record import Record
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Gate:
         self._door = door
         self._keys = keys
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._open = PROBES | ({"/metrics"} if door.settings.open_metrics else frozenset())
+        self._open = PROBES | {PAGE} | ({"/metrics"} if door.settings.open_metrics else frozenset())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it."""

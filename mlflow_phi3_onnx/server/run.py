@@ -25,7 +25,7 @@ from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import FrameType
 
     from mlflow_phi3_onnx.server.settings import ServerSettings
@@ -186,12 +186,17 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
     return Server(config, door)
 
 
-def serve(places: Mapping[str, str | None], settings: ServerSettings) -> None:
+def serve(
+    places: Mapping[str, str | None],
+    settings: ServerSettings,
+    tell: Callable[[str], None] = lambda _: None,
+) -> None:
     """Serve models until a signal ends it.
 
     Args:
         places: Where each model is, by its id; None is the demo model.
         settings: The server's settings.
+        tell: Is told the address of the server's page, once it listens there.
 
     Raises:
         mlflow.exceptions.MlflowException: If it cannot be started.
@@ -213,6 +218,9 @@ def serve(places: Mapping[str, str | None], settings: ServerSettings) -> None:
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(served.name for served in server.door.models.served)
     _logger.info("Serving %s at %s://%s:%d/v1", names, scheme, shown, port)
+    # A browser cannot go to the address that stands for all of this machine's.
+    shown = "localhost" if ipaddress.ip_address(host).is_unspecified else shown
+    tell(f"{scheme}://{shown}:{port}/")
     try:
         server.run(sockets=[listener])
     finally:

@@ -120,7 +120,7 @@ def test_the_version_and_the_help_are_told_without_loading_mlflow(capsys: Captur
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
-        assert {"SOURCE", "[MODEL]"} & set(capsys.readouterr().out.split())
+        assert {"SOURCE", "[MODEL]", "[--no-browser]"} & set(capsys.readouterr().out.split())
 
 
 def test_the_command_is_installed_with_the_package() -> None:
