@@ -19,7 +19,7 @@ import pytest
 
 from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, lifecycle, process, server
 from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Address, Recipe, Record, Store
-from mlflow_phi3_onnx.errors import DeploymentError
+from mlflow_phi3_onnx.errors import DeploymentError, UnsupportedParameterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -301,3 +301,23 @@ def test_state_is_kept_where_users_expect_it(
     assert Store().folder == tmp_path / ".local" / "state" / "mlflow-phi3-onnx" / "deployments"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "x"))
     assert Store().folder == tmp_path / "x" / "mlflow-phi3-onnx" / "deployments"
+
+
+def test_what_mlflow_s_server_cannot_is_refused_with_the_reason(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    request = {"messages": [{"role": "user", "content": "hi"}]}
+    record = start(store, "other")
+    of_ours = replace(record.recipe, task="llm/v1/chat", config={"env_manager": "uv"})
+    for recipe, why in ((record.recipe, "no flavor"), (of_ours, "env_manager is not local")):
+        store.write(replace(record, recipe=recipe))
+        for call in (
+            lambda: client.get_endpoint("other"),
+            lambda: client.predict(endpoint="other", inputs=request),
+            lambda: client.predict_stream("other", request),
+        ):
+            with pytest.raises(UnsupportedParameterError, match=why):
+                call()
+        assert client.list_endpoints() == []
+        assert server.command(recipe, record.address, "other")[1:4] == ["-m", "mlflow", "models"]
+    client.delete_deployment("other")
