@@ -391,6 +391,21 @@ def test_a_server_that_fails_leaves_its_log_and_nothing_else(
     assert not log.exists()
 
 
+def test_a_server_with_keys_is_asked_with_one(
+    client: OnnxGenAIDeploymentClient, deployable_model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_PHI3_ONNX_API_KEY", "sk-abcdefgh sk-ijklmnop")
+    assert client.create_deployment("locked", deployable_model_uri)["status"] == "running"
+    (answer,) = client.predict("locked", {**REQUEST, "max_tokens": 1})["predictions"]
+    assert answer["usage"]["completion_tokens"] == 1
+    monkeypatch.setenv("MLFLOW_PHI3_ONNX_API_KEY", "sk-ijklmnop")
+    assert next(client.predict_stream("locked", REQUEST))["model"] == "locked"
+    monkeypatch.delenv("MLFLOW_PHI3_ONNX_API_KEY")
+    with pytest.raises(MlflowException, match="answered 401"):
+        client.predict("locked", REQUEST)
+    client.delete_deployment("locked")
+
+
 def test_run_local_creates_a_deployment(
     client: OnnxGenAIDeploymentClient,
     broken_model: str,

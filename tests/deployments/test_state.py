@@ -321,3 +321,33 @@ def test_what_mlflow_s_server_cannot_is_refused_with_the_reason(
         assert client.list_endpoints() == []
         assert server.command(recipe, record.address, "other")[1:4] == ["-m", "mlflow", "models"]
     client.delete_deployment("other")
+
+
+def test_a_stream_that_ends_before_its_end_is_an_error(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.do_GET()
+            self.wfile.write(b': waiting\n\ndata: {"said": "A"}\n\n')
+
+    record = start(store, "breaks")
+    with (
+        HTTPServer(("127.0.0.1", 0), Breaking) as other,
+        ThreadPoolExecutor(1) as pool,
+        contextlib.ExitStack() as ending,
+    ):
+        pool.submit(other.serve_forever, 0.02)
+        ending.callback(other.shutdown)
+        address = Address("127.0.0.1", other.server_address[1])
+        recipe = replace(record.recipe, task="llm/v1/chat")
+        store.write(replace(record, address=address, recipe=recipe))
+        chunks = client.predict_stream("breaks", {"messages": []})
+        assert next(chunks) == {"said": "A"}
+        with pytest.raises(DeploymentError, match="broke the connection"):
+            next(chunks)
+    client.delete_deployment("breaks")
