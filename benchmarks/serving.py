@@ -1,4 +1,4 @@
-"""`mlflow models serve`, as a process of its own."""
+"""`mlflow models serve`, and other servers, as processes of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["HTTP", "served", "server"]
+__all__ = ["HTTP", "free_port", "running", "served", "server"]
 
 # The server is on this machine: no proxy of the environment's is asked for it.
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -43,20 +43,38 @@ def server(uri: str, folder: Path, **environment: str) -> Generator[tuple[str, P
     Raises:
         RuntimeError: If the server does not come up; the message is its log.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri]
+    command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", "{port}"]
+    with running(command, "/ping", folder, **environment) as served:
+        yield served
+
+
+@contextmanager
+def running(
+    command: list[str], health: str, folder: Path, **environment: str
+) -> Generator[tuple[str, Path]]:
+    """Run a server until the caller is done with it, and return its URL and its log.
+
+    Args:
+        command: Its command line, with ``{port}`` for a free port of 127.0.0.1.
+        health: The path that answers once it is ready.
+        folder: Where it runs, with the store ``mlflow.db`` and the log in it.
+        environment: More variables of its environment.
+
+    Raises:
+        RuntimeError: If it does not come up; the message is its log.
+    """
+    port = str(free_port())
     url = f"http://127.0.0.1:{port}"
     log = folder / f"{port}.log"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
+            [word.replace("{port}", port) for word in command],
             env={
                 **os.environ,
                 **environment,
                 "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
-                # MLflow starts uvicorn by name, wherever the interpreter was started from.
+                # Servers are started by name, wherever the interpreter was started from.
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             },
             stdout=output,
@@ -64,11 +82,18 @@ def server(uri: str, folder: Path, **environment: str) -> Generator[tuple[str, P
             cwd=folder,
         )
     try:
-        _wait(url, process, log)
+        _wait(f"{url}{health}", process, log)
         yield url, log
     finally:
         process.terminate()
         process.wait(STOP_TIMEOUT)
+
+
+def free_port() -> int:
+    """Find a port of 127.0.0.1 that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -77,7 +102,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"The server did not start:\n{log.read_text()}")
         try:
-            HTTP.open(f"{url}/ping", timeout=5).close()
+            HTTP.open(url, timeout=5).close()
         except OSError:
             time.sleep(0.1)
         else:

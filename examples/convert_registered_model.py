@@ -49,10 +49,10 @@ def main() -> None:
     print("\nQuestion:", options.question)
     pipeline = mlflow.transformers.load_model(source)
     (answer,) = pipeline(messages, max_new_tokens=100)
-    print("PyTorch: ", answer["generated_text"][-1]["content"].strip())
+    print("PyTorch: ", answer["generated_text"][-1]["content"])
     with mlflow_phi3_onnx.load_model(converted) as model:
         answer = model.chat(messages, max_tokens=100)
-    print("ONNX:    ", answer["choices"][0]["message"]["content"].strip())
+    print("ONNX:    ", answer["choices"][0]["message"]["content"])
 
 
 def register_pipeline(name: str) -> str:

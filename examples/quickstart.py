@@ -39,7 +39,7 @@ print("\n2. Load it by its alias, and chat")
 with mlflow_phi3_onnx.load_model("models:/phi3@champion") as model:
     answer = model.chat(QUESTION)
     print("   Question:", QUESTION[0]["content"])
-    print("   Answer:  ", answer["choices"][0]["message"]["content"].strip())
+    print("   Answer:  ", answer["choices"][0]["message"]["content"])
     print("   Usage:   ", answer["usage"])
 
     print("\n3. Stream an answer: it appears as it is made\n  ", end="")
@@ -51,7 +51,7 @@ with mlflow_phi3_onnx.load_model("models:/phi3@champion") as model:
 print("\n4. The same model, as any MLflow tool sees it: mlflow.pyfunc")
 pyfunc = mlflow.pyfunc.load_model("models:/phi3@champion")
 for response in pyfunc.predict({"messages": QUESTION}):
-    print("   Answer:  ", response["choices"][0]["message"]["content"].strip())
+    print("   Answer:  ", response["choices"][0]["message"]["content"])
 
 print(f"\nEverything is in {folder}. To look at it in MLflow, run:")
 print(f"   mlflow ui --backend-store-uri {store}")

@@ -26,8 +26,7 @@ def main() -> None:
         model = mlflow.pyfunc.load_model(f"models:/{options.name}@{options.alias}")
         responses = model.predict(pd.DataFrame({"messages": requests}))  # all rows together
 
-        answers = [response["choices"][0]["message"]["content"] for response in responses]
-        table["answer"] = [answer.strip() for answer in answers]
+        table["answer"] = [response["choices"][0]["message"]["content"] for response in responses]
         table["exact"] = table["answer"] == table["expected"]
         table["contains"] = [
             keyword in answer

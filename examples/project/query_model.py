@@ -16,7 +16,7 @@ def main() -> None:
     with mlflow_phi3_onnx.load_model(f"models:/{options.name}@{options.alias}") as model:
         answer = model.chat([{"role": "user", "content": options.question}])
     print("Question:", options.question)
-    print("Answer:  ", answer["choices"][0]["message"]["content"].strip())
+    print("Answer:  ", answer["choices"][0]["message"]["content"])
     print("Usage:   ", answer["usage"])
 
 

@@ -113,6 +113,13 @@ def is_one(value: Any, *allowed: T) -> TypeGuard[T]:
     return isinstance(value, str | float | int | None) and value in allowed
 
 
+def unpacked(value: Any) -> Any:
+    """Return an array or a value of numpy's as Python's own; Arrow and Ray give cells as such."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [unpacked(item) for item in value.tolist()]
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
 def without_nulls(value: Any, keep: Mapping[str, bool], levels: int = NESTED) -> Any:
     """Copy JSON without the members that are null, as Arrow pads what only other rows have.
 
@@ -123,6 +130,7 @@ def without_nulls(value: Any, keep: Mapping[str, bool], levels: int = NESTED) ->
     """
     if not levels:
         return value
+    value = unpacked(value)
     if isinstance(value, dict):
         return {
             key: item if key in keep else without_nulls(item, keep, levels - 1)

@@ -21,6 +21,7 @@ from mlflow_phi3_onnx.core.checks import (
     describe_kind,
     did_you_mean,
     show,
+    unpacked,
 )
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
@@ -82,6 +83,7 @@ class Option:
         Raises:
             InvalidRequestError: If it is not what it may be.
         """
+        value = unpacked(value)
         if self.from_text and isinstance(value, str):
             with suppress(ValueError, RecursionError):
                 value = json.loads(value)

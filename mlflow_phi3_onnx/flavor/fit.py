@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types.schema import DataType
 
@@ -105,11 +106,11 @@ def checked_example(
     """
     if given is False:
         return None
+    plain = is_one(signature, PLAIN)
     if given is None:
-        messages: Any = [{"role": "user", "content": _QUESTION}]
-        if is_one(signature, PLAIN):
-            messages = json.dumps(messages)
-        return {"messages": messages} if task == CHAT else {"prompt": _QUESTION}
+        messages = [{"role": "user", "content": _QUESTION}]
+        own = {"messages": messages} if task == CHAT else {"prompt": _QUESTION}
+        return _plain_frame(own, task) if plain else own
     data, params = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
 
     def parse(task: Task, config: Mapping[str, Any]) -> None:
@@ -131,7 +132,18 @@ def checked_example(
         raise type(error)(
             f"input_example: {error.message}{_advice(fitting)}", param="input_example"
         ) from error
-    return given
+    if not plain:
+        return given
+    frame = _plain_frame(data, task)
+    return frame if params is None else (frame, params)
+
+
+def _plain_frame(data: Any, task: Task) -> pd.DataFrame:
+    """Write an example for a plain signature, in the form with which Azure ML's script starts."""
+    frame = pd.DataFrame(rows(data, task))
+    if task == CHAT:
+        frame["messages"] = frame["messages"].map(json.dumps)
+    return frame
 
 
 def _has_input(signature: ModelSignature, task: Task) -> bool:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.checks import allows, describe_kind, integer, is_one, without_nulls
+from mlflow_phi3_onnx.core.checks import (
+    allows,
+    describe_kind,
+    integer,
+    is_one,
+    unpacked,
+    without_nulls,
+)
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
@@ -103,6 +110,7 @@ def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
     Raises:
         InvalidRequestError: If it is none of them; the message names the entry at fault.
     """
+    value = unpacked(value)
     if isinstance(value, str):
         return (TextPrompt(value),)
     if not isinstance(value, list | tuple) or not value:

@@ -27,6 +27,10 @@ __all__ = ["read_fields", "to_json"]
 SMALL = 1 << 14
 """Bytes that are parsed and written in the event loop; more go to a thread."""
 
+MOST_DISCARDED = 1 << 26
+"""The most bytes of a body that are read before it is refused: a client that cannot send all of it
+sees a broken connection, and not why."""
+
 
 async def read_fields(request: Request, settings: ServerSettings) -> dict[str, Any]:
     """Read a request's JSON object.
@@ -96,18 +100,21 @@ def _check_kind(request: Request) -> None:
 
 async def _read(request: Request, most: int) -> bytes:
     told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > most:
-        raise _too_large(most)
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise _too_large(most)
+    length = int(told) if told.isdecimal() else 0
+    data, size = bytearray(), 0
+    bound = max(most, MOST_DISCARDED)
+    if length <= bound:
+        async for part in request.stream():
+            size += len(part)
+            if size > bound:
+                break
+            if max(size, length) <= most:
+                data += part
+            else:
+                data.clear()
+    if max(size, length) > most:
+        raise BodyTooLargeError(
+            f"The request's body is larger than {most:,} bytes, which is the most that this server"
+            " takes (max_body_bytes)."
+        )
     return bytes(data)
-
-
-def _too_large(most: int) -> BodyTooLargeError:
-    return BodyTooLargeError(
-        f"The request's body is larger than {most:,} bytes, which is the most that this server"
-        " takes (max_body_bytes)."
-    )

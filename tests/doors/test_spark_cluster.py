@@ -65,7 +65,11 @@ def daemon(log: Path, name: str, *arguments: str) -> Generator[subprocess.Popen[
             yield process
         finally:
             process.terminate()
-            process.wait(30)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def said(log: Path, process: subprocess.Popen[bytes], pattern: str) -> str:

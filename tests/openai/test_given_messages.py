@@ -11,7 +11,9 @@ from mlflow.types.llm import ChatMessage
 from openai.types.chat import ChatCompletionMessage
 
 from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
 from mlflow_phi3_onnx.openai.fields import tools
+from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.prompts import check_messages
 
 if TYPE_CHECKING:
@@ -98,3 +100,31 @@ def test_nulls_that_mean_something_stay() -> None:
     call = {**CALL, "function": {"name": "f", "arguments": arguments}}
     (message,) = check_messages([{"role": "assistant", "tool_calls": [call]}])
     assert message["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+def test_cells_as_arrow_and_ray_give_them_are_values(tmp_path: Path) -> None:
+    parts = {"role": "user", "content": [{"type": "text", "text": "Hi"}]}
+    tools = [tool("f", city={"type": "string"})]
+    request: Any = {"messages": [parts], "tools": tools, "stop": ["a", "b"], "max_tokens": 5}
+    request["logit_bias"] = {"7": 1.5}
+    pd.DataFrame([request]).to_parquet(tmp_path / "rows.parquet")
+    frame = pd.read_parquet(tmp_path / "rows.parquet")
+    row: dict[str, Any] = {str(name): frame[name].to_numpy()[0] for name in frame}
+    assert isinstance(row["stop"], np.ndarray)
+    assert isinstance(row["messages"][0]["content"], np.ndarray)
+    assert isinstance(row["max_tokens"], np.generic)
+    assert parse_request(row, CHAT) == parse_request(request, CHAT)
+
+
+@pytest.mark.parametrize("prompt", [[[1, 2], [3]], [1, 2], ["Hi", "Ho"]])
+def test_arrays_of_prompts_are_prompts(prompt: list[Any]) -> None:
+    inner = [np.array(item) if isinstance(item, list) else item for item in prompt]
+    array = np.array(inner, dtype=None if isinstance(prompt[0], int) else object)
+    given, plain = ({"prompt": each} for each in (array, prompt))
+    assert parse_request(given, COMPLETIONS) == parse_request(plain, COMPLETIONS)
+
+
+def test_a_number_that_is_none_is_refused_from_an_array_too() -> None:
+    row = {"messages": np.array([USER]), "max_tokens": np.float32("nan")}
+    with pytest.raises(InvalidRequestError, match=r"max_tokens must be .* got nan\.$"):
+        parse_request(row, CHAT)

@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,27 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         shown += done.stdout
     assert "capitals" in shown
+    assert "Madrid" in served(environment, tmp_path)
+
+
+def served(environment: dict[str, str], folder: Path) -> str:
+    """Run the README's server on a port that is free, and its question."""
+    serve, ask = (body for body in blocks("bash") if "-onnx serve" in body or "/v1/" in body)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    log = folder / "serve.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [*serve.split(), "--port", str(port)], env=environment, cwd=folder, stderr=file
+        )
+    try:
+        while "Uvicorn running" not in log.read_text() and server.poll() is None:
+            time.sleep(0.1)
+        command = ["bash", "-e", "-c", ask.replace(":8000", f":{port}")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def without_registry() -> dict[str, str]:
@@ -138,9 +161,14 @@ def test_the_page_on_spark_runs(page: str, tmp_path: Path, monkeypatch: pytest.M
     run_page(page, tmp_path)
 
 
+def test_the_page_on_clouds_runs(tmp_path: Path) -> None:
+    run_page("clouds.md", tmp_path)
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
     run = {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))}
-    elsewhere = ("docs/spark.md", "docs/gateway.md")  # the second in tests/server/test_gateway.py
+    # The last one in tests/server/test_gateway.py.
+    elsewhere = ("docs/clouds.md", "docs/spark.md", "docs/gateway.md")
     assert run == {ROOT / page for page in (*PROGRAMS, *elsewhere)}
 
 

@@ -128,7 +128,7 @@ def test_pipeline_notebook_runs_and_its_stored_outputs_are_what_it_prints(tmp_pa
         # From a clone, the artifact holds this package's source too, of more than a megabyte.
         assert onnx < pytorch * 0.6
         assert len(re.findall(r": \d+ ms\n", cells["speed-measured"])) == 2
-        assert "model_a: transformers, Phi3ForCausalLM, float32\n" in cells["compare-measured"]
+        assert "model_a: transformers, Phi3ForCausalLM, float32" in cells["compare-measured"]
         assert "comparison.png" in cells["run-code"]
     assert str(Path.home()) not in PIPELINE_NOTEBOOK.read_text(encoding="utf-8")
 

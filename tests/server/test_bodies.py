@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -133,6 +135,17 @@ def test_the_largest_body(strict: Running) -> None:
     reply = strict.post(CHAT, padded(2049))
     assert (reply.status, reply.error["code"]) == (413, "request_too_large")
     assert "2,048 bytes" in reply.error["message"]
+
+
+def test_a_client_that_sends_megabytes_is_told_why_they_are_refused(strict: Running) -> None:
+    # A server that does not read them breaks the connection, and the client never sees a reply.
+    request = urllib.request.Request(
+        strict.url + CHAT, padded(20_000_000), {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    caught.value.close()
+    assert caught.value.code == 413
 
 
 def chunked(body: bytes, size: int = 512) -> bytes:

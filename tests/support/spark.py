@@ -31,6 +31,9 @@ MARKS = [
     ),
     # Said by every pyspark so far; what is used here works with pandas 3.
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas"),
+    # Of Spark 3.5's own code.
+    pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket"),
 ]
 
 PROMPTS = ["The capital of Spain is", "Madrid is", "Hello", "The capital of France is", "A"]
