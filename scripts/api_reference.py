@@ -129,10 +129,11 @@ def describe(name: str, thing: Any, level: int) -> list[str]:
 
 
 def family(error: type[errors.GenAIError]) -> Iterator[type[errors.GenAIError]]:
-    """List an error and those below it, in the order of the tree."""
+    """List a public error and those below it, in the order of the tree."""
     yield error
     for below in error.__subclasses__():
-        yield from family(below)
+        if below.__module__ == errors.__name__:  # not the server's own, where it was imported
+            yield from family(below)
 
 
 def error_table() -> list[str]:

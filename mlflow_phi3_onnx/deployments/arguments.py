@@ -24,6 +24,7 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
     UnsupportedParameterError,
 )
+from mlflow_phi3_onnx.server.settings import KEYS_VARIABLE
 
 TARGET = "onnx-genai"
 
@@ -56,8 +57,8 @@ _typed = partial(Option, from_text=True)
 OPTIONS = table(
     Option(
         "host",
-        "The address to listen on; the server asks for no password, so anything but this machine's"
-        " own address lets others in.",
+        "The address to listen on. Anything but this machine's own address lets others in, unless"
+        f" {KEYS_VARIABLE} holds a key; MLflow's own server asks for none.",
         _host,
         "127.0.0.1",
     ),
@@ -75,7 +76,8 @@ OPTIONS = table(
     ),
     _typed(
         "workers",
-        "Server processes, each with a copy of the model in memory.",
+        "Processes of MLflow's own server, each with a copy of the model in memory. This package's"
+        " server is one process, which computes requests together.",
         integer(1),
         otherwise="1, or MLFLOW_MODELS_WORKERS",
     ),
@@ -87,7 +89,9 @@ OPTIONS = table(
     ),
     Option(
         "env_manager",
-        "The Python environment of the server: this one, or one that MLflow makes for the model.",
+        "The Python environment of the server: this one, or one that MLflow makes for the model."
+        " In another than this one MLflow's own server runs, which has no streams and no endpoints;"
+        " so it does for models of other flavors.",
         one_of("local", "virtualenv", "uv", "conda"),
         "local",
     ),
@@ -123,9 +127,29 @@ def refuse_endpoint(endpoint: str | None) -> None:
     """Raise UnsupportedParameterError where an endpoint was given."""
     if endpoint is not None:
         raise UnsupportedParameterError(
-            f"Target {TARGET} has no endpoints: leave 'endpoint' out and name a deployment.",
+            f"Deployments of target {TARGET} are in no endpoint; each is one itself. Leave"
+            " 'endpoint' out and name a deployment.",
             param="endpoint",
         )
+
+
+def one_name(deployment_name: str | None, endpoint: str | None) -> str:
+    """The name of the deployment to ask, which may be named as an endpoint.
+
+    Raises:
+        InvalidRequestError: There is none, or it cannot be a deployment's.
+        UnsupportedParameterError: There are both.
+    """
+    if deployment_name is not None:
+        refuse_endpoint(endpoint)
+    name = endpoint if deployment_name is None else deployment_name
+    if name is None:
+        raise InvalidRequestError(
+            "predict needs a deployment name, or the same name as an endpoint.",
+            param="deployment_name",
+        )
+    check_name(name, None)
+    return name
 
 
 def check_name(name: Any, endpoint: str | None) -> None:
@@ -172,6 +196,27 @@ def merge(kept: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 def setting(config: Mapping[str, Any], name: str) -> Any:
     """What a checked config says of a key, or its default."""
     return config.get(name, OPTIONS[name].default)
+
+
+def speaks_openai(recipe: Recipe) -> bool:
+    """Whether this package's server runs, and not MLflow's."""
+    return bool(recipe.task) and setting(recipe.config, "env_manager") == "local"
+
+
+def check_speaks_openai(name: str, recipe: Recipe) -> None:
+    """Check that a deployment can be asked as OpenAI is.
+
+    Raises:
+        UnsupportedParameterError: If it cannot.
+    """
+    if not speaks_openai(recipe):
+        why = "env_manager is not local" if recipe.task else f"its model has no flavor {_NATIVE!r}"
+        raise UnsupportedParameterError(
+            f"Deployment {name!r} is no endpoint and cannot stream: MLflow's own server runs,"
+            f" because {why}. Use predict with deployment_name.",
+            param="endpoint",
+            error_code=databricks_pb2.NOT_IMPLEMENTED,
+        )
 
 
 def make_recipe(model_uri: Any, flavor: Any, config: dict[str, Any]) -> Recipe:
@@ -225,13 +270,21 @@ def with_config(recipe: Recipe, config: dict[str, Any]) -> Recipe:
 
     Raises:
         InvalidRequestError: The model cannot be loaded with the model_config.
+        UnsupportedParameterError: Several workers are asked for where there is only one.
     """
-    if recipe.task and setting(config, "env_manager") == "local":
+    recipe = replace(recipe, config=config)
+    if recipe.task and speaks_openai(recipe):
+        if config.get("workers", 1) > 1:
+            raise UnsupportedParameterError(
+                "workers is of MLflow's own server. This package's is one process, which computes"
+                " requests together: leave workers out.",
+                param="workers",
+            )
         # It imports the libraries that run models, which no other command needs.
         from mlflow_phi3_onnx.model.settings import Settings
 
         Settings.check(config.get("model_config"), recipe.task)
-    return replace(recipe, config=config)
+    return recipe
 
 
 def _read_flavors(model_uri: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The client class that MLflow calls, and the two functions beside it."""
+"""The client class that MLflow calls, and the function beside it."""
 
 # pyright: reportIncompatibleMethodOverride=false
 # The methods of MLflow's base class have no bodies, so they seem to return nothing.
@@ -6,25 +6,32 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.protos import databricks_pb2
 
-from mlflow_phi3_onnx.core.options import help_text
 from mlflow_phi3_onnx.deployments import lifecycle, process, server
 from mlflow_phi3_onnx.deployments.arguments import (
-    OPTIONS,
     TARGET,
     check_config,
     check_name,
+    check_speaks_openai,
     check_target,
     make_recipe,
     merge,
+    one_name,
     refuse_endpoint,
+    speaks_openai,
     with_config,
 )
-from mlflow_phi3_onnx.deployments.store import FOLDER_VARIABLE, Record, Store
+from mlflow_phi3_onnx.deployments.descriptions import (
+    dead,
+    describe,
+    describe_endpoint,
+    no_answer,
+)
+from mlflow_phi3_onnx.deployments.store import Record, Store
 from mlflow_phi3_onnx.errors import (
     DeploymentError,
     InvalidRequestError,
@@ -32,7 +39,7 @@ from mlflow_phi3_onnx.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
     from mlflow.deployments import PredictionsResponse
 
@@ -97,7 +104,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             recipe = make_recipe(model_uri, flavor, merge({}, given))
             lifecycle.recover(self._store, name)
             self._store.remove_logs(name)
-            return _describe(lifecycle.launch(self._store, name, recipe))
+            return describe(lifecycle.launch(self._store, name, recipe))
 
     def update_deployment(
         self,
@@ -144,7 +151,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
                 recipe = with_config(old.recipe, merged)
             else:
                 recipe = make_recipe(model_uri, flavor, merged)
-            return _describe(lifecycle.swap(self._store, old, recipe))
+            return describe(lifecycle.swap(self._store, old, recipe))
 
     def delete_deployment(
         self,
@@ -190,7 +197,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
         for name in self._store.names():
             try:
                 if record := self._store.read(name):  # else it has gone meanwhile
-                    deployments.append(_describe(record))
+                    deployments.append(describe(record))
             except DeploymentError as error:
                 deployments.append({"name": name, "status": "unreadable", "error": str(error)})
         return deployments
@@ -213,14 +220,14 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``).
         """
         check_name(name, endpoint)
-        return _describe(self._read(name))
+        return describe(self._read(name))
 
     def predict(
         self,
         deployment_name: str | None = None,
         inputs: Any = None,
         endpoint: str | None = None,
-    ) -> PredictionsResponse:
+    ) -> PredictionsResponse | dict[str, Any]:
         """Send inputs to a deployment.
 
         Args:
@@ -228,55 +235,123 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             inputs: A request (a dict with ``messages``, ``prompt`` or ``input``) or a scoring
                 payload (a dict with ``dataframe_split``, ``dataframe_records``, ``instances`` or
                 ``inputs``), both sent as they are; a DataFrame with a request per row; a list of
-                requests or of values; an array; a text.
-            endpoint: Not supported.
+                requests or of values; an array; a text. Of an endpoint: one request, a dict with
+                ``messages`` or ``prompt``.
+            endpoint: The deployment, in place of ``deployment_name``, to get OpenAI's object.
 
         Returns:
-            The model's answer under the key ``predictions``.
+            The model's answers under the key ``predictions``; from an endpoint, the one answer.
 
         Raises:
             InvalidRequestError: An argument is not what it must be, or the server refused it.
             GenAIError: The server failed; the error has its message and error code.
+            UnsupportedParameterError: The endpoint's server is MLflow's, which is none.
             DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``), or its
                 server is dead or gives no answer.
         """
         # It imports pandas, which no other command needs.
-        from mlflow_phi3_onnx.deployments.payload import to_error, to_payload, to_response
+        from mlflow_phi3_onnx.deployments import payload
 
-        if deployment_name is None:
-            raise InvalidRequestError("predict needs a deployment name.", param="deployment_name")
-        check_name(deployment_name, endpoint)
-        record = self._read(deployment_name)
-        payload = to_payload(inputs)
-        if not process.is_running(record.process):
-            raise _dead(record)
+        record = self._running(deployment_name, endpoint)
+        if endpoint is None:
+            path, sent, read = server.PREDICT_PATH, payload.to_payload(inputs), payload.to_response
+        else:
+            check_speaks_openai(record.name, record.recipe)
+            path = server.endpoint_path(record.name)
+            sent, read = payload.to_request(inputs), payload.to_object
         try:
             status, body = server.score(
-                record.address, json.dumps(payload).encode(), record.request_timeout
+                record.address, json.dumps(sent).encode(), record.request_timeout, path
             )
         except OSError as error:
-            raise _no_answer(record, error) from None
+            raise no_answer(record, error) from None
         if status != 200:
-            raise to_error(status, body, payload, record.request_timeout)
-        return to_response(body)
+            raise payload.to_error(status, body, sent, record.request_timeout)
+        return read(body)
 
     def predict_stream(
         self,
         deployment_name: str | None = None,
         inputs: Any = None,
         endpoint: str | None = None,
-    ) -> NoReturn:
-        """Not supported: MLflow's scoring server, which deployments run for now, cannot stream.
+    ) -> Generator[dict[str, Any]]:
+        """Send a request to a deployment, and yield OpenAI's chunks as they come.
+
+        The request is sent when the first chunk is asked for. Closing the generator stops it.
+
+        Args:
+            deployment_name: The deployment.
+            inputs: One request, a dict with ``messages`` or ``prompt``.
+            endpoint: The deployment, in place of ``deployment_name``.
 
         Raises:
-            UnsupportedParameterError: Always.
+            InvalidRequestError: An argument is not what it must be, or the server refused it.
+            GenAIError: The server failed; the error has its message and error code.
+            UnsupportedParameterError: The deployment's server is MLflow's, which cannot stream.
+            DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``), or its
+                server is dead or gives no answer.
         """
-        del deployment_name, inputs, endpoint
-        raise UnsupportedParameterError(
-            "Deployments of this target cannot stream: MLflow's scoring server has no streaming. "
-            "Use predict, or load the model and call its predict_stream.",
-            error_code=databricks_pb2.NOT_IMPLEMENTED,
-        )
+        from mlflow_phi3_onnx.deployments import payload
+
+        record = self._running(deployment_name, endpoint)
+        check_speaks_openai(record.name, record.recipe)
+        return self._chunks(record, payload.to_request(inputs, stream=True))
+
+    def _chunks(self, record: Record, sent: dict[str, Any]) -> Generator[dict[str, Any]]:
+        from mlflow_phi3_onnx.deployments.payload import to_error, to_object
+
+        body, timeout = json.dumps(sent).encode(), record.request_timeout
+        path = server.endpoint_path(record.name)
+        try:
+            with server.stream(record.address, body, timeout, path) as (status, told, events):
+                if status != 200:
+                    raise to_error(status, told, sent, timeout)
+                for event in events:
+                    yield to_object(event)
+        except OSError as error:
+            raise no_answer(record, error) from None
+
+    def list_endpoints(self) -> list[dict[str, Any]]:
+        """Describe the deployments that can be asked as endpoints, whether they run or not."""
+        listed = [
+            record for name in self._store.names() if (record := self._known(name)) is not None
+        ]
+        return [describe_endpoint(record) for record in listed if speaks_openai(record.recipe)]
+
+    def get_endpoint(self, endpoint: str) -> dict[str, Any]:
+        """Describe a deployment as an endpoint: MLflow asks for it before it sends a request.
+
+        Args:
+            endpoint: The deployment.
+
+        Returns:
+            A dict, whose keys are attributes too, with ``name``; ``task`` and ``endpoint_type``
+            (``llm/v1/chat`` or ``llm/v1/completions``); ``model``; ``endpoint_url``; and
+            ``limit``, which is None.
+
+        Raises:
+            InvalidRequestError: The name cannot be a deployment's.
+            UnsupportedParameterError: The deployment's server is MLflow's, which is no endpoint.
+            DeploymentError: There is no such deployment (``RESOURCE_DOES_NOT_EXIST``).
+        """
+        check_name(endpoint, None)
+        record = self._read(endpoint)
+        check_speaks_openai(endpoint, record.recipe)
+        return describe_endpoint(record)
+
+    def _running(self, deployment_name: str | None, endpoint: str | None) -> Record:
+        """The record of the deployment that is asked for, whose server runs."""
+        record = self._read(one_name(deployment_name, endpoint))
+        if not process.is_running(record.process):
+            raise dead(record)
+        return record
+
+    def _known(self, name: str) -> Record | None:
+        """The record of a deployment, or None where it cannot be read."""
+        try:
+            return self._store.read(name)
+        except DeploymentError:
+            return None
 
     def _read(self, name: str) -> Record:
         record = self._store.read(name)
@@ -304,76 +379,3 @@ def run_local(
     deployment = client.create_deployment(name, model_uri, flavor, config)
     print(f"Deployment {name} listens at {deployment['url']}{server.PREDICT_PATH}")
     print(f"Stop it with: mlflow deployments delete -t {TARGET} --name {name}")
-
-
-def target_help() -> str:
-    """The text of ``mlflow deployments help -t onnx-genai``."""
-    return f"""\
-Target {TARGET}: serve a logged model from a process of this machine that lives on.
-
-Target URI: {TARGET}   ({TARGET}:/ and {TARGET}://local mean the same)
-
-A deployment runs MLflow's scoring server ({server.PREDICT_PATH}, {server.HEALTH_PATH}) until it
-is deleted. A deployment that died, or that a restart of the machine ended, is started again by
-an update. Records and logs: {Store().folder}
-({FOLDER_VARIABLE} names another folder.)
-
-Config (-C key=value, or the config dict of the Python client):
-{help_text(OPTIONS)}
-
-At an update, an empty value puts a key back to its default. To delete a deployment that does not
-exist is no error.
-
-Examples:
-  mlflow deployments create -t {TARGET} --name phi3 -m models:/phi3/1 -C port=5001
-  mlflow deployments list -t {TARGET}
-  mlflow deployments get -t {TARGET} --name phi3
-  mlflow deployments predict -t {TARGET} --name phi3 -I requests.json
-  mlflow deployments update -t {TARGET} --name phi3 -m models:/phi3/2
-  mlflow deployments delete -t {TARGET} --name phi3
-
-requests.json is a file that you write: a list with one request per item, because MLflow reads it
-as a table. A request has the fields of the model's task, here of llm/v1/chat:
-  [{{"messages": [{{"role": "user", "content": "What is the capital of Spain?"}}]}}]
-"""
-
-
-def _describe(record: Record) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "status": lifecycle.status(record),
-        "model_uri": record.recipe.model_uri,
-        "flavor": record.recipe.flavor,
-        "url": record.address.url,
-        "host": record.address.host,
-        "port": record.address.port,
-        "pid": record.process.pid,
-        "config": dict(record.recipe.config),
-        "created": record.created,
-        "started": record.started,
-        "log": record.log,
-    }
-
-
-def _dead(record: Record) -> DeploymentError:
-    return DeploymentError(
-        f"Deployment {record.name!r} is dead: its server has ended. Start it again with "
-        f"`mlflow deployments update -t {TARGET} --name {record.name}`, or delete it. Its log is "
-        f"{record.log}"
-    )
-
-
-def _no_answer(record: Record, error: OSError) -> DeploymentError:
-    state = lifecycle.status(record)
-    if state == "dead":
-        return _dead(record)
-    what = "broke the connection"
-    if isinstance(error, TimeoutError):
-        what = "gave no answer in time"
-    elif isinstance(error, ConnectionRefusedError):
-        what = "accepts no connections"
-    return DeploymentError(
-        f"The server of deployment {record.name!r} ({state}, {record.address.url}) {what}. Its "
-        f"log is {record.log}",
-        error_code=databricks_pb2.TEMPORARILY_UNAVAILABLE,
-    )

@@ -56,7 +56,7 @@ def launch(store: Store, name: str, recipe: Recipe, replaced: Record | None = No
     scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX))
     try:
         identity, child = process.start(
-            server.command(recipe, address),
+            server.command(recipe, address, name),
             env=server.environment(recipe, scratch),
             cwd=Path(recipe.cwd),
             log=log,

@@ -1,4 +1,4 @@
-"""Inputs to the scoring server's JSON, and its answers to predictions or errors."""
+"""Inputs to the server's JSON, and its answers to predictions or errors."""
 
 from __future__ import annotations
 
@@ -62,11 +62,50 @@ def to_payload(inputs: Any) -> dict[str, Any]:
     payload = _wrap(inputs)
     if payload.get("stream"):
         raise UnsupportedParameterError(
-            "stream cannot be honoured: MLflow's scoring server does not stream. Leave it out of"
-            " the request.",
+            "stream cannot be honoured in inputs: predict returns whole answers. Leave it out, or"
+            " use predict_stream.",
             param="stream",
         )
     return cast("dict[str, Any]", _to_json_value(payload))
+
+
+def to_request(inputs: Any, *, stream: bool = False) -> dict[str, Any]:
+    """Turn the inputs of an endpoint into a body, which is one request.
+
+    Args:
+        inputs: What came.
+        stream: Whether its answer is to be a stream.
+
+    Raises:
+        InvalidRequestError: They are none, or JSON cannot hold them.
+        UnsupportedParameterError: The request asks for a stream where it gets none.
+    """
+    if not isinstance(inputs, dict) or not inputs.keys() & {"messages", "prompt"}:
+        raise InvalidRequestError(
+            "inputs must be one request, a dict with messages or prompt; got"
+            f" {describe_kind(inputs)}. For rows, use predict with deployment_name.",
+            param="inputs",
+        )
+    given = cast("dict[str, Any]", inputs)
+    return {**_to_json_value(given), "stream": True} if stream else to_payload(given)
+
+
+def to_object(body: bytes) -> dict[str, Any]:
+    """The object that the server answered one request with, or sent as an event.
+
+    Raises:
+        GenAIError: The body is no JSON object, or is an error.
+    """
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise GenAIError("The server's answer is no JSON object.")
+    if "error" in answer:
+        told = cast("dict[str, Any]", answer["error"])
+        raise GenAIError(f"The server ended the stream: {told['message']}")
+    return cast("dict[str, Any]", answer)
 
 
 def to_response(body: bytes) -> PredictionsResponse:
@@ -94,18 +133,23 @@ def to_error(status: int, body: bytes, payload: dict[str, Any], timeout: int) ->
         timeout: The server's limit for one request, in seconds.
     """
     code = get_error_code(status)
-    message = body.decode("utf-8", errors="replace")
+    message, param = body.decode("utf-8", errors="replace"), None
     try:
         answer = json.loads(message)
-        message = str(answer["message"])
-        code = databricks_pb2.ErrorCode.Value(answer["error_code"])
+        if "error" in answer:  # OpenAI's form, of this package's server
+            param, message = answer["error"]["param"], str(answer["error"]["message"])
+        else:
+            message = str(answer["message"])
+            code = databricks_pb2.ErrorCode.Value(answer["error_code"])
     except (ValueError, KeyError, TypeError):
-        pass  # not one of MLflow's error bodies: the text and the status say what there is
+        pass  # neither: the text and the status say what there is
     if status == 504:
         message += f" ({timeout} s). The deployment config's 'timeout' raises it."
     kind = InvalidRequestError if status in _REFUSALS else GenAIError
     return kind(
-        f"The server answered {status}: {_without_inputs(message, payload)}", error_code=code
+        f"The server answered {status}: {_without_inputs(message, payload)}",
+        param=param,
+        error_code=code,
     )
 
 

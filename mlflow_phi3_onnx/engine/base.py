@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.errors import GenAIError
 
-__all__ = ["Deliver", "Engine", "Job", "JobHandle", "Load", "TokenDelta", "TokenScore"]
+__all__ = ["Deliver", "Engine", "Health", "Job", "JobHandle", "Load", "TokenDelta", "TokenScore"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,18 @@ class Load(NamedTuple):
     waiting: int = 0
 
 
+class Health(NamedTuple):
+    """How an engine is.
+
+    Attributes:
+        deaths: How many of its worker processes have died.
+        dead: Whether it takes no jobs: its worker process is gone, and no other was started.
+    """
+
+    deaths: int = 0
+    dead: bool = False
+
+
 Deliver: TypeAlias = "Callable[[int, TokenDelta | GenAIError], bool]"
 """Takes what comes of the job at a position; a last delta or an error is the last it gets.
 
@@ -127,6 +139,11 @@ class Engine(Protocol):
     @property
     def load(self) -> Load:
         """What there is to do; may be asked for in any thread."""
+        ...
+
+    @property
+    def health(self) -> Health:
+        """How it is; may be asked for in any thread."""
         ...
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> Sequence[JobHandle]:

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mlflow_phi3_onnx.engine.base import Load
+from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.forking import watch_forks
 from mlflow_phi3_onnx.engine.loops.base import Failing
 from mlflow_phi3_onnx.engine.sequence.state import SequenceState
@@ -129,6 +129,11 @@ class InProcessEngine:
         """What there is to do; may be asked for in any thread."""
         running = sum(not state.finished for state in self._running)
         return Load(running, len(self._waiting))
+
+    @property
+    def health(self) -> Health:
+        """Always well: it dies with its process."""
+        return Health()
 
     def close(self) -> None:
         """Cancel everything, stop the thread and free the model."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from mlflow_phi3_onnx.engine.base import Load
+    from mlflow_phi3_onnx.engine.base import Health, Load
 
 __all__ = ["GenAIModel"]
 
@@ -165,6 +165,11 @@ class GenAIModel(TokenModel):
     def load(self) -> Load:
         """How many sequences are computed at this moment, and how many wait for that."""
         return self._engine.load
+
+    @property
+    def health(self) -> Health:
+        """How many of its worker processes have died, and whether it takes no requests for that."""
+        return self._engine.health
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **params: Any) -> dict[str, Any]:
         """Answer a conversation.

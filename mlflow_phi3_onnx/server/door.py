@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+from mlflow_phi3_onnx.openai.responses_api.events import respond, stream
+from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS
+from mlflow_phi3_onnx.openai.responses_api.history import History
+from mlflow_phi3_onnx.openai.responses_api.request import read_request
 from mlflow_phi3_onnx.server.body import read_fields, to_json
 from mlflow_phi3_onnx.server.limits import check_limits
 from mlflow_phi3_onnx.server.metrics import Metrics
 from mlflow_phi3_onnx.server.record import record_of
-from mlflow_phi3_onnx.server.sse import EventStream
+from mlflow_phi3_onnx.server.sse import ChatEvents, EventStream, ResponseEvents
 from mlflow_phi3_onnx.server.work import Lifetime
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ class Door:
         models: The models that are served.
         settings: The server's settings.
         metrics: Its metrics.
+        history: The conversations that responses go on from.
         draining: Whether it is about to end, and takes no more requests.
         working: How many requests it is at.
     """
@@ -50,6 +56,7 @@ class Door:
         self.models = models
         self.settings = settings
         self.metrics = Metrics(models)
+        self.history = History(settings.max_stored_responses, settings.max_stored_bytes)
         self.draining = False
         self.working = 0
         self._ending: asyncio.Future[None] | None = None
@@ -89,20 +96,45 @@ class Door:
         if fields.get("stream") is True:
             record.stream = True
             chunks = self._stream(chosen, task, record)
-            return EventStream(chunks, lifetime, self.settings, record)
+            return EventStream(chunks, lifetime, self.settings, record, ChatEvents())
+        return json_response(await lifetime.run(self._whole(chosen, task, record)))
 
-        async def answer(model: GenAIModel) -> Any:
-            (response,) = await model.arun(task, [chosen.fields])
-            return response
+    async def respond(self, request: Request, fields: Mapping[str, Any]) -> Response:
+        """Answer as OpenAI's Responses API does.
 
-        response = await lifetime.run(self.use(chosen, record, answer))
-        record.answered(response)
-        return json_response({**response, "model": chosen.id})
+        Args:
+            request: The request.
+            fields: Its fields.
+        """
+        record = record_of(request)
+        record.known = frozenset({"input", *FIELDS})
+        check_limits(fields, self.settings)
+        asked = await asyncio.to_thread(read_request, fields, self.history)
+        with asked.named():
+            check_limits(asked.chat, self.settings)
+            chosen = self.models.choose(asked.chat)
+        record.model = chosen.id
+        lifetime = self.lifetime(request)
+        if asked.stream:
+            record.stream = True
+            events = stream(asked, self._stream(chosen, CHAT, record), self.history)
+            return EventStream(events, lifetime, self.settings, record, ResponseEvents())
+        completion = self._whole(chosen, CHAT, record)
+        return json_response(await lifetime.run(respond(asked, completion, self.history)))
 
     async def use(self, chosen: Chosen, record: Record, work: Callable[[GenAIModel], Any]) -> Any:
         """Do work with a model, once there is a place for it."""
         async with chosen.served.use(record) as model:
             return await work(model)
+
+    async def _whole(self, chosen: Chosen, task: Task, record: Record) -> dict[str, Any]:
+        async def answer(model: GenAIModel) -> Any:
+            (response,) = await model.arun(task, [chosen.fields])
+            return response
+
+        response = await self.use(chosen, record, answer)
+        record.answered(response)
+        return {**response, "model": chosen.id}
 
     async def _stream(
         self, chosen: Chosen, task: Task, record: Record
@@ -114,17 +146,18 @@ class Door:
         if isinstance(options, dict) and options.get("include_usage") in (None, False, True):
             options = {**options, "include_usage": True}
         fields = {**chosen.fields, "stream_options": options}
-        async with (
-            chosen.served.use(record) as model,
-            aclosing(model.arun_stream(task, fields)) as chunks,
-        ):
-            async for chunk in chunks:
-                record.saw(chunk)
-                chunk["model"] = chosen.id
-                if not wanted:
-                    del chunk["usage"]
-                if chunk["choices"] or wanted:
-                    yield chunk
+        with record.noting():
+            async with (
+                chosen.served.use(record) as model,
+                aclosing(model.arun_stream(task, fields)) as chunks,
+            ):
+                async for chunk in chunks:
+                    record.saw(chunk)
+                    chunk["model"] = chosen.id
+                    if not wanted:
+                        del chunk["usage"]
+                    if chunk["choices"] or wanted:
+                        yield chunk
 
 
 def json_response(value: Any, status: int = 200) -> Response:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TOKEN_LIMITS", "check_limits"]
 
-TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_length")
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_length")
 
 _OWN = ServerSettings()
 """The parser's limits, which it tells of in its own words."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ class _State:
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the gauges."""
+        """Yield the gauges, and what the engines count themselves."""
         gauges = {
             "num_requests_running": ("Requests that are worked on.", lambda m: m.admission.running),
             "num_requests_waiting": ("Requests in the queue.", lambda m: m.admission.waiting),
@@ -114,3 +114,9 @@ class _State:
             for served in self._models.served:
                 gauge.add_metric([served.name], float(read(served)))
             yield gauge
+        restarts = CounterMetricFamily(
+            PREFIX + "worker_restarts", "Worker processes that died.", labels=_BY_MODEL
+        )
+        for served in self._models.served:
+            restarts.add_metric([served.name], served.health.deaths)
+        yield restarts

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_phi3_onnx.artifact.saved import read_saved
 from mlflow_phi3_onnx.core.checks import describe_kind, some_of
 from mlflow_phi3_onnx.demo import demo_model_path
-from mlflow_phi3_onnx.engine.base import Load
+from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import open_model
@@ -67,6 +67,7 @@ class Served:
         self._task: Task | None = None
         self._known: tuple[int, tuple[str, ...]] | None = None
         self._used = time.monotonic()
+        self._deaths = 0  # of engines that were unloaded
         self.pyfunc: Mapping[str, Any] = {}
 
     @property
@@ -78,6 +79,12 @@ class Served:
     def load(self) -> Load:
         """What its engine has to do."""
         return Load() if self._model is None else self._model.load
+
+    @property
+    def health(self) -> Health:
+        """How its engine is, with the deaths of those that it had before."""
+        now = Health() if self._model is None else self._model.health
+        return Health(self._deaths + now.deaths, now.dead)
 
     @property
     def task(self) -> Task | None:
@@ -162,6 +169,7 @@ class Served:
 
     def _let_go(self) -> Callable[[], None]:
         """Forget what is loaded at once, and return what frees it."""
+        self._deaths = self.health.deaths
         model, self._model = self._model, None
         files, self._files = self._files, ExitStack()
         if model is not None:

@@ -16,7 +16,13 @@ from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.server.door import Door, json_response
 from mlflow_phi3_onnx.server.limits import check_limits
-from mlflow_phi3_onnx.server.openapi import CHUNKS, completion_body, described, option_body
+from mlflow_phi3_onnx.server.openapi import (
+    CHUNKS,
+    completion_body,
+    described,
+    option_body,
+    response_body,
+)
 from mlflow_phi3_onnx.server.record import record_of
 
 if TYPE_CHECKING:
@@ -65,6 +71,14 @@ def openai_router(door: Door) -> APIRouter:
 
     complete("/v1/chat/completions", CHAT, "Answer a conversation.")
     complete("/v1/completions", COMPLETIONS, "Continue one prompt or several.")
+
+    async def respond(request: Request) -> Response:
+        return await door.respond(request, await door.fields(request))
+
+    described(
+        router, "POST", "/v1/responses", respond, "Answer a conversation, or go on with one.",
+        response_body(), CHUNKS,
+    )  # fmt: skip
 
     async def list_models() -> Response:
         listed = [_card(door, name) for name in door.models.ids()]

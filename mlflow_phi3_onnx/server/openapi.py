@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS, GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.core.options import Option
 
-__all__ = ["CHUNKS", "INVOCATION", "completion_body", "described", "option_body"]
+__all__ = ["CHUNKS", "INVOCATION", "completion_body", "described", "option_body", "response_body"]
 
 ERROR = {
     "type": "object",
@@ -77,6 +78,13 @@ _PROMPT = {
     ]
 }
 
+_INPUT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "object"}, "minItems": 1},
+    ]
+}
+
 
 def described(
     router: APIRouter,
@@ -134,6 +142,18 @@ def completion_body(task: Task) -> dict[str, Any]:
     field = INPUT_FIELDS[task]
     schema = _MESSAGES if task == CHAT else _PROMPT
     return _object({field: schema, **_properties(PARAMETERS[task])}, field)
+
+
+def response_body() -> dict[str, Any]:
+    """Write the schema of a request for a response."""
+    flat = _properties(FIELDS)
+    properties: dict[str, Any] = {"input": _INPUT}
+    properties |= {name: schema for name, schema in flat.items() if "." not in name}
+    for group in GROUPS:
+        inner = {n.partition(".")[2]: s for n, s in flat.items() if n.startswith(f"{group}.")}
+        if inner:
+            properties[group] = {"anyOf": [_object(inner), {"type": "null"}]}
+    return _object(properties, "input")
 
 
 def option_body(options: Mapping[str, Option], *required: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from mlflow_phi3_onnx._version import __version__
 from mlflow_phi3_onnx.server.door import json_response
-from mlflow_phi3_onnx.server.errors import DrainingError
+from mlflow_phi3_onnx.server.errors import DrainingError, ModelUnavailableError
 from mlflow_phi3_onnx.server.openapi import described
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ def probe_router(door: Door) -> APIRouter:
     async def ready() -> Response:
         if door.draining:
             raise DrainingError("The server is shutting down.")
+        if dead := [served.name for served in door.models.served if served.health.dead]:
+            raise ModelUnavailableError(
+                f"The engine of {', '.join(dead)} has died and is not started again for a while;"
+                " the server's log says how it ended."
+            )
         return json_response({"status": "ready"})
 
     async def tell_version() -> Response:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fastapi import Request
+from mlflow_phi3_onnx.errors import GenAIError
 
-    from mlflow_phi3_onnx.errors import GenAIError
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from fastapi import Request
 
 __all__ = ["Record", "record_of"]
 
@@ -70,6 +73,15 @@ class Record:
         """Note why it failed."""
         self.error = type(error).__name__
         self.param = error.param if error.param in self.known else None
+
+    @contextmanager
+    def noting(self) -> Generator[None]:
+        """Note why what is done in here fails, where its error becomes part of a stream."""
+        try:
+            yield
+        except GenAIError as error:
+            self.failed(error)
+            raise
 
     def left(self, error: GenAIError) -> None:
         """Note that the client of a stream went, or was cut off."""

@@ -22,6 +22,7 @@ from mlflow_phi3_onnx.grammar.schema_bounds import MAX_CHARACTERS, MAX_DEPTH
 from mlflow_phi3_onnx.openai.fields import MAX_BIASES, MAX_STOPS, MAX_TOOLS
 from mlflow_phi3_onnx.openai.parameters import MAX_CHOICES
 from mlflow_phi3_onnx.openai.prompts import MAX_MESSAGES
+from mlflow_phi3_onnx.openai.responses_api.history import MAX_BYTES, MAX_RESPONSES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,6 +68,8 @@ class ServerSettings:
     max_logit_bias: int = MAX_BIASES
     max_schema_chars: int = MAX_CHARACTERS
     max_schema_depth: int = MAX_DEPTH
+    max_stored_responses: int = MAX_RESPONSES
+    max_stored_bytes: int = MAX_BYTES
     log_level: str = "info"
 
     @classmethod
@@ -229,6 +232,16 @@ OPTIONS = table(
     ),
     _option(
         "max_schema_depth", "The most levels of nesting in such a schema.", integer(1, MAX_DEPTH)
+    ),
+    _option(
+        "max_stored_responses",
+        "The most responses whose conversations are kept for previous_response_id; 0 keeps none.",
+        integer(0, 1_000_000),
+    ),
+    _option(
+        "max_stored_bytes",
+        "The most bytes of JSON that they may have together.",
+        integer(0, bits=64),
     ),
     _option(
         "log_level",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from mlflow_phi3_onnx.openai.responses_api.events import sse
 from mlflow_phi3_onnx.server.body import to_json
 from mlflow_phi3_onnx.server.errors import ClientGoneError, SlowClientError, as_server_error
 from mlflow_phi3_onnx.server.logs import log_failure
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from mlflow_phi3_onnx.errors import GenAIError
     from mlflow_phi3_onnx.server.record import Record
     from mlflow_phi3_onnx.server.settings import ServerSettings
     from mlflow_phi3_onnx.server.work import Lifetime
 
-__all__ = ["EventStream"]
+__all__ = ["ChatEvents", "EventStream", "ResponseEvents"]
 
-DONE = b"data: [DONE]\n\n"
 KEEPALIVE = b": keep-alive\n\n"
 
 HEADERS = [
@@ -33,6 +34,41 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+class ChatEvents:
+    """Writes chunks as OpenAI's older APIs do."""
+
+    last = b"data: [DONE]\n\n"
+
+    def write(self, chunk: dict[str, Any]) -> bytes:
+        """Write a chunk as an event."""
+        return b"data: " + to_json(chunk) + b"\n\n"
+
+    def fail(self, error: GenAIError) -> bytes:
+        """Write the event of an error."""
+        return self.write(error.to_openai())
+
+
+class ResponseEvents:
+    """Writes events as OpenAI's Responses API does: with names, and nothing after the last."""
+
+    last = b""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def write(self, chunk: dict[str, Any]) -> bytes:
+        """Write an event."""
+        self._count += 1
+        return sse(chunk).encode()
+
+    def fail(self, error: GenAIError) -> bytes:
+        """Write the event of an error; OpenAI's clients raise what is in its ``error``."""
+        told = error.to_openai()["error"]
+        flat = {name: told[name] for name in ("code", "message", "param")}
+        event = {"type": "error", **flat, "sequence_number": self._count, "error": told}
+        return self.write(event)
 
 
 class EventStream(Response):
@@ -47,6 +83,7 @@ class EventStream(Response):
         lifetime: How long it may go on.
         settings: The server's.
         record: What is told of the request.
+        events: How chunks are written.
     """
 
     media_type = "text/event-stream"
@@ -57,8 +94,10 @@ class EventStream(Response):
         lifetime: Lifetime,
         settings: ServerSettings,
         record: Record,
+        events: ChatEvents | ResponseEvents,
     ) -> None:
         super().__init__()
+        self._events = events
         self._chunks = chunks
         self._lifetime = lifetime
         self._settings = settings
@@ -73,7 +112,7 @@ class EventStream(Response):
         async with contextlib.aclosing(self._chunks):
             first = await self._lifetime.run(anext(self._chunks))
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            self._put(_event(first))
+            self._put(self._events.write(first))
             slow = asyncio.get_running_loop().create_future()
             producer = asyncio.ensure_future(self._produce(slow))
             sender = asyncio.ensure_future(self._send(send))
@@ -97,7 +136,7 @@ class EventStream(Response):
         """Fill the buffer with what comes, and end it with how that ended."""
         try:
             async for chunk in self._chunks:
-                self._put(_event(chunk))
+                self._put(self._events.write(chunk))
             self._end(b"")
         except asyncio.QueueFull:
             slow.set_result(None)
@@ -135,7 +174,7 @@ class EventStream(Response):
 
     def _end(self, last: bytes) -> None:
         self._ended = True
-        self._put(last + DONE)
+        self._put(last + self._events.last)
 
     def _give_up(self, producer: asyncio.Future[None]) -> None:
         """End the stream with why it is given up."""
@@ -150,8 +189,4 @@ class EventStream(Response):
             log_failure(self._record, error)
         self._record.failed(failure)
         with contextlib.suppress(asyncio.QueueFull):  # the watch finds that the client is slow
-            self._end(_event(failure.to_openai()))
-
-
-def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(chunk) + b"\n\n"
+            self._end(self._events.fail(failure))

@@ -9,12 +9,17 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import pandas as pd
 import psutil
 import pytest
 from mlflow.deployments import PredictionsResponse, get_deploy_client, interface
 from mlflow.exceptions import MlflowException
+from mlflow.metrics import exact_match
+from mlflow.metrics.genai import make_genai_metric
+from mlflow.metrics.genai.model_utils import score_model_on_payload
+from mlflow.models import evaluate
 
 from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient
 from mlflow_phi3_onnx.deployments.arguments import make_recipe
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 QUESTION = "What is the capital of Spain?"
+MADRID = "The capital of Spain is Madrid."
 REQUEST = {"messages": [{"role": "user", "content": QUESTION}]}
 BROKEN = """
 flavors:
@@ -161,13 +167,92 @@ def test_a_refusal_is_the_servers_own_without_the_inputs(
     assert QUESTION not in str(caught.value)
 
 
-def test_streaming_is_refused(
+def test_it_streams(
+    client: OnnxGenAIDeploymentClient,
+    deployment: dict[str, Any],
+    until: Callable[[Callable[[], object]], None],
+) -> None:
+    name = deployment["name"]
+    for fields in ({}, {"stream": True}, {"stream": False}):
+        *chunks, last = client.predict_stream(name, {**REQUEST, **fields})
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert text == MADRID
+        assert (last["object"], last["model"]) == ("chat.completion.chunk", "shared")
+        assert last["choices"][0]["finish_reason"] == "stop"
+    left = client.predict_stream(endpoint=name, inputs={**REQUEST, "min_tokens": 4000})
+    assert next(left)["choices"][0]["delta"]["role"] == "assistant"
+    left.close()
+    until(lambda: 'requests_cancelled_total{model_name="shared"} 1.0' in metrics(deployment))
+
+
+def metrics(deployment: dict[str, Any]) -> str:
+    with urlopen(f"{deployment['url']}/metrics") as response:
+        return response.read().decode()
+
+
+def test_a_stream_is_refused_as_a_whole_answer_is(
     client: OnnxGenAIDeploymentClient, deployment: dict[str, Any]
 ) -> None:
-    with pytest.raises(UnsupportedParameterError, match="stream"):
-        client.predict(deployment["name"], {**REQUEST, "stream": True})
-    with pytest.raises(UnsupportedParameterError, match="streaming"):
-        client.predict_stream(deployment["name"], REQUEST)
+    name = deployment["name"]
+    with pytest.raises(InvalidRequestError, match="temperature must be") as caught:
+        next(client.predict_stream(name, {**REQUEST, "temperature": 9}))
+    assert caught.value.param == "temperature"
+    with pytest.raises(UnsupportedParameterError, match="predict_stream"):
+        client.predict(name, {**REQUEST, "stream": True})
+    for call in (client.predict_stream, lambda name, rows: client.predict(None, rows, name)):
+        with pytest.raises(InvalidRequestError, match="must be one request"):
+            call(name, [REQUEST])
+
+
+def test_a_deployment_is_an_endpoint(
+    client: OnnxGenAIDeploymentClient, deployment: dict[str, Any], deployable_model_uri: str
+) -> None:
+    endpoint: Any = client.get_endpoint("shared")
+    assert endpoint == {
+        "name": "shared",
+        "task": "llm/v1/chat",
+        "endpoint_type": "llm/v1/chat",
+        "model": {"name": deployable_model_uri, "provider": "onnx-genai"},
+        "endpoint_url": f"{deployment['url']}/endpoints/shared/invocations",
+        "limit": None,
+    }
+    assert endpoint.endpoint_type == "llm/v1/chat"  # as one of MLflow's judges reads it
+    assert client.list_endpoints() == [endpoint]
+    answer = client.predict(inputs={**REQUEST, "max_tokens": 20}, endpoint="shared")
+    assert (answer["object"], answer["model"]) == ("chat.completion", "shared")
+    assert answer["choices"][0]["message"]["content"] == MADRID
+    with pytest.raises(InvalidRequestError, match="The server answered 400: top_p") as caught:
+        client.predict(inputs={**REQUEST, "top_p": 7}, endpoint="shared")
+    assert caught.value.param == "top_p"
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
+@pytest.mark.usefixtures("deployment")
+def test_mlflow_evaluates_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DEPLOYMENTS_TARGET", "onnx-genai")
+    asked = [QUESTION, "What is the capital of Peru?"]
+    data = pd.DataFrame({"inputs": asked, "truth": [MADRID, "nothing like it"]})
+    result = evaluate(
+        model="endpoints:/shared", data=data, targets="truth",
+        inference_params={"max_tokens": 20}, extra_metrics=[exact_match()],
+    )  # fmt: skip
+    assert result.metrics["exact_match/v1"] == 0.5
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
+@pytest.mark.usefixtures("deployment")
+def test_mlflow_s_judges_ask_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo model is no judge, so that it is told what to say."""
+    monkeypatch.setenv("MLFLOW_DEPLOYMENTS_TARGET", "onnx-genai")
+    said = score_model_on_payload("endpoints:/shared", QUESTION, {"max_tokens": 20})
+    assert said == MADRID
+    verdict = {"choice": ["score: 4\njustification: It is."], "max_tokens": 50}
+    metric: Any = make_genai_metric(
+        name="right", definition="Whether it is right.", grading_prompt="4 if so.",
+        model="endpoints:/shared", parameters=verdict,
+    )  # fmt: skip
+    judged = metric(predictions=pd.Series([MADRID]), inputs=pd.Series([QUESTION]))
+    assert (judged.scores, judged.justifications) == ([4], ["It is."])
 
 
 def test_a_name_in_use_is_refused(
@@ -207,7 +292,7 @@ def test_unknown_deployments_are_named(
 def test_a_server_that_does_not_answer_is_unresponsive(
     client: OnnxGenAIDeploymentClient, deployment: dict[str, Any]
 ) -> None:
-    (server,) = psutil.Process(deployment["pid"]).children()
+    server = psutil.Process(deployment["pid"])
     server.suspend()
     try:
         assert client.get_deployment("shared")["status"] == "unresponsive"
@@ -262,7 +347,7 @@ def test_an_update_that_fails_gives_the_old_server_back_its_port(
     assert {key: now[key] for key in ("port", "config", "model_uri", "created")} == {
         key: deployment[key] for key in ("port", "config", "model_uri", "created")
     }
-    assert len(serving()) == 2
+    assert serving() == [now["pid"]]
 
 
 def test_a_killed_server_is_dead_until_it_is_deleted(
@@ -304,6 +389,21 @@ def test_a_server_that_fails_leaves_its_log_and_nothing_else(
     assert serving() == []
     client.delete_deployment("broken")
     assert not log.exists()
+
+
+def test_a_server_with_keys_is_asked_with_one(
+    client: OnnxGenAIDeploymentClient, deployable_model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_PHI3_ONNX_API_KEY", "sk-abcdefgh sk-ijklmnop")
+    assert client.create_deployment("locked", deployable_model_uri)["status"] == "running"
+    (answer,) = client.predict("locked", {**REQUEST, "max_tokens": 1})["predictions"]
+    assert answer["usage"]["completion_tokens"] == 1
+    monkeypatch.setenv("MLFLOW_PHI3_ONNX_API_KEY", "sk-ijklmnop")
+    assert next(client.predict_stream("locked", REQUEST))["model"] == "locked"
+    monkeypatch.delenv("MLFLOW_PHI3_ONNX_API_KEY")
+    with pytest.raises(MlflowException, match="answered 401"):
+        client.predict("locked", REQUEST)
+    client.delete_deployment("locked")
 
 
 def test_run_local_creates_a_deployment(
@@ -368,6 +468,18 @@ def test_bad_config_is_refused(
         client.create_deployment("bad", "models:/m-1", config=config)
 
 
+def test_this_package_s_server_is_one_process(
+    client: OnnxGenAIDeploymentClient, deployable_model_uri: str
+) -> None:
+    with pytest.raises(UnsupportedParameterError, match="one process") as caught:
+        client.create_deployment("bad", deployable_model_uri, config={"workers": "2"})
+    assert caught.value.param == "workers"
+    recipe = make_recipe(deployable_model_uri, None, {"workers": 1})
+    assert recipe.config == {"workers": 1}
+    other = {"workers": 2, "env_manager": "uv"}
+    assert make_recipe(deployable_model_uri, None, other).config == other
+
+
 def test_another_environment_checks_its_model_config_itself(deployable_model_uri: str) -> None:
     config = {"env_manager": "virtualenv", "model_config": {"of_a_later_version": 1}}
     assert make_recipe(deployable_model_uri, None, config).config == config
@@ -408,6 +520,7 @@ def test_what_the_target_has_not_is_refused(client: OnnxGenAIDeploymentClient) -
         lambda: client.list_deployments(endpoint="e"),
         lambda: client.get_deployment("a", endpoint="e"),
         lambda: client.predict("a", REQUEST, endpoint="e"),
+        lambda: client.predict_stream("a", REQUEST, endpoint="e"),
     ):
         with pytest.raises(UnsupportedParameterError, match="endpoint"):
             call()

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_phi3_onnx.deployments.payload import to_error, to_payload, to_response
-from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.deployments.payload import to_error, to_object, to_payload, to_response
+from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 
 PROMPT = "What is the capital of Spain?"
 MESSAGE = {"role": "user", "content": "hi"}
@@ -112,6 +112,12 @@ def test_a_text_that_begins_like_another_is_not_quoted_either() -> None:
         (504, b"Request processing time exceeded limit", "DEADLINE_EXCEEDED", "(60 s)"),
         (500, b"Internal Server Error", "INTERNAL_ERROR", "Internal Server Error"),
         (400, b'{"error_code": "NEW", "message": "no"}', "BAD_REQUEST", "no"),
+        (
+            429,
+            b'{"error": {"message": "full", "type": "a", "param": null, "code": "q"}}',
+            "RESOURCE_EXHAUSTED",
+            "answered 429: full",
+        ),
     ],
 )
 def test_errors_that_are_not_mlflows(status: int, body: bytes, code: str, message: str) -> None:
@@ -119,3 +125,12 @@ def test_errors_that_are_not_mlflows(status: int, body: bytes, code: str, messag
     assert error.error_code == code
     assert message in str(error)
     assert str(status) in str(error)
+
+
+def test_an_error_in_a_stream_is_raised() -> None:
+    told = {"error": {"message": "too late", "type": "server_error", "param": None, "code": None}}
+    with pytest.raises(GenAIError, match="ended the stream: too late"):
+        to_object(json.dumps(told).encode())
+    for body in (b"no", b"[]"):
+        with pytest.raises(GenAIError, match="no JSON object"):
+            to_object(body)

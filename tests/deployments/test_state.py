@@ -19,7 +19,7 @@ import pytest
 
 from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient, lifecycle, process, server
 from mlflow_phi3_onnx.deployments.store import NEXT, OLD, Address, Recipe, Record, Store
-from mlflow_phi3_onnx.errors import DeploymentError
+from mlflow_phi3_onnx.errors import DeploymentError, UnsupportedParameterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -301,3 +301,53 @@ def test_state_is_kept_where_users_expect_it(
     assert Store().folder == tmp_path / ".local" / "state" / "mlflow-phi3-onnx" / "deployments"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "x"))
     assert Store().folder == tmp_path / "x" / "mlflow-phi3-onnx" / "deployments"
+
+
+def test_what_mlflow_s_server_cannot_is_refused_with_the_reason(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    request = {"messages": [{"role": "user", "content": "hi"}]}
+    record = start(store, "other")
+    of_ours = replace(record.recipe, task="llm/v1/chat", config={"env_manager": "uv"})
+    for recipe, why in ((record.recipe, "no flavor"), (of_ours, "env_manager is not local")):
+        store.write(replace(record, recipe=recipe))
+        for call in (
+            lambda: client.get_endpoint("other"),
+            lambda: client.predict(endpoint="other", inputs=request),
+            lambda: client.predict_stream("other", request),
+        ):
+            with pytest.raises(UnsupportedParameterError, match=why):
+                call()
+        assert client.list_endpoints() == []
+        assert server.command(recipe, record.address, "other")[1:4] == ["-m", "mlflow", "models"]
+    client.delete_deployment("other")
+
+
+def test_a_stream_that_ends_before_its_end_is_an_error(
+    store: Store, client: OnnxGenAIDeploymentClient
+) -> None:
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.do_GET()
+            self.wfile.write(b': waiting\n\ndata: {"said": "A"}\n\n')
+
+    record = start(store, "breaks")
+    with (
+        HTTPServer(("127.0.0.1", 0), Breaking) as other,
+        ThreadPoolExecutor(1) as pool,
+        contextlib.ExitStack() as ending,
+    ):
+        pool.submit(other.serve_forever, 0.02)
+        ending.callback(other.shutdown)
+        address = Address("127.0.0.1", other.server_address[1])
+        recipe = replace(record.recipe, task="llm/v1/chat")
+        store.write(replace(record, address=address, recipe=recipe))
+        chunks = client.predict_stream("breaks", {"messages": []})
+        assert next(chunks) == {"said": "A"}
+        with pytest.raises(DeploymentError, match="broke the connection"):
+            next(chunks)
+    client.delete_deployment("breaks")

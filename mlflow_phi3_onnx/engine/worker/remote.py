@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mlflow_phi3_onnx.engine.base import Load
+from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.forking import watch_forks
 from mlflow_phi3_onnx.engine.worker.messages import (
     pack_error,
@@ -88,6 +88,7 @@ class WorkerEngine:
         self._closed = False
         self._numbers = count()
         self._died: deque[float] = deque(maxlen=MOST_DEATHS + 1)
+        self._failed_at = 0.0
         self.deaths = 0
         self.facts: dict[str, Any] = {}
         self.begin()
@@ -120,6 +121,12 @@ class WorkerEngine:
     def load(self) -> Load:
         """What this process has to be done; how much of it waits, only the worker knows."""
         return Load(len(self._jobs))
+
+    @property
+    def health(self) -> Health:
+        """How it is: dead for a while after a worker was not replaced; then the next job tries."""
+        recent = time.monotonic() < self._failed_at + WHILE_S
+        return Health(self.deaths, recent and self._thread is None and self._failure is not None)
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[_RemoteJob]:
         """Take jobs, in order; see :class:`~mlflow_phi3_onnx.engine.base.Engine`."""
@@ -225,7 +232,7 @@ class WorkerEngine:
                 )
                 failure.__cause__ = error
         with self._changed:
-            self._failure = failure
+            self._failure, self._failed_at = failure, time.monotonic()
             self._thread = None
             self._changed.notify_all()
 
