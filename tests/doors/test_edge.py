@@ -82,7 +82,7 @@ def test_eight_threads_and_a_frame_of_rows_get_what_each_gets_alone(
     def ask(number: int) -> Answer:
         fields = {**SAME[number % len(SAME)], **REPORTED}
         return (
-            chat_pieces(apart.stream_chat(**fields))
+            chat_pieces(apart.stream_chat(**COUNTED | fields))
             if number % 2
             else whole_chat(apart.chat(**fields))
         )

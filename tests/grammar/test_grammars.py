@@ -149,7 +149,7 @@ def test_a_grammar_that_gets_too_complex_fails_its_row_alone(model: GenAIModel) 
     for thread in threads:
         thread.join()
     text = results[0]["choices"][0]["message"]["content"]
-    assert text == " The capital of Spain is Madrid."
+    assert text == "The capital of Spain is Madrid."
     assert isinstance(results[1], InvalidRequestError)
     assert results[1].param == "regex"
     assert results[1].message.startswith("The completion cannot go on within regex: ")

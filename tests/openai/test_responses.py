@@ -81,7 +81,8 @@ def test_why_an_answer_with_tools_ended(
 def test_of_a_prompt_s_cached_tokens_the_least_that_was_found_counts(
     n: int, cached: Sequence[int], found: int
 ) -> None:
-    request = parse_request({"prompt": ["a", "b"], "n": n}, "llm/v1/completions")
+    fields = {"prompt": ["a", "b"], "n": n, "stream_options": {"include_usage": True}}
+    request = parse_request(fields, "llm/v1/completions")
     prompts = [EncodedPrompt(20, "a"), EncodedPrompt(30, "b")]
     ends = [Delta("x", 2, "stop", cached_tokens=tokens) for tokens in cached]
     usage = TextWriter(request, prompts, "m", ()).respond(ends)["usage"]

@@ -90,7 +90,7 @@ def served(environment: dict[str, str], folder: Path) -> str:
             [*serve.split(), "--port", str(port)], env=environment, cwd=folder, stderr=file
         )
     try:
-        while "Uvicorn running" not in log.read_text() and server.poll() is None:
+        while "Serving" not in log.read_text() and server.poll() is None:
             time.sleep(0.1)
         command = ["bash", "-e", "-c", ask.replace(":8000", f":{port}")]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

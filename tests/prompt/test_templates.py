@@ -162,7 +162,7 @@ def test_values_for_the_template_reach_it_from_a_request(demo: Path, tmp_path: P
         more = model.chat(question, chat_template_kwargs=opening)["choices"][0]["message"][
             "content"
         ]
-        assert answer == f" The capital of Spain{more}"
+        assert answer.split() == f"The capital of Spain {more}".split()
         for bad in (
             {"messages": []},
             {"tokenize": True},
