@@ -136,7 +136,9 @@ class EventStream(Response):
         """Fill the buffer with what comes, and end it with how that ended."""
         try:
             async for chunk in self._chunks:
+                await self._room()
                 self._put(self._events.write(chunk))
+            await self._room()
             self._end(b"")
         except asyncio.QueueFull:
             slow.set_result(None)
@@ -168,6 +170,11 @@ class EventStream(Response):
                     slow.set_result(None)
             elif now - self._moved >= interval and self._buffer.empty() and not self._ended:
                 self._put(KEEPALIVE)
+
+    async def _room(self) -> None:
+        """Let what comes at once go on, where the sender is not held up."""
+        if self._buffer.full():
+            await asyncio.sleep(0)
 
     def _put(self, event: bytes) -> None:
         self._buffer.put_nowait(event)

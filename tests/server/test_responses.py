@@ -267,3 +267,9 @@ def test_the_document_describes_it(server: Running) -> None:
     told |= {f"reasoning.{n}" for n in body["properties"]["reasoning"]["anyOf"][0]["properties"]}
     assert told == {row.name for row in FIELDS.values() if row.status != "refused"}
     assert body["required"] == ["input"]
+
+
+def test_several_events_of_one_token_are_no_slow_client() -> None:
+    with running(stream_buffer=1) as served:
+        reply = served.post(PATH, {"input": QUESTION, "stream": True})
+        assert valid_events(events(reply))["output"][0]["content"][0]["text"] == MADRID
