@@ -10,35 +10,17 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.core.checks import anything
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, Task
-from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
 from tests.support.bodies import parsed
 from tests.support.doors import ONE_LOOP, SPAIN
+from tests.support.names import NAMES, NO_BOOLEAN, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from mlflow_phi3_onnx.core.options import Option
-
-# Of the right type, so that MLflow passes it on, and never right.
-BAD: dict[str | None, Any] = {
-    "number": -5.5,
-    "true or false": None,
-    "text": "\x00 no such thing",
-    "list of texts": [""],
-    "list of integers": [-1],
-    None: {"no": ["such", "thing"]},
-}
-
-NAMES = [
-    (task, row)
-    for task in ALL_TASKS
-    for row in PARAMETERS[task].values()
-    if row.check is not anything and row.name not in ("model", "regex", "grammar")
-]
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +49,12 @@ def refused(door: Callable[[], Any], row: Option) -> None:
 def test_a_name_arrives_through_every_door(
     model: GenAIModel, models: dict[Task, Any], task: Task, row: Option
 ) -> None:
-    kind = row.check.type
-    bad = BAD[kind] if row.status == "honoured" or kind != "true or false" else True
-    if kind == "true or false" and row.status == "honoured":
-        bad = "no truth value"
+    bad = wrong(row)
     pyfunc = models[task]
     fields = {**prompt(task), row.name: bad}
     refused(lambda: model.run(task, [fields]), row)
     refused(lambda: pyfunc.predict(fields), row)
-    if kind is None or bad == "no truth value":
+    if row.check.type is None or bad == NO_BOOLEAN:
         return
     refused(lambda: pyfunc.predict(prompt(task), params={row.name: bad}), row)
     body = parsed(pyfunc, fields)

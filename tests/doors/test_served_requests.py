@@ -12,7 +12,18 @@ from mlflow import MlflowClient
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
-from tests.support.doors import CANARY, REPORTED, SPAIN, Answer, Bad, check_same, crowd, whole_chat
+from tests.support.doors import (
+    CANARY,
+    ONE_LOOP,
+    REPORTED,
+    SPAIN,
+    Answer,
+    Bad,
+    check_same,
+    crowd,
+    whole_chat,
+)
+from tests.support.names import NAMES, wrong
 from tests.support.servers import Server, serve
 from tests.support.table import BAD, GOOD, SAME, check_good
 
@@ -87,6 +98,15 @@ def test_bad_requests(server: Server) -> None:
         else:
             assert case.says in body["message"], case
             assert CANARY not in json.dumps(body)
+
+
+@ONE_LOOP
+def test_every_name_arrives_over_http(server: Server) -> None:
+    for task, row in NAMES:
+        if task == "llm/v1/chat":
+            status, body = server.post({"messages": SPAIN, row.name: wrong(row)})
+            assert status == 400, row.name
+            assert row.name in body["message"], row.name
 
 
 def mlflow_refuses(case: Bad) -> bool:

@@ -133,7 +133,10 @@ def test_the_page_on_serving_runs(tmp_path: Path) -> None:
     assert run_page("serving.md", tmp_path).strip() == "Madrid."
 
 
-@pytest.mark.parametrize("page", PROGRAMS)
+@pytest.mark.parametrize(
+    "page",
+    [*PROGRAMS, "docs/clouds.md", pytest.param("docs/spark.md", marks=NEEDS_SPARK)],
+)
 def test_a_page_runs_in_a_notebook_too(page: str, tmp_path: Path) -> None:
     """A cell for each block. An event loop is running there, in which ``asyncio.run`` fails."""
     new: Any = nbformat.v4
@@ -145,7 +148,12 @@ def test_a_page_runs_in_a_notebook_too(page: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "refresh_notebook.py"), "page.ipynb"],
         # The kernel of this interpreter, not another one of the user.
-        env={**without_registry(), "JUPYTER_PREFER_ENV_PATH": "1"},
+        env={
+            **without_registry(),
+            "JUPYTER_PREFER_ENV_PATH": "1",
+            "PYSPARK_PYTHON": sys.executable,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+        },
         capture_output=True,
         text=True,
         check=False,
