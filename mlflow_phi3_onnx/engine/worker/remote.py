@@ -232,7 +232,9 @@ class WorkerEngine:
                 )
                 failure.__cause__ = error
         with self._changed:
-            self._failure, self._failed_at = failure, time.monotonic()
+            self._failure = failure
+            if not self._closed:
+                self._failed_at = time.monotonic()
             self._thread = None
             self._changed.notify_all()
 
