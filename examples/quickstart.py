@@ -42,7 +42,7 @@ with mlflow_phi3_onnx.load_model("models:/phi3@champion") as model:
     print("   Answer:  ", answer["choices"][0]["message"]["content"])
     print("   Usage:   ", answer["usage"])
 
-    print("\n3. Stream an answer: it appears as it is made\n  ", end="")
+    print("\n3. Stream an answer: it appears as it is made\n   ", end="")
     for chunk in model.stream_chat(JOKE):
         for choice in chunk["choices"]:
             print(choice["delta"].get("content", ""), end="", flush=True)

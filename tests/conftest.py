@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -24,6 +25,18 @@ from tests.support.table import SAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _loggers() -> Iterator[None]:
+    """Servers in this process set up its logs, which the next module's tests look at."""
+    names = ("mlflow_phi3_onnx", "mlflow_phi3_onnx.model.watch", "uvicorn", "uvicorn.error")
+    loggers = [logging.getLogger(name) for name in (*names, "asyncio")]
+    before = [(one.handlers[:], one.propagate, one.level) for one in loggers]
+    yield
+    for one, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        one.handlers, one.propagate = handlers, propagate
+        one.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from mlflow_phi3_onnx.errors import (
     InvalidRequestError,
     UnsupportedParameterError,
 )
-from mlflow_phi3_onnx.server.settings import KEYS_VARIABLE
+from mlflow_phi3_onnx.flavor.serving import KEYS_VARIABLE
 
 TARGET = "onnx-genai"
 

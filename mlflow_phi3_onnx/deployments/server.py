@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 
 from mlflow_phi3_onnx.deployments.arguments import setting, speaks_openai
-from mlflow_phi3_onnx.server.settings import KEYS_VARIABLE
+from mlflow_phi3_onnx.flavor.serving import KEYS_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping

@@ -12,7 +12,10 @@ from mlflow.environment_variables import MLFLOW_LOGGING_LEVEL
 
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 
-__all__ = ["enter_server"]
+__all__ = ["KEYS_VARIABLE", "enter_server"]
+
+KEYS_VARIABLE = "MLFLOW_PHI3_ONNX_API_KEY"
+"""Holds the keys that this package's server asks for, and one that its clients bring."""
 
 # MLflow's scoring server passes its model and its timeout to its processes in these variables.
 _SERVED_MODEL_VARIABLE = "__pyfunc_model_path__"

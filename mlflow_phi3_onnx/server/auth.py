@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.files import read_text, show_path
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
+from mlflow_phi3_onnx.flavor.serving import KEYS_VARIABLE
 from mlflow_phi3_onnx.server.errors import UnauthorizedError
-from mlflow_phi3_onnx.server.settings import KEYS_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,6 +18,7 @@ from mlflow_phi3_onnx.core.checks import (
 )
 from mlflow_phi3_onnx.core.options import Option, read, table
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.flavor.serving import KEYS_VARIABLE
 from mlflow_phi3_onnx.grammar.schema_bounds import MAX_CHARACTERS, MAX_DEPTH
 from mlflow_phi3_onnx.openai.fields import MAX_BIASES, MAX_STOPS, MAX_TOOLS
 from mlflow_phi3_onnx.openai.parameters import MAX_CHOICES
@@ -27,9 +28,8 @@ from mlflow_phi3_onnx.openai.responses_api.history import MAX_BYTES, MAX_RESPONS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["KEYS_VARIABLE", "OPTIONS", "ServerSettings"]
+__all__ = ["OPTIONS", "ServerSettings"]
 
-KEYS_VARIABLE = "MLFLOW_PHI3_ONNX_API_KEY"
 """Holds the server's keys, separated by blanks."""
 
 _MIB = 1 << 20

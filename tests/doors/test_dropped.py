@@ -39,8 +39,13 @@ def test_misspelt_names_are_dropped_with_a_warning(
     model = mlflow.pyfunc.load_model(str(tmp_path / "saved"), model_config={"max_token": 1})
     assert "Argument(s) max_token were ignored" in warned.text
     limit = {"max_tokens": 1.0}
-    assert model.predict({**ROWS[task], "max_tokns": 2}, params=limit)
-    assert "`['max_tokns']`. These inputs will be ignored" in warned.text
+    misspelt = {**ROWS[task], "max_tokns": 2}
+    if task == CHAT:
+        assert model.predict(misspelt, params=limit)
+        assert "`['max_tokns']`. These inputs will be ignored" in warned.text
+    else:
+        with pytest.raises(UnsupportedParameterError, match="Did you mean max_tokens"):
+            model.predict(misspelt, params=limit)
     warned.clear()
     assert model.predict(ROWS[task], params={**limit, "tools": []})
     assert "Unrecognized params ['tools'] are ignored" in warned.text

@@ -120,7 +120,8 @@ def test_pyfunc_needs_no_pickle(saved: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_pickle_is_saved(saved: Path) -> None:
     suffixes = {path.suffix for path in saved.rglob("*") if path.is_file()}
-    assert suffixes <= {"", ".data", ".jinja", ".json", ".onnx", ".py", ".txt", ".typed", ".yaml"}
+    code = {".css", ".html", ".js", ".py", ".typed"}
+    assert suffixes <= {"", ".data", ".jinja", ".json", ".onnx", ".txt", ".yaml", *code}
 
 
 @BOTH

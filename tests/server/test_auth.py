@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.flavor.serving import KEYS_VARIABLE
 from mlflow_phi3_onnx.server.auth import read_keys
-from mlflow_phi3_onnx.server.settings import KEYS_VARIABLE
 from tests.support.doors import SPAIN
 from tests.support.http_server import Running, running
 

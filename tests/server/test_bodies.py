@@ -282,7 +282,6 @@ def test_schemas_that_are_too_large(strict: Running) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "unknown_url"),
         ("GET", "/v2/models", 404, "unknown_url"),
         ("POST", "/v1/embeddings", 404, "unknown_url"),
         ("GET", "/health/", 404, "unknown_url"),

@@ -196,7 +196,7 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
     # The buffer holds all of the completion, so that only the time tells.
     with (
         running(send_timeout=0.5, stream_buffer=100_000) as served,
-        slow(served, {**WIDE, "n": 8, "min_tokens": 300, "max_tokens": 300}) as connection,
+        slow(served, {**WIDE, "n": 8, "min_tokens": 1500, "max_tokens": 1500}) as connection,
     ):
         until(lambda: cancelled(served) == 1)
         assert hung_up(connection)
