@@ -64,7 +64,8 @@ def test_a_job_arrives_as_it_was_sent(options: Options) -> None:
     came = unpack_job(crossed(pack_job(sent)))
     assert came.prompt.dtype == np.int32
     assert came.prompt.tolist() == [5, 0, 2**31 - 1]
-    assert replace(came, prompt=sent.prompt) == sent
+    for name in ("max_tokens", "options", "index", "streamed", "draft_source"):
+        assert getattr(came, name) == getattr(sent, name)
     grammar = came.options.grammar
     assert (grammar and grammar.param) == (options.grammar and options.grammar.param)
 
