@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+import mlflow_phi3_onnx
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import LOOPS, Scale, Subject
 from benchmarks.timing import interleaved, timed
@@ -123,6 +126,8 @@ def shared_memory(scale: Scale) -> Iterator[Row]:
 def _held(subject: Subject, isolation: str, count: int) -> list[float]:
     """Return what each process holds once it has answered, and then their worker, in MB."""
     spawn = multiprocessing.get_context("spawn")
+    # MLflow puts the code of each artifact first; it has this package, without the demo model.
+    sys.path.insert(0, str(Path(mlflow_phi3_onnx.__file__).parents[1]))
     with ExitStack() as stack:
         pools = [
             stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn)) for _ in range(count)
