@@ -88,20 +88,7 @@ class InProcessEngine:
         watch_forks(self)
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[SequenceState]:
-        """Take jobs, in order.
-
-        Args:
-            jobs: The jobs.
-            deliver: Takes what comes of them, maybe before this returns.
-
-        Returns:
-            A handle for each, with which it can be cancelled.
-
-        Raises:
-            MemoryBudgetError: If a job can never fit into the KV memory.
-            UnsupportedParameterError: If the model cannot do what a job asks for.
-            CancelledError: If the engine is closed.
-        """
+        """Take jobs, in order; see :class:`~mlflow_phi3_onnx.engine.base.Engine`."""
         states = [self._state(job, partial(deliver, at)) for at, job in enumerate(jobs)]
         with self._lock:
             if self._closed:

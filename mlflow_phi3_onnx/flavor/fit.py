@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.core.checks import describe_kind, is_one
 from mlflow_phi3_onnx.core.options import check_mapping, find, read
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, TEXT, Task
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.flavor.output import read_pyfunc_settings
+from mlflow_phi3_onnx.flavor.output import Answering, read_pyfunc_settings
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.flavor.signatures import plain_signature
 from mlflow_phi3_onnx.flavor.signatures import signature as task_signature
@@ -71,7 +71,7 @@ def checked_signature(given: Any, task: Task, settings: Settings) -> ModelSignat
     if given is False:
         return None
     if given is None:
-        return task_signature(task, settings.pyfunc.get("output", "openai"))
+        return task_signature(task, Answering.chosen(settings.pyfunc).output)
     if is_one(given, PLAIN):
         return plain_signature(task)
     if not isinstance(given, ModelSignature):

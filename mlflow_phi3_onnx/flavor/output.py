@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_phi3_onnx.core.options import read
 from mlflow_phi3_onnx.core.tasks import TEXT, Task
 from mlflow_phi3_onnx.model.settings import PYFUNC_SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterable, Mapping, MutableMapping
 
-__all__ = ["read_pyfunc_settings", "written"]
+    from mlflow_phi3_onnx.model.settings import OnError
+
+__all__ = ["Answering", "read_pyfunc_settings"]
 
 
 def read_pyfunc_settings(params: MutableMapping[str, Any]) -> dict[str, Any]:
@@ -27,14 +29,37 @@ def read_pyfunc_settings(params: MutableMapping[str, Any]) -> dict[str, Any]:
     return read(PYFUNC_SETTINGS, given, "a setting of a pyfunc", "params", shown=True)
 
 
-def written(answer: Any, task: Task, output: str) -> Any:
-    """Write what a row was answered with.
+class Answering(NamedTuple):
+    """How a pyfunc answers: each field is one of its settings."""
 
-    Args:
-        answer: OpenAI's response, or a text, or an error as a response has it.
-        task: The task.
-        output: ``openai``, ``text`` or ``json``.
-    """
+    output: str
+    on_error: OnError
+
+    @classmethod
+    def chosen(
+        cls, saved: Mapping[str, Any], params: MutableMapping[str, Any] | None = None
+    ) -> Answering:
+        """Settle it: what is in ``params``, and is taken out of them, comes before what was saved.
+
+        Raises:
+            InvalidRequestError: If a setting is not what it may be.
+        """
+        defaults = {name: option.default for name, option in PYFUNC_SETTINGS.items()}
+        return cls(
+            **{**defaults, **saved, **read_pyfunc_settings({} if params is None else params)}
+        )
+
+    def written(self, answers: Iterable[Any], task: Task) -> list[Any]:
+        """Write what the rows were answered with.
+
+        Args:
+            answers: OpenAI's responses, or texts, or errors as a response has them.
+            task: The task.
+        """
+        return [_written(answer, task, self.output) for answer in answers]
+
+
+def _written(answer: Any, task: Task, output: str) -> Any:
     if isinstance(answer, dict) and "error" in answer:
         return _no_answer(answer) if task != TEXT and output == "openai" else json.dumps(answer)
     if isinstance(answer, str) or output == "openai":

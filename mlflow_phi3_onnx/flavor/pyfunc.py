@@ -9,7 +9,7 @@ from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import OpenedModel, open_artifact
-from mlflow_phi3_onnx.flavor.output import read_pyfunc_settings, written
+from mlflow_phi3_onnx.flavor.output import Answering, read_pyfunc_settings
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.flavor.serving import enter_server
 
@@ -69,9 +69,9 @@ class _PyFuncWrapper:
         """
         model, task, settings = self._open()
         given = clean_params(params)
-        chosen = {**settings.pyfunc, **read_pyfunc_settings(given)}
-        answers = model.run(task, rows(data, task), given, on_error=chosen.get("on_error", "raise"))
-        return [written(answer, task, chosen.get("output", "openai")) for answer in answers]
+        how = Answering.chosen(settings.pyfunc, given)
+        answers = model.run(task, rows(data, task), given, on_error=how.on_error)
+        return how.written(answers, task)
 
     def predict_stream(self, data: Any, params: dict[str, Any] | None = None) -> Generator[Any]:
         """Answer one row in deltas: OpenAI chunks, or text for ``text-generation``."""

@@ -15,7 +15,7 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.options import check_mapping
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.flavor.output import read_pyfunc_settings, written
+from mlflow_phi3_onnx.flavor.output import Answering
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
@@ -91,13 +91,13 @@ async def _invoke(door: Door, request: Request) -> Response:
         task = chosen.served.task or CHAT
         record.known = frozenset({INPUT_FIELDS[task], *PARAMETERS[task], *FRAMES})
         if one:
-            fields_of_one = dict(chosen.fields)
-            own = read_pyfunc_settings(fields_of_one)
-            requests, params = rows(fields_of_one, task), {}
+            given = dict(chosen.fields)
+            how = Answering.chosen(chosen.served.pyfunc, given)
+            requests, params = rows(given, task), {}
         else:
             parse = partial(_rows, fields, task)
             requests, params = await asyncio.to_thread(parse)
-            own = read_pyfunc_settings(params)
+            how = Answering.chosen(chosen.served.pyfunc, params)
         for one_request in (*requests, params):
             check_limits(one_request, door.settings)
             if one_request.get("stream") is True:
@@ -106,9 +106,7 @@ async def _invoke(door: Door, request: Request) -> Response:
                     " Use /v1/chat/completions or /v1/completions.",
                     param="stream",
                 )
-        how = {**chosen.served.pyfunc, **own}
-        answers = await model.arun(task, requests, params, on_error=how.get("on_error", "raise"))
-        return [written(answer, task, how.get("output", "openai")) for answer in answers]
+        return how.written(await model.arun(task, requests, params, on_error=how.on_error), task)
 
     answers = await door.lifetime(request).run(door.use(chosen, record, run))
     record.answered_rows(answers)

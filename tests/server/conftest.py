@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from openai import OpenAI
 
 from tests.support.http_server import Running, running
 
@@ -16,3 +17,9 @@ if TYPE_CHECKING:
 def server() -> Iterator[Running]:
     with running() as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="anything", max_retries=0) as one:
+        yield one

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from pydantic import BaseModel
 
 from mlflow_phi3_onnx import demo_model_path
 from tests.support.doors import SPAIN
-from tests.support.http_server import Running, running, until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.http_server import Capital, Running, running, until
 
 MADRID = "The capital of Spain is Madrid."
 CAPITAL: Any = {
@@ -31,19 +27,6 @@ CAPITAL: Any = {
         "strict": True,
     },
 }
-
-
-class Capital(BaseModel):
-    """What is asked for in structured outputs."""
-
-    country: Literal["Spain", "Peru"]
-    large: bool
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="anything", max_retries=0) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from pydantic import BaseModel
 
 from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS
-from tests.support.http_server import Reply, Running, running, until
+from tests.support.http_server import Capital, Reply, Running, running, until
 from tests.support.responses import valid_events, valid_response
 
 if TYPE_CHECKING:
@@ -33,19 +32,6 @@ CAPITAL: Any = {
     },
     "strict": True,
 }
-
-
-class Capital(BaseModel):
-    """What is asked for in structured outputs."""
-
-    country: Literal["Spain", "Peru"]
-    large: bool
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{server.url}/v1", api_key="anything", max_retries=0) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import BaseModel
 
 from mlflow_phi3_onnx.server.run import Server, make_server
 from mlflow_phi3_onnx.server.settings import ServerSettings
@@ -20,9 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
     from pathlib import Path
 
-__all__ = ["Reply", "Running", "in_process", "running", "until"]
+__all__ = ["Capital", "Reply", "Running", "in_process", "running", "until"]
 
 TIMEOUT = 60
+
+
+class Capital(BaseModel):
+    """What is asked for in structured outputs."""
+
+    country: Literal["Spain", "Peru"]
+    large: bool
 
 
 class Reply(NamedTuple):
