@@ -34,7 +34,7 @@ def rows(data: Any, task: Task) -> list[dict[str, Any]]:
         data: A data frame, a mapping, a prompt, or a sequence of mappings or prompts. A mapping
             whose prompt is a list with one for each row is several rows; a prompt of completions
             may be a list itself, so there only an array is. A frame of one column may call it
-            anything. ``messages`` may be JSON text.
+            anything. ``messages`` may be the JSON text of a list.
         task: The model's task.
 
     Raises:
@@ -130,10 +130,9 @@ def _is_stacked(name: str, fields: Mapping[Any, Any], value: Any, count: int) ->
 
 def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
     text = row.get("messages")
-    if not isinstance(text, str):
-        return row
-    with suppress(ValueError, RecursionError):  # what is no JSON is refused as the text that it is
-        return {**row, "messages": json.loads(text)}
+    with suppress(ValueError, RecursionError):  # other text is refused as the text that it is
+        if isinstance(text, str) and isinstance(messages := json.loads(text), list):
+            return {**row, "messages": messages}
     return row
 
 

@@ -56,6 +56,7 @@ def test_params_that_mlflow_filled_in_are_left_out() -> None:
 MISSING = object()
 WHOLE = st.integers(-(2**53), 2**53)
 REAL = st.floats(allow_nan=False)
+TEXT = st.text().filter(lambda text: not text.lstrip().startswith("["))  # may be messages as JSON
 NAMES = st.sampled_from(["messages", "stop", "seed", "tools", "logit_bias", "user"])
 
 # What stands in a cell, and what a row has for it.
@@ -63,7 +64,7 @@ CELLS: st.SearchStrategy[tuple[Any, Any]] = st.one_of(
     st.sampled_from([None, float("nan"), pd.NA, pd.NaT, np.float32("nan")]).map(
         lambda cell: (cell, MISSING)
     ),
-    st.one_of(WHOLE, REAL, st.booleans(), st.text()).map(lambda value: (value, value)),
+    st.one_of(WHOLE, REAL, st.booleans(), TEXT).map(lambda value: (value, value)),
     WHOLE.map(lambda value: (np.int64(value), value)),
     REAL.map(lambda value: (np.float64(value), value)),
     st.booleans().map(lambda value: (np.bool_(value), value)),
@@ -85,6 +86,21 @@ def expected_rows(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, A
 
 def cells(records: list[dict[str, tuple[Any, Any]]]) -> list[dict[str, Any]]:
     return [{name: cell for name, (cell, _) in record.items()} for record in records]
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (' [{"role": "user", "content": "a"}]', [{"role": "user", "content": "a"}]),
+        ("[]", []),
+        ("0", "0"),
+        ('{"role": "user"}', '{"role": "user"}'),
+        ("[1", "[1"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_messages_may_be_the_json_text_of_a_list(text: str, messages: Any) -> None:
+    assert rows([{"messages": text}], "llm/v1/chat") == [{"messages": messages}]
 
 
 @given(RECORDS)
