@@ -14,7 +14,7 @@ import numpy as np
 from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx import errors
-from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
+from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling, Timings
 from mlflow_phi3_onnx.engine.base import Job, TokenDelta, TokenScore
 
 if TYPE_CHECKING:
@@ -71,13 +71,14 @@ def unpack_job(packed: list[Any]) -> Job:
 
 def unpack_delta(packed: list[Any]) -> TokenDelta:
     """Make a delta of the list that JSON makes of one."""
-    ids, reason, logprobs, prompt_logprobs, *counts = packed
+    ids, reason, logprobs, prompt_logprobs, *counts, timings = packed
+    if timings is not None:
+        timings = Timings(*timings)
     if not (logprobs or prompt_logprobs):
-        return TokenDelta(tuple(ids), reason, (), (), *counts)
+        return TokenDelta(tuple(ids), reason, (), (), *counts, timings)
     prompt_scores = (None if score is None else _score(score) for score in prompt_logprobs)
-    return TokenDelta(
-        tuple(ids), reason, tuple(map(_score, logprobs)), tuple(prompt_scores), *counts
-    )
+    scores = tuple(map(_score, logprobs)), tuple(prompt_scores)
+    return TokenDelta(tuple(ids), reason, *scores, *counts, timings)
 
 
 def pack_error(error: errors.GenAIError) -> list[Any]:
