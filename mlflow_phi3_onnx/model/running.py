@@ -115,7 +115,7 @@ class TextEngine:
 
     async def awrite(self, plan: Callable[[], PlannedRequest]) -> AsyncGenerator[Any]:
         """Plan a request in a thread and run it as a stream, without blocking the event loop."""
-        stream = await _in_thread(lambda: self.stream(plan()), ChunkStream.abandon)
+        stream = await _in_thread(lambda: self.stream(plan()), ChunkStream.cancel)
         async with contextlib.aclosing(aiter(stream)) as chunks:
             async for chunk in chunks:
                 yield chunk

@@ -89,8 +89,8 @@ class ChunkStream:
         self._end(error)
         await self._observed.atell()
 
-    def abandon(self) -> None:
-        """End a stream that nobody has read from."""
+    def cancel(self) -> None:
+        """Stop the jobs, from outside: at most one more step is computed."""
         self.__exit__(None, GeneratorExit(), None)
 
     def _end(self, error: BaseException | None) -> None:

@@ -71,14 +71,13 @@ def unpack_job(packed: list[Any]) -> Job:
 
 def unpack_delta(packed: list[Any]) -> TokenDelta:
     """Make a delta of the list that JSON makes of one."""
-    ids, reason, logprobs, prompt_logprobs, *counts, timings = packed
-    if timings is not None:
-        timings = Timings(*timings)
-    if not (logprobs or prompt_logprobs):
-        return TokenDelta(tuple(ids), reason, (), (), *counts, timings)
-    prompt_scores = (None if score is None else _score(score) for score in prompt_logprobs)
-    scores = tuple(map(_score, logprobs)), tuple(prompt_scores)
-    return TokenDelta(tuple(ids), reason, *scores, *counts, timings)
+    ids, reason, logprobs, prompt_logprobs, cached, drafted, accepted, timings = packed
+    scores = prompt_scores = ()
+    if logprobs or prompt_logprobs:
+        scores = tuple(map(_score, logprobs))
+        prompt_scores = tuple(None if one is None else _score(one) for one in prompt_logprobs)
+    times = None if timings is None else Timings(*timings)
+    return TokenDelta(tuple(ids), reason, scores, prompt_scores, cached, drafted, accepted, times)
 
 
 def pack_error(error: errors.GenAIError) -> list[Any]:
