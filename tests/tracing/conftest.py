@@ -14,9 +14,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def traced(tracking: str) -> Iterator[str]:
-    """Every request of this process is written, to a store in tmp_path; returns its URI."""
+def traced(tracking: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every request of this process is written, to a store in tmp_path; returns its URI.
+
+    It is written before the request returns: MLflow's own queue takes seconds to be emptied.
+    """
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+    mlflow.tracing.reset()
     mlflow_phi3_onnx.autolog()
     yield tracking
     mlflow_phi3_onnx.autolog(disable=True)
-    mlflow.flush_trace_async_logging()
+    mlflow.tracing.reset()
