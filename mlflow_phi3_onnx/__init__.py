@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         get_default_pip_requirements,
     )
     from mlflow_phi3_onnx.model.native import GenAIModel
+    from mlflow_phi3_onnx.tracing.autolog import autolog
 
 __all__ = [
     "FLAVOR_NAME",
@@ -74,6 +75,7 @@ __all__ = [
     "_PyFuncWrapper",
     "__version__",
     "_load_pyfunc",
+    "autolog",
     "compare",
     "demo_model_path",
     "get_default_conda_env",
@@ -93,6 +95,7 @@ _HOMES = {
     "GenAIModel": "model.native",
     "_PyFuncWrapper": "flavor.pyfunc",
     "_load_pyfunc": "flavor.pyfunc",
+    "autolog": "tracing.autolog",
     "compare": "evaluation.compare",
     "demo_model_path": "demo",
     "persist_pretrained_model": "flavor.functions",

@@ -82,6 +82,7 @@ class SavedModel:
         source: Where it came from.
         runtime_version: The onnxruntime-genai that it was saved with.
         config: The saved ``model_config``.
+        model_id: Its id in MLflow, where it was logged there.
     """
 
     path: Path
@@ -94,6 +95,7 @@ class SavedModel:
     source: Mapping[str, Any]
     runtime_version: str
     config: Mapping[str, Any]
+    model_id: str | None
 
     @property
     def by_reference(self) -> bool:
@@ -158,7 +160,8 @@ def read_saved(path: Path) -> SavedModel:
             f"{path.name} is not the folder of a saved model: it {what}. Give the folder that"
             " save_model wrote, or the model_uri that log_model returned."
         )
-    flavors = Document(read_yaml_object(file), file.name).section("flavors")
+    document = Document(read_yaml_object(file), file.name)
+    flavors = document.section("flavors")
     if FLAVOR_NAME not in flavors.values:
         raise InvalidModelError(
             f'The model does not have the "{FLAVOR_NAME}" flavor, but'
@@ -184,6 +187,7 @@ def read_saved(path: Path) -> SavedModel:
         source=section.section("source", needed=False).values,
         runtime_version=section.read("onnxruntime_genai_version", string, ""),
         config=_read_config(flavors.section("python_function", needed=False)),
+        model_id=document.read("model_id", string) if document.values.get("model_id") else None,
     )
 
 

@@ -75,6 +75,7 @@ def open_artifact(
         model_config=settings,
         task=saved.task,
         origin=saved.source,
+        model_id=saved.model_id,
         policy=policy,
     )
     return OpenedModel(model, saved.task, settings)

@@ -53,6 +53,7 @@ class GenAIModel(TokenModel):
             documentation's tables. Or one that has been checked.
         task: The task whose parameters ``model_config`` may have.
         origin: Where the model came from, as its MLmodel file tells.
+        model_id: Its id in MLflow, to which traces of its requests are linked.
         policy: What the program around the model needs of its engine.
 
     Raises:
@@ -69,6 +70,7 @@ class GenAIModel(TokenModel):
         model_config: Mapping[str, Any] | Settings | None = None,
         task: Task = CHAT,
         origin: Mapping[str, Any] | None = None,
+        model_id: str | None = None,
         policy: ServingPolicy = ServingPolicy(),
     ) -> None:
         if isinstance(model_config, Settings):
@@ -87,7 +89,8 @@ class GenAIModel(TokenModel):
         tokenizer = PromptTokenizer(folder.tokenizer_path)
         self._adapters = tuple(checked)
         self._engine = open_engine(folder, tokenizer, settings.engine, policy, checked)
-        planner = Planner(folder, tokenizer, self._engine.kv_tokens, settings, self._adapters)
+        kv_tokens = self._engine.kv_tokens
+        planner = Planner(folder, tokenizer, kv_tokens, settings, self._adapters, model_id)
         texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
         super().__init__(tokenizer, planner, texts)
         self._folder = folder
@@ -97,6 +100,7 @@ class GenAIModel(TokenModel):
             "model_config": settings,
             "task": task,
             "origin": origin,
+            "model_id": model_id,
             "policy": policy,
         }
         self._origin = origin or {}

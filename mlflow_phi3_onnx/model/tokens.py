@@ -10,7 +10,7 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.model.planning import PlannedRequest
+from mlflow_phi3_onnx.model.planned import PlannedRequest
 from mlflow_phi3_onnx.openai.logprobs import entry
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import FORMS, check_ids, check_messages, check_text
