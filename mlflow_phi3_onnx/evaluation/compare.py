@@ -14,8 +14,9 @@ from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
-from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs, same_beginning
+from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs
 from mlflow_phi3_onnx.evaluation.tracking import check_unused, log_comparison
+from mlflow_phi3_onnx.model.tokens import same_beginning
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import check_ids, check_messages
 

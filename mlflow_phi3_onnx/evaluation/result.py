@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mlflow_phi3_onnx.model.tokens import perplexity
+from mlflow_phi3_onnx.model.tokens import perplexity, same_beginning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlflow_phi3_onnx.evaluation.side import Prompt, Side
 
-__all__ = ["Comparison", "PromptComparison", "Run", "compare_runs", "same_beginning"]
+__all__ = ["Comparison", "PromptComparison", "Run", "compare_runs", "measure"]
 
 # What pandas calls the types of a row's fields. What may be missing stays None, or becomes NA.
 _DTYPES = {"int": "Int64", "int | None": "Int64", "float": "float64"}
@@ -190,7 +190,7 @@ def compare_runs(
         for prompt, tokens, (a, b) in zip(prompts, ids, pairs, strict=True)
     )
     same = sum(same_beginning(a.completion, b.completion) for a, b in pairs)
-    measured = _measure(*runs)
+    measured = measure(*runs)
     return Comparison(
         model_a=sides[0].label,
         model_b=sides[1].label,
@@ -224,11 +224,11 @@ def _compare_prompt(
         token_id_a=token_id_a,
         token_id_b=token_id_b,
         agreement=place / longest,
-        **_measure([a], [b]),
+        **measure([a], [b]),
     )
 
 
-def _measure(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> dict[str, float]:
+def measure(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> dict[str, float]:
     """Measure what a comparison has of each prompt and of all, by the names of its fields."""
     a, b = ([value for run in runs for value in run.logprobs] for runs in (runs_a, runs_b))
     x, y = ([token for run in runs for token in run.most_likely] for runs in (runs_a, runs_b))
@@ -240,12 +240,6 @@ def _measure(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> dict[str, float]:
         "tokens_per_second_a": _speed(runs_a),
         "tokens_per_second_b": _speed(runs_b),
     }
-
-
-def same_beginning(a: Sequence[int], b: Sequence[int]) -> int:
-    """Count the tokens before the first difference."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _token_at(

@@ -159,6 +159,20 @@ class Planner:
             log_refusal(error, frozenset({INPUT_FIELDS[task], *PARAMETERS[task]}))
             raise
 
+    def parse(
+        self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
+    ) -> ParsedRequest:
+        """Check a request's fields. Raises as :meth:`plan_request`."""
+        return parse_request(
+            fields,
+            task,
+            params=params,
+            config=self._config,
+            model_defaults=self._folder.search,
+            adapters=self._adapters,
+            own_name=self._folder.model_type,
+        )
+
     def _plan(
         self,
         task: Task,
@@ -168,15 +182,7 @@ class Planner:
         stream: bool,
     ) -> PlannedRequest:
         name = self._folder.model_type
-        request = parse_request(
-            fields,
-            task,
-            params=params,
-            config=self._config,
-            model_defaults=self._folder.search,
-            adapters=self._adapters,
-            own_name=name,
-        )
+        request = self.parse(task, fields, params)
         if request.stream is not None and request.stream != stream:
             raise InvalidRequestError(
                 "stream is false, but this method streams. Use predict, or leave stream out."
