@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, TextPrompt, TokenPrompt
@@ -13,12 +12,11 @@ from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterErr
 from mlflow_phi3_onnx.model.planning import PlannedRequest
 from mlflow_phi3_onnx.model.tokens import TokenModel, entries, same_beginning
 from mlflow_phi3_onnx.openai.prompts import check_text
-from mlflow_phi3_onnx.openai.responses import PlainWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from mlflow_phi3_onnx.core.request import Delta, Prompt
+    from mlflow_phi3_onnx.core.request import Prompt
     from mlflow_phi3_onnx.core.tasks import Task
 
 __all__ = ["MeasuredModel", "TimedAnswer"]
@@ -98,12 +96,9 @@ class MeasuredModel(TokenModel):
                 f"What is timed is one completion, of at least one token; this request is for"
                 f" {len(planned.jobs):,}. Send one prompt, with n and max_tokens of at least 1."
             )
-        clock = _Clock()
-        for _ in self._texts.stream(planned.jobs, clock):
-            pass
-        arrivals = tuple((then - started, tokens) for then, tokens in clock.arrivals)
-        (job,) = planned.jobs
-        return TimedAnswer(planned.respond([clock.whole()]), len(job.prompt), arrivals)
+        response, arrivals = self._texts.run_timed(planned)
+        times = tuple((then - started, tokens) for then, tokens in arrivals)
+        return TimedAnswer(response, len(planned.jobs[0].prompt), times)
 
     def target_logprobs(
         self, task: Task, fields: Mapping[str, Any], target: str
@@ -179,29 +174,3 @@ class MeasuredModel(TokenModel):
             begun = last["content"]
         turn = {"role": "assistant", "content": begun + target}
         return replace(prompt, messages=(*messages, turn), opened=False, continued=True)
-
-
-class _Clock(PlainWriter):
-    """Writes nothing, and keeps the deltas of one completion with the times at which they came."""
-
-    def __init__(self) -> None:
-        self.arrivals: list[tuple[float, int]] = []
-        self._deltas: list[Delta] = []
-
-    def add(self, index: int, delta: Delta) -> Iterator[str]:  # noqa: ARG002 - there is only one
-        """Keep a delta. The last may hold no token, but the reason that there is none."""
-        if delta.tokens > (self.arrivals[-1][1] if self.arrivals else 0):
-            self.arrivals.append((time.perf_counter(), delta.tokens))
-        self._deltas.append(delta)
-        return iter(())
-
-    def whole(self) -> Delta:
-        """Put the completion together."""
-        *_, last = self._deltas
-        return replace(
-            last,
-            text="".join(delta.text for delta in self._deltas),
-            logprobs=tuple(chain.from_iterable(delta.logprobs for delta in self._deltas)),
-            prompt_logprobs=self._deltas[0].prompt_logprobs,
-            cached_tokens=max(delta.cached_tokens for delta in self._deltas),
-        )

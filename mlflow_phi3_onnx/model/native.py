@@ -38,10 +38,10 @@ class GenAIModel(MeasuredModel):
     It may be called from several threads at once; what is asked at the same time is computed
     together. Use it as a context manager, or call :meth:`close`, to free its memory.
 
-    Each method that computes, but not that which times, has an awaited twin, whose name begins with
-    ``a``: it takes the same, and answers and raises the same. Whatever takes long runs outside of the event loop. The request
-    is checked when the twin is awaited, or its stream is first asked for a delta. Cancelling the
-    task, or closing the stream, stops the generation.
+    Each method that computes, but the one that times, has an awaited twin, whose name begins with
+    ``a``: it takes the same, and answers and raises the same. Whatever takes long runs outside of
+    the event loop. The request is checked when the twin is awaited, or its stream is first asked
+    for a delta. Cancelling the task, or closing the stream, stops the generation.
 
     It can be pickled by its folder: a copy in another process checks and loads the model again.
 

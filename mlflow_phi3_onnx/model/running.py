@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.responses import Writer
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["ChunkStream", "CompletionHandle", "TextEngine"]
+__all__ = ["ChunkStream", "CompletionHandle", "TextEngine", "TimedHandle"]
 
 _T = TypeVar("_T")
 
@@ -80,6 +81,26 @@ class CompletionHandle:
         if last is not None:
             self._assembler.add(last)
         return self._assembler.take()
+
+
+class TimedHandle(CompletionHandle):
+    """A job whose completion is wanted as a whole, with the times at which its tokens came.
+
+    Attributes:
+        arrivals: When tokens came, by the clock of ``time.perf_counter``, and how many tokens the
+            completion had from then on.
+    """
+
+    def __init__(self, assembler: TextAssembler) -> None:
+        super().__init__(assembler)
+        self.arrivals: list[tuple[float, int]] = []
+
+    def deliver(self, delta: TokenDelta | GenAIError) -> bool:
+        """Take a delta, in the engine's thread, which is where no other thread makes it late."""
+        if not isinstance(delta, GenAIError) and delta.token_ids:
+            before = self.arrivals[-1][1] if self.arrivals else 0
+            self.arrivals.append((time.perf_counter(), before + len(delta.token_ids)))
+        return super().deliver(delta)
 
 
 class ChunkStream:
@@ -227,6 +248,24 @@ class TextEngine:
         taken = [replace(job, streamed=True) for job in jobs]
         stream.handles = self._engine.submit(taken, stream.deliver)
         return stream
+
+    def run_timed(self, planned: PlannedRequest) -> tuple[Any, list[tuple[float, int]]]:
+        """Run a request of one job as a stream; return its response, and when its tokens came."""
+        (job,) = planned.jobs
+        watch = Watch()
+        timed = TimedHandle(self._assembler(job))
+        with watch:
+            handles = self._engine.submit(
+                [replace(job, streamed=True)], lambda _, delta: timed.deliver(delta)
+            )
+            (timed.handle,) = handles
+            try:
+                whole = timed.result()
+            finally:
+                timed.cancel()
+        response = watch.done(planned.jobs, [whole], planned.respond([whole]))
+        # What came along with the end of a stop sequence is not part of the completion.
+        return response, [(then, min(count, whole.tokens)) for then, count in timed.arrivals]
 
     def _assembler(self, job: Job) -> TextAssembler:
         return TextAssembler(self._tokenizer, self._eos, job.options)
