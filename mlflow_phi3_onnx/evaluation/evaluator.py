@@ -99,8 +99,8 @@ class OnnxGenAIEvaluator(ModelEvaluator):
             model_id: The logged model's id, if it is one.
 
         Returns:
-            An ``EvaluationResult``; None if the model is none of this flavor that is loaded here, so that other
-            evaluators may have it.
+            An ``EvaluationResult``; None if the model is none of this flavor, loaded in this
+            process, so that other evaluators may have it.
 
         Raises:
             InvalidRequestError: If the configuration or the data are not what they may be.

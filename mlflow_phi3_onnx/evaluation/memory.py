@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
@@ -23,16 +23,16 @@ class PeakMemory:
     """Watches resident memory in the background, as a context manager.
 
     Args:
-        processes: Whose memory; by default this process's, and that of all below it, for a model
+        processes: Lists whose memory it is; by default this process and all below it, for a model
             may run in a worker process. Memory that several share counts for each.
 
     Attributes:
         bytes: The most that they had together.
     """
 
-    def __init__(self, processes: Sequence[psutil.Process] | None = None) -> None:
+    def __init__(self, processes: Callable[[], Sequence[psutil.Process]] | None = None) -> None:
         self.bytes = 0
-        self._processes = processes
+        self._processes = processes or _own
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -51,9 +51,8 @@ class PeakMemory:
             self._look()
 
     def _look(self) -> None:
-        chosen = self._processes
         together = 0
-        for process in [psutil.Process(), *own_children()] if chosen is None else chosen:
+        for process in self._processes():
             with suppress(psutil.Error):  # it has ended
                 together += process.memory_info().rss
         self.bytes = max(self.bytes, together)
@@ -62,3 +61,7 @@ class PeakMemory:
 def own_children() -> list[psutil.Process]:
     """List the processes below this one."""
     return psutil.Process().children(recursive=True)
+
+
+def _own() -> list[psutil.Process]:
+    return [psutil.Process(), *own_children()]
