@@ -183,11 +183,18 @@ def _table(
     scored: list[ScoredRow],
     settings: Mapping[str, Any],
 ) -> pd.DataFrame:
+    # Of pandas 3's strings, MLflow's log_table warns: texts are objects.
     columns: dict[str, Any] = {}
     if settings["log_inputs"]:
-        columns |= {str(name): data[name] for name in data}
-        columns |= {} if targets is None else {targets_name or "target": targets}
+        columns |= {str(name): data[name].astype(object) for name in data}
+        columns |= {} if targets is None else {targets_name or "target": _texts(targets)}
     if settings["log_outputs"]:
-        columns["outputs"] = [row.output for row in scored]
-    columns |= {name: [getattr(row, name) for row in scored] for name in COLUMNS}
+        columns["outputs"] = _texts([row.output for row in scored])
+    for name in COLUMNS:
+        values = [getattr(row, name) for row in scored]
+        columns[name] = _texts(values) if name.endswith("error") else pd.Series(values, dtype=float)
     return pd.DataFrame(columns)
+
+
+def _texts(values: list[Any]) -> pd.Series[Any]:
+    return pd.Series(values, dtype=object)

@@ -26,15 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationLog"]
 
-TABLE, PLOT = "onnx_genai_results_table", "onnx_genai_plot"
-# Not the default evaluator's name: MLflow appends to a table of that name, row to row.
+# Not the name of the default evaluator's table: to one that exists, MLflow appends rows.
+_TABLE, _PLOT = "onnx_genai_results_table", "onnx_genai_plot"
 
 _CURVES = {
     "perplexity": "perplexity of the target",
     "token_f1": "F1 of the answer's words",
     "time_to_first_token": "time to first token, s",
     "inter_token_latency": "median inter-token latency, s",
-    "completion_tokens": "tokens of the answer",
 }
 _MOST_METRICS = 1000
 _COLOR = "#2a6fbb"
@@ -71,15 +70,15 @@ class EvaluationLog:
         client = MlflowClient()
         for start in range(0, len(points), _MOST_METRICS):
             client.log_batch(self.run_id, metrics=points[start : start + _MOST_METRICS])
-        table_file, plot_file = f"{self.prefix}{TABLE}.json", f"{self.prefix}{PLOT}.png"
+        table_file, plot_file = f"{self.prefix}{_TABLE}.json", f"{self.prefix}{_PLOT}.png"
         mlflow.log_table(table, table_file, run_id=self.run_id)
         image = _image(curves)
         client.log_image(self.run_id, image, plot_file)
         artifacts = {
-            f"{self.prefix}{TABLE}": JsonEvaluationArtifact(
+            f"{self.prefix}{_TABLE}": JsonEvaluationArtifact(
                 self._uri(table_file), json.loads(table.to_json(orient="split"))
             ),
-            f"{self.prefix}{PLOT}": ImageEvaluationArtifact(self._uri(plot_file), image),
+            f"{self.prefix}{_PLOT}": ImageEvaluationArtifact(self._uri(plot_file), image),
         }
         return EvaluationResult(named, artifacts, self.run_id)
 
@@ -108,13 +107,13 @@ def _values(rows: Sequence[ScoredRow], name: str) -> dict[int, float]:
 def _image(curves: dict[str, dict[int, float]]) -> Any:
     """Draw how many rows have which values; no text of a row is on it."""
     known = {name: list(values.values()) for name, values in curves.items() if values}
-    figure = Figure(figsize=(4 * max(len(known), 1), 3.4), layout="constrained")
-    if known:
-        for axes, (name, values) in zip(
-            figure.subplots(1, len(known), squeeze=False)[0], known.items(), strict=True
-        ):
-            axes.hist(values, bins=min(len(values), 30), color=_COLOR)
-            axes.set(title=_CURVES[name], ylabel="rows")
+    figure = Figure(figsize=(3.6 * max(len(known), 1), 3))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.22, top=0.95, wspace=0.3)
+    for place, (name, values) in enumerate(known.items(), 1):
+        axes = figure.add_subplot(1, len(known), place)
+        axes.hist(values, bins=min(len(values), 30), color=_COLOR)
+        axes.set(xlabel=_CURVES[name], ylabel="rows" if place == 1 else "")
+        axes.locator_params(nbins=4)
     written = io.BytesIO()
     figure.savefig(written, format="png")
     image = Image.open(written)

@@ -58,7 +58,7 @@ PRECISIONS: tuple[Mapping[str, Any], ...] = (
 
 TEXTS = (
     "The lighthouse at the end of the pier was built in 1871, after two ships had been lost in one"
-    " winter. Its keeper lived in three small rooms below the lamp, and wrote down every vessel that"
+    " winter. Its keeper lived in three small rooms below the lamp, and wrote down every ship that"
     " passed. When the light was changed to electricity, the books were given to the town.",
     "To make bread, mix five hundred grams of flour with ten grams of salt and a little yeast. Add"
     " three hundred and fifty millilitres of warm water and knead the dough for ten minutes. Let it"

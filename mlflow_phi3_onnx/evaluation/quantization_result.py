@@ -105,7 +105,8 @@ class QuantizationReport:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the table: one row a form, with the fields of :class:`VariantReport`."""
-        return pd.DataFrame([asdict(variant) for variant in self.variants])
+        rows = pd.DataFrame([asdict(variant) for variant in self.variants])
+        return rows.astype({"name": object})  # of pandas 3's strings, MLflow's log_table warns
 
     def __repr__(self) -> str:
         head = (
