@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import mlflow.models
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import load_image
 from mlflow.exceptions import MlflowException
 from mlflow.metrics import exact_match
 from mlflow.models import MetricThreshold
@@ -25,6 +25,7 @@ from mlflow_phi3_onnx import (
     InvalidRequestError,
     UnsupportedParameterError,
     log_model,
+    save_model,
 )
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.evaluation.memory import PeakMemory
@@ -33,6 +34,9 @@ from mlflow_phi3_onnx.evaluation.text_scores import exact_match as same_text
 from mlflow_phi3_onnx.evaluation.text_scores import token_f1
 from mlflow_phi3_onnx.model.measured import TimedAnswer
 from tests.support.raw_loop import RawLoop, og
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.usefixtures("tracking"),
@@ -65,9 +69,20 @@ ROWS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-def logged(demo: Path, task: Any = CHAT, **config: Any) -> str:
-    model_config = {"temperature": 0, "max_tokens": 12 if task == CHAT else 2, **config}
-    return log_model(demo, name="evaluated", task=task, model_config=model_config).model_uri
+@pytest.fixture(scope="module", params=ROWS)
+def task(request: pytest.FixtureRequest) -> Any:
+    """Each task in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def models(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The demo model for each task, saved once and loaded."""
+    paths = {task: tmp_path_factory.mktemp("saved") / "model" for task in ROWS}
+    for task, path in paths.items():
+        config = {"temperature": 0, "max_tokens": 12 if task == CHAT else 2}
+        save_model(demo, path, task=task, model_config=config)  # type: ignore[arg-type] - all are tasks
+    return {task: mlflow.pyfunc.load_model(str(path)) for task, path in paths.items()}
 
 
 def evaluated(model: Any, given: dict[str, Any], right: list[str] | None, **config: Any) -> Any:
@@ -92,10 +107,11 @@ def raw_logprob(raw: RawLoop, before: list[int], token: int) -> float:
     return float(logits[token] - np.logaddexp.reduce(logits))
 
 
-@pytest.mark.parametrize("task", ROWS)
-def test_right_answers_are_measured_as_right_on_every_task(task: Any, demo: Path) -> None:
+def test_right_answers_are_measured_as_right_on_every_task(
+    task: Any, models: dict[str, Any]
+) -> None:
     given, right = ROWS[task]
-    result = evaluated(logged(demo, task), given, right)
+    result = evaluated(models[task], given, right)
     found = result.metrics
     exact = {"rows": 3, "failures": 0, "targets_not_scored": 0, "exact_match": 1, "token_f1": 1}
     assert {name: found[name] for name in exact} == exact
@@ -112,12 +128,16 @@ def test_right_answers_are_measured_as_right_on_every_task(task: Any, demo: Path
     assert found["peak_memory_bytes"] > 2**20
 
 
-@pytest.mark.parametrize("task", ROWS)
-def test_perplexity_is_that_of_the_target_s_tokens_and_of_no_other(task: Any, demo: Path) -> None:
+def test_perplexity_is_that_of_the_target_s_tokens_and_of_no_other(
+    task: Any, demo: Path, models: dict[str, Any]
+) -> None:
     """A wrong word in the middle makes the number of tokens count, and each of their places."""
     given, right = ROWS[task]
-    wrong = [answer.replace(city, "Paris") for answer, city in zip(right, COUNTRIES.values())]
-    result = evaluated(logged(demo, task), given, wrong)
+    wrong = [
+        answer.replace(city, "Paris")
+        for answer, city in zip(right, COUNTRIES.values(), strict=True)
+    ]
+    result = evaluated(models[task], given, wrong)
     raw = RawLoop(demo)
     sums: list[float] = []
     counts: list[int] = []
@@ -182,8 +202,9 @@ def test_times_are_those_of_tokens() -> None:
 
 def test_rows_are_aggregated_over_tokens_and_failures_are_wrong_answers() -> None:
     def row(**fields: Any) -> ScoredRow:
-        times = {"prompt_tokens": 4, "completion_tokens": 3, "seconds": 1.0}
-        return ScoredRow(**{"output": "x", "exact_match": 1.0, "token_f1": 1.0, **times, **fields})
+        times: dict[str, Any] = {"prompt_tokens": 4, "completion_tokens": 3, "seconds": 1.0}
+        right: dict[str, Any] = {"output": "x", "exact_match": 1.0, "token_f1": 1.0}
+        return ScoredRow(**right, **times, **fields)
 
     rows = [
         row(target_logprobs=[-1.0], time_to_first_token=0.2, gaps=[0.3, 0.5]),
@@ -202,9 +223,9 @@ def test_rows_are_aggregated_over_tokens_and_failures_are_wrong_answers() -> Non
     assert nothing == {"rows": 1, "failures": 1}
 
 
-def test_a_row_that_fails_is_counted_and_the_others_go_on(demo: Path) -> None:
+def test_a_row_that_fails_is_counted_and_the_others_go_on(models: dict[str, Any]) -> None:
     given, right = ROWS[CHAT]
-    result = evaluated(logged(demo), {**given, "max_tokens": [12, -1, 12]}, right)
+    result = evaluated(models[CHAT], {**given, "max_tokens": [12, -1, 12]}, right)
     assert result.metrics["failures"] == 1
     assert result.metrics["exact_match"] == pytest.approx(2 / 3)
     table = result.tables[TABLE]
@@ -213,23 +234,23 @@ def test_a_row_that_fails_is_counted_and_the_others_go_on(demo: Path) -> None:
     assert table["completion_tokens"].count() == 2
 
 
-def test_a_row_of_several_completions_is_none_to_time(demo: Path) -> None:
+def test_a_row_of_several_completions_is_none_to_time(models: dict[str, Any]) -> None:
     given, right = ROWS[COMPLETIONS]
-    result = evaluated(logged(demo, COMPLETIONS), {**given, "n": [1, 1, 2]}, right)
+    result = evaluated(models[COMPLETIONS], {**given, "n": [1, 1, 2]}, right)
     assert result.metrics["failures"] == 1
     assert "one completion" in result.tables[TABLE]["error"][2]
 
 
-def test_without_targets_only_the_answers_are_measured(demo: Path) -> None:
-    result = evaluated(logged(demo, TEXT), ROWS[TEXT][0], None)
+def test_without_targets_only_the_answers_are_measured(models: dict[str, Any]) -> None:
+    result = evaluated(models[TEXT], ROWS[TEXT][0], None)
     assert "perplexity" not in result.metrics
     assert "exact_match" not in result.metrics
     assert result.metrics["rows"] == 3
     assert list(result.tables[TABLE]["outputs"]) == ROWS[TEXT][1]
 
 
-def test_thresholds_hold_or_fail(demo: Path) -> None:
-    result = evaluated(logged(demo), *ROWS[CHAT])
+def test_thresholds_hold_or_fail(models: dict[str, Any]) -> None:
+    result = evaluated(models[CHAT], *ROWS[CHAT])
     good = {
         "exact_match": MetricThreshold(threshold=1, greater_is_better=True),
         "perplexity": MetricThreshold(threshold=1.5, greater_is_better=False),
@@ -242,10 +263,10 @@ def test_thresholds_hold_or_fail(demo: Path) -> None:
 
 
 def test_metrics_are_the_run_s_and_the_logged_model_s(demo: Path, tmp_path: Path) -> None:
-    uri = logged(demo)
-    model = mlflow.pyfunc.load_model(uri)
+    config = {"temperature": 0, "max_tokens": 12}
+    uri = log_model(demo, name="evaluated", model_config=config).model_uri
     with mlflow.start_run() as run:
-        result = evaluated(model, *ROWS[CHAT], metric_prefix="held_out_")
+        result = evaluated(uri, *ROWS[CHAT], metric_prefix="held_out_")
     assert result.metrics["held_out_exact_match"] == 1
     client = MlflowClient()
     assert client.get_run(run.info.run_id).data.metrics.items() >= result.metrics.items()
@@ -253,11 +274,12 @@ def test_metrics_are_the_run_s_and_the_logged_model_s(demo: Path, tmp_path: Path
     assert {metric.key for metric in of_model} >= set(result.metrics)
     steps = client.get_metric_history(run.info.run_id, "held_out_row/perplexity")
     assert sorted({point.step for point in steps}) == [0, 1, 2]
-    image = mlflow.artifacts.load_image(f"runs:/{run.info.run_id}/held_out_{PLOT}.png")
+    image = load_image(f"runs:/{run.info.run_id}/held_out_{PLOT}.png")
     assert min(image.size) > 100
     result.save(str(tmp_path / "kept"))
     kept = mlflow.models.EvaluationResult.load(str(tmp_path / "kept"))
-    assert len(kept.artifacts[f"held_out_{TABLE}"].content["data"]) == 3
+    content: Any = kept.artifacts[f"held_out_{TABLE}"].content
+    assert len(content["data"]) == 3
 
 
 def stored_with(text: str, folder: Path) -> set[str]:
@@ -277,13 +299,13 @@ def stored_with(text: str, folder: Path) -> set[str]:
 def test_prompts_are_logged_in_the_table_or_nowhere(
     config: dict[str, Any],
     said: set[str],
-    demo: Path,
+    models: dict[str, Any],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     given, right = chats(f"{CANARY}?", f"{CANARY}."), [f"{CANARY} is one.", f"{CANARY} too."]
     with caplog.at_level(logging.DEBUG):
-        result = evaluated(logged(demo), {**given, "max_tokens": [5, -1]}, right, **config)
+        result = evaluated(models[CHAT], {**given, "max_tokens": [5, -1]}, right, **config)
     table = result.tables[TABLE]
     assert ("outputs" in table) == config.get("log_outputs", True)
     assert ("right" in table) == ("messages" in table) == config.get("log_inputs", True)
@@ -295,8 +317,9 @@ def test_it_stands_beside_mlflow_s_own_evaluator(
     demo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given, right = ROWS[CHAT]
+    config = {"temperature": 0, "max_tokens": 12, "output": "text"}
     result = mlflow.models.evaluate(
-        logged(demo, output="text"),
+        log_model(demo, name="evaluated", model_config=config).model_uri,
         pd.DataFrame({**given, "right": right}),
         targets="right",
         extra_metrics=[exact_match()],
@@ -313,7 +336,7 @@ def test_all_evaluators_leave_other_models_alone(caplog: pytest.LogCaptureFixtur
     def echo(frame: pd.DataFrame) -> list[str]:
         return list(frame["prompt"])
 
-    both = {"targets": "right", "extra_metrics": [exact_match()]}
+    both: dict[str, Any] = {"targets": "right", "extra_metrics": [exact_match()]}
     assert mlflow.models.evaluate(echo, data, **both).metrics == {"exact_match/v1": 1.0}
     with pytest.raises(MlflowException, match="could not be evaluated"):
         mlflow.models.evaluate(echo, data, **both, evaluators=["onnx-genai"])
@@ -321,11 +344,11 @@ def test_all_evaluators_leave_other_models_alone(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("kind", ["classifier", "regressor", "retriever"])
-def test_it_is_for_models_that_write_text(kind: str, demo: Path) -> None:
+def test_it_is_for_models_that_write_text(kind: str, models: dict[str, Any]) -> None:
     data = pd.DataFrame({**ROWS[CHAT][0], "right": ROWS[CHAT][1]})
     with pytest.raises(MlflowException, match="could not be evaluated"):
         mlflow.models.evaluate(
-            logged(demo), data, targets="right", model_type=kind, evaluators=["onnx-genai"]
+            models[CHAT], data, targets="right", model_type=kind, evaluators=["onnx-genai"]
         )
 
 
@@ -338,19 +361,19 @@ def test_it_is_for_models_that_write_text(kind: str, demo: Path) -> None:
     ],
 )
 def test_its_configuration_is_checked(
-    config: dict[str, Any], error: type[Exception], message: str, demo: Path
+    config: dict[str, Any], error: type[Exception], message: str, models: dict[str, Any]
 ) -> None:
     with pytest.raises(error, match=message):
-        evaluated(logged(demo), *ROWS[CHAT], **config)
+        evaluated(models[CHAT], *ROWS[CHAT], **config)
 
 
-def test_what_is_meant_for_other_evaluators_is_let_pass(demo: Path) -> None:
-    assert evaluated(logged(demo), *ROWS[CHAT], retriever_k=3, col_mapping={}).metrics["rows"] == 3
+def test_what_is_meant_for_other_evaluators_is_let_pass(models: dict[str, Any]) -> None:
+    assert evaluated(models[CHAT], *ROWS[CHAT], retriever_k=3, col_mapping={}).metrics["rows"] == 3
 
 
-def test_targets_are_texts(demo: Path) -> None:
+def test_targets_are_texts(models: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="targets must be strings; row 1 has 7"):
-        evaluated(logged(demo), *(ROWS[CHAT][0], ["a", 7, "b"]))  # type: ignore[arg-type] - that is the point
+        evaluated(models[CHAT], *(ROWS[CHAT][0], ["a", 7, "b"]))  # type: ignore[arg-type] - that is the point
 
 
 def test_memory_is_watched_in_the_background() -> None:

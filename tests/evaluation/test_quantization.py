@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import load_image, load_text
 
 from benchmarks.models import MODELS, can_build, checkpoint_folder
 from mlflow_phi3_onnx import (
@@ -162,8 +163,8 @@ class TestExported:
         assert data.params["forms/texts"] == "2"
         table = mlflow.load_table("forms.json", run_ids=[run_id])
         assert list(table["name"]) == [one.name for one in report.variants]
-        assert min(mlflow.artifacts.load_image(f"runs:/{run_id}/forms.png").size) > 100
-        assert mlflow.artifacts.load_text(f"runs:/{run_id}/forms.txt") == repr(report)
+        assert min(load_image(f"runs:/{run_id}/forms.png").size) > 100
+        assert load_text(f"runs:/{run_id}/forms.txt") == repr(report)
         assert "* int4-b32-rtn" in repr(report)
         held = [path for path in store.rglob("*") if path.is_file()]
         assert not [path.name for path in held if CANARY.encode() in path.read_bytes()]
