@@ -124,8 +124,8 @@ class OnnxGenAIEvaluator(ModelEvaluator):
         }
         if others := [name for name, value in given.items() if value]:
             _logger.warning(
-                "The evaluator onnx-genai does not use %s, which MLflow's own evaluator does: name"
-                " it too, in evaluators=['default', 'onnx-genai'].",
+                "The evaluator onnx-genai leaves %s to MLflow's own evaluator, which must run too:"
+                " evaluators=['default', 'onnx-genai'].",
                 " and ".join(others),
             )
         data = _frame(dataset.features_data, dataset.feature_names)

@@ -327,7 +327,7 @@ def test_it_stands_beside_mlflow_s_own_evaluator(
     )
     assert result.metrics["exact_match/v1"] == result.metrics["exact_match"] == 1
     assert len(result.tables[TABLE]) == 3
-    assert "does not use extra_metrics" in caplog.text
+    assert "leaves extra_metrics to MLflow's own evaluator" in caplog.text
 
 
 def test_all_evaluators_leave_other_models_alone(caplog: pytest.LogCaptureFixture) -> None:
