@@ -106,8 +106,8 @@ class Spread:
         """Return the spread of values; None where there are none."""
         if not values:
             return None
-        parts = np.percentile(values, [50, 90, 95, 99]).tolist()
-        return cls(float(np.mean(values)), *parts, float(max(values)))
+        p50, p90, p95, p99 = map(float, np.percentile(values, [50, 90, 95, 99]))
+        return cls(float(np.mean(values)), p50, p90, p95, p99, max(values))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.evaluation.load.http_stream import HTTPError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlflow_phi3_onnx.evaluation.load.side import LoadSide, LoadPrompt
+    from mlflow_phi3_onnx.evaluation.load.side import LoadPrompt, LoadSide
 
 __all__ = ["arrivals", "closed_loop", "failure", "open_loop"]
 

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import logging
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
@@ -17,6 +16,8 @@ from mlflow_phi3_onnx.evaluation.load.report import as_json, plot, table
 from mlflow_phi3_onnx.evaluation.tracking import link_models
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflow_phi3_onnx.evaluation.load.run import LoadTest
 
 __all__ = ["log_load_test", "write_files"]
