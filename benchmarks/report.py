@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import TARGETS
-from benchmarks.timing import paired
+from mlflow_phi3_onnx.evaluation.load.turns import paired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

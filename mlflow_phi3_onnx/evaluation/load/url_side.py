@@ -126,7 +126,7 @@ class URLSide:
                 break
         if usage.prompt_tokens:
             return usage.prompt_tokens / _PROBE_WORDS
-        self.notes.append("It counts no tokens of prompts: a word is taken for one.")
+        self.notes.append("It tells no usage: a word and a chunk are taken for a token each.")
         return 1.0
 
 
