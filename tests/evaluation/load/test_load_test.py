@@ -194,7 +194,7 @@ def test_no_prompt_comes_twice_and_sides_get_the_same_arrivals() -> None:
     test, sides = run_scripted(rate=500, requests=5, rounds=3, concurrency="2")
     sent = [prompt for side in sides.values() for prompt in side.prompts]
     assert len(sent) == len(set(map(str, sent)))
-    assert len(sent) == 2 * (2 * 3 * 5 + 2 + 3)  # and those that warm up
+    assert len(sent) == 2 * (2 * 3 * 5 + 3 + 1)  # and those that warm up
     (opened,) = [one for one in test.measured if one.point.rate]
     dues = {
         name: [[one.due for one in load] for load in rounds]
@@ -263,7 +263,9 @@ def test_a_model_of_transformers_is_a_side(tmp_path: Path, demo: Path) -> None:
 
     folder = str(checkpoint_folder(MODELS["tiny-fp32"].checkpoint))
     pipeline = transformers.pipeline("text-generation", model=folder, tokenizer=folder)
-    mlflow.transformers.save_model(pipeline, str(tmp_path / "saved"))
+    mlflow.transformers.save_model(  # pyright: ignore[reportPrivateImportUsage] - loaded lazily
+        pipeline, str(tmp_path / "saved"), pip_requirements=["transformers"]
+    )
     plan = Plan.check(
         {"concurrency": "2", "requests": 3, "rounds": 1, "prompt_tokens": 9}
         | {"completion_tokens": 6}
