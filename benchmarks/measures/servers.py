@@ -107,7 +107,9 @@ def servers(scale: Scale) -> Iterator[Compared]:
             f"this package, {name}": stack.enter_context(_served(subject, "slots"))
         }
         for program, command in _llama_servers(name).items():
-            sides[f"{program}, {FORM}"] = stack.enter_context(_running(command, "/v1/models"))
+            # llama-server is healthy once its model is loaded; the other has no such path.
+            health = "/v1/models" if "llama_cpp.server" in command else "/health"
+            sides[f"{program}, {FORM}"] = stack.enter_context(_running(command, health))
         for clients in (1, CLIENTS):
             turns = {
                 program: partial(_load, scale, subject, side, clients, (program, clients))
