@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         UnsupportedParameterError,
     )
     from mlflow_phi3_onnx.evaluation.compare import Comparison, compare
+    from mlflow_phi3_onnx.evaluation.quantization import quantization_report
+    from mlflow_phi3_onnx.evaluation.quantization_result import QuantizationReport
     from mlflow_phi3_onnx.flavor.functions import (
         load_model,
         log_model,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         get_default_pip_requirements,
     )
     from mlflow_phi3_onnx.model.native import GenAIModel
+    from mlflow_phi3_onnx.tracing.autolog import autolog
 
 __all__ = [
     "FLAVOR_NAME",
@@ -64,6 +67,7 @@ __all__ = [
     "InvalidModelError",
     "InvalidRequestError",
     "MemoryBudgetError",
+    "QuantizationReport",
     "ResponseNotFoundError",
     "SaveError",
     "SourceAccessError",
@@ -74,6 +78,7 @@ __all__ = [
     "_PyFuncWrapper",
     "__version__",
     "_load_pyfunc",
+    "autolog",
     "compare",
     "demo_model_path",
     "get_default_conda_env",
@@ -81,6 +86,7 @@ __all__ = [
     "load_model",
     "log_model",
     "persist_pretrained_model",
+    "quantization_report",
     "save_model",
 ]
 
@@ -91,8 +97,10 @@ _HOMES = {
     "Comparison": "evaluation.compare",
     "FLAVOR_NAME": "flavor.pyfunc",
     "GenAIModel": "model.native",
+    "QuantizationReport": "evaluation.quantization_result",
     "_PyFuncWrapper": "flavor.pyfunc",
     "_load_pyfunc": "flavor.pyfunc",
+    "autolog": "tracing.autolog",
     "compare": "evaluation.compare",
     "demo_model_path": "demo",
     "persist_pretrained_model": "flavor.functions",
@@ -100,6 +108,7 @@ _HOMES = {
     "get_default_pip_requirements": "flavor.requirements",
     "load_model": "flavor.functions",
     "log_model": "flavor.functions",
+    "quantization_report": "evaluation.quantization",
     "save_model": "flavor.functions",
 }
 

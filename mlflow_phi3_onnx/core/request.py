@@ -8,7 +8,7 @@ is plain, immutable data.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,7 @@ __all__ = [
     "Prompt",
     "Sampling",
     "TextPrompt",
+    "Timings",
     "TokenLogprob",
     "TokenPrompt",
 ]
@@ -196,6 +197,20 @@ class Options:
         return eos.difference(eos if self.ignore_eos else ()).union(self.stop_token_ids)
 
 
+class Timings(NamedTuple):
+    """How long the engine took for a sequence, in seconds.
+
+    Attributes:
+        queued: Until it was taken up.
+        prefill: From then until its prompt was computed, which gives the first token.
+        decode: From then on.
+    """
+
+    queued: float
+    prefill: float
+    decode: float
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """The log-probability of one token.
@@ -233,6 +248,7 @@ class Delta:
         token_ids: All of the completion's tokens, the one that ended it included, on the last
             delta.
         token_starts: Where the text of each begins in the completion's, in characters.
+        timings: How long it took, on the last delta.
     """
 
     text: str
@@ -245,6 +261,7 @@ class Delta:
     accepted_tokens: int = 0
     token_ids: tuple[int, ...] = ()
     token_starts: tuple[int, ...] = ()
+    timings: Timings | None = field(default=None, compare=False)
 
 
 Completion: TypeAlias = Delta

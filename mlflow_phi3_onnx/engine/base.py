@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from mlflow_phi3_onnx.core.request import FinishReason, Options
+from mlflow_phi3_onnx.core.request import FinishReason, Options, Timings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,6 +71,7 @@ class TokenDelta(NamedTuple):
         cached_tokens: How many of the prompt's tokens were found in a cache.
         drafted_tokens: How many draft tokens were verified so far.
         accepted_tokens: How many of those are part of the completion.
+        timings: How long it took so far, on the first delta and the last.
     """
 
     token_ids: tuple[int, ...]
@@ -80,6 +81,7 @@ class TokenDelta(NamedTuple):
     cached_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    timings: Timings | None = None
 
 
 class Load(NamedTuple):

@@ -233,6 +233,8 @@ class InProcessEngine:
         begun: Collection[SequenceState] = ()
         with Failing(waiting):
             begun = self._loop.admit(waiting)
+        for state in begun:
+            state.begin()
         self._running += [state for state in waiting if state in begun]
         self._waiting.remove(begun)
 

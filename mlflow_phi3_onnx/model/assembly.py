@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.request import Delta, TokenLogprob
@@ -9,10 +12,12 @@ from mlflow_phi3_onnx.engine.base import TokenDelta, TokenScore
 from mlflow_phi3_onnx.prompt.stop import StopMatcher
 
 if TYPE_CHECKING:
-    from mlflow_phi3_onnx.core.request import FinishReason, Options
+    from collections.abc import Sequence
+
+    from mlflow_phi3_onnx.core.request import Completion, FinishReason, Options, Timings
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["TextAssembler"]
+__all__ = ["TextAssembler", "joined"]
 
 
 class TextAssembler:
@@ -36,6 +41,8 @@ class TextAssembler:
         self._prompt_logprobs: list[TokenLogprob | None] = []
         self._reason: FinishReason | None = None
         self._last = TokenDelta(())
+        self._timings: Timings | None = None
+        self._timed = 0.0
 
     @property
     def token_count(self) -> int:
@@ -47,9 +54,19 @@ class TextAssembler:
         """Whether no text follows."""
         return self._reason is not None
 
+    @property
+    def timings(self) -> Timings | None:
+        """How long it took until now, or until its end; None before the first token."""
+        timings = self._timings
+        if timings is None or self._last.timings is not None:
+            return timings
+        return timings._replace(decode=timings.decode + time.monotonic() - self._timed)
+
     def add(self, delta: TokenDelta) -> None:
         """Take what the engine has delivered."""
         self._last = delta
+        if delta.timings is not None:
+            self._timings, self._timed = delta.timings, time.monotonic()
         if delta.prompt_logprobs:
             scores = delta.prompt_logprobs
             self._prompt_logprobs += [score and self._logprob(score) for score in scores]
@@ -88,6 +105,7 @@ class TextAssembler:
             last.accepted_tokens,
             tuple(self._ids) if self._reason else (),
             tuple(self._starts) if self._reason else (),
+            self.timings if self._reason else None,
         )
         self._text.clear()
         self._logprobs.clear()
@@ -98,3 +116,15 @@ class TextAssembler:
         text, raw = self._tokenizer.token_text(score.token_id, begins=begins)
         others = (self._logprob(TokenScore(*other), begins=begins) for other in score.top)
         return TokenLogprob(score.token_id, text, raw, score.logprob, tuple(others))
+
+
+def joined(deltas: Sequence[Delta], timings: Timings | None) -> Completion:
+    """Put the deltas of a completion together, as far as they came."""
+    last = deltas[-1] if deltas else Delta("", 0)
+    return replace(
+        last,
+        text="".join(delta.text for delta in deltas),
+        logprobs=tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+        prompt_logprobs=tuple(chain.from_iterable(delta.prompt_logprobs for delta in deltas)),
+        timings=timings,
+    )

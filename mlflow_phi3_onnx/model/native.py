@@ -16,10 +16,10 @@ from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model.isolation import open_engine
+from mlflow_phi3_onnx.model.measured import MeasuredModel
 from mlflow_phi3_onnx.model.planning import Planner
 from mlflow_phi3_onnx.model.running import TextEngine
 from mlflow_phi3_onnx.model.settings import OF_SAVED_MODELS, OnError, Settings
-from mlflow_phi3_onnx.model.tokens import TokenModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["GenAIModel"]
 
 
-class GenAIModel(TokenModel):
+class GenAIModel(MeasuredModel):
     """A loaded model that chats, completes and continues text.
 
     It may be called from several threads at once; what is asked at the same time is computed
     together. Use it as a context manager, or call :meth:`close`, to free its memory.
 
-    Each method that computes has an awaited twin, whose name begins with ``a``: it takes the same,
-    and answers and raises the same. Whatever takes long runs outside of the event loop. The request
-    is checked when the twin is awaited, or its stream is first asked for a delta. Cancelling the
-    task, or closing the stream, stops the generation.
+    Each method that computes, but the one that times, has an awaited twin, whose name begins with
+    ``a``: it takes the same, and answers and raises the same. Whatever takes long runs outside of
+    the event loop. The request is checked when the twin is awaited, or its stream is first asked
+    for a delta. Cancelling the task, or closing the stream, stops the generation.
 
     It can be pickled by its folder: a copy in another process checks and loads the model again.
 
@@ -53,6 +53,7 @@ class GenAIModel(TokenModel):
             documentation's tables. Or one that has been checked.
         task: The task whose parameters ``model_config`` may have.
         origin: Where the model came from, as its MLmodel file tells.
+        model_id: Its id in MLflow, to which traces of its requests are linked.
         policy: What the program around the model needs of its engine.
 
     Raises:
@@ -69,6 +70,7 @@ class GenAIModel(TokenModel):
         model_config: Mapping[str, Any] | Settings | None = None,
         task: Task = CHAT,
         origin: Mapping[str, Any] | None = None,
+        model_id: str | None = None,
         policy: ServingPolicy = ServingPolicy(),
     ) -> None:
         if isinstance(model_config, Settings):
@@ -87,7 +89,8 @@ class GenAIModel(TokenModel):
         tokenizer = PromptTokenizer(folder.tokenizer_path)
         self._adapters = tuple(checked)
         self._engine = open_engine(folder, tokenizer, settings.engine, policy, checked)
-        planner = Planner(folder, tokenizer, self._engine.kv_tokens, settings, self._adapters)
+        kv_tokens = self._engine.kv_tokens
+        planner = Planner(folder, tokenizer, kv_tokens, settings, self._adapters, model_id)
         texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
         super().__init__(tokenizer, planner, texts)
         self._folder = folder
@@ -97,6 +100,7 @@ class GenAIModel(TokenModel):
             "model_config": settings,
             "task": task,
             "origin": origin,
+            "model_id": model_id,
             "policy": policy,
         }
         self._origin = origin or {}

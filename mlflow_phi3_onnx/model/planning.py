@@ -7,9 +7,10 @@ its grammar is compiled.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+import time
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,11 +30,11 @@ from mlflow_phi3_onnx.errors import (
     InvalidModelError,
     InvalidRequestError,
 )
+from mlflow_phi3_onnx.model.observers import tell_refusal
+from mlflow_phi3_onnx.model.planned import Asked, PlannedRequest
 from mlflow_phi3_onnx.model.reading import Reading, reasoning_format_of
 from mlflow_phi3_onnx.model.settings import ON_ERROR
-from mlflow_phi3_onnx.model.watch import log_refusal
-from mlflow_phi3_onnx.openai.parameters import PARAMETERS
-from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS, parse_request
+from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
 from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
-    from mlflow_phi3_onnx.core.request import Completion, Grammar
+    from mlflow_phi3_onnx.core.request import Grammar
     from mlflow_phi3_onnx.grammar.compiler import GrammarCompiler
     from mlflow_phi3_onnx.model.settings import OnError, Settings
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
@@ -52,37 +53,22 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-    Respond: TypeAlias = Callable[[Sequence[Completion]], Any]
-
-__all__ = ["PlannedRequest", "Planner", "tool_format_of"]
+__all__ = ["Planner", "tool_format_of"]
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PlannedRequest:
-    """What a request comes to.
-
-    Attributes:
-        jobs: The jobs for the first prompt, one a completion, then those for the second, and so on.
-        respond: Puts their completions, in order, into the form that was asked for.
-        writer: Makes what writes the same as a stream.
-        keeps_errors: Whether an error becomes its response, and is not raised.
-    """
-
-    jobs: Sequence[Job]
-    respond: Respond
-    writer: Callable[[], Writer] = PlainWriter
-    keeps_errors: bool = False
-
-    @classmethod
-    def failed(cls, error: GenAIError) -> PlannedRequest:
-        """Make what stands for a request whose response is an error."""
-        return cls((), lambda _: error.to_openai(), keeps_errors=True)
-
-
 class Planner:
-    """Plans requests for one model, whose KV memory holds so many tokens."""
+    """Plans requests for one model.
+
+    Args:
+        folder: The model.
+        tokenizer: Its tokenizer.
+        kv_tokens: How many tokens its KV memory holds.
+        settings: Its checked settings.
+        adapters: The names of its adapters.
+        model_id: Its id in MLflow, for observers.
+    """
 
     def __init__(
         self,
@@ -91,12 +77,14 @@ class Planner:
         kv_tokens: int,
         settings: Settings,
         adapters: Collection[str],
+        model_id: str | None = None,
     ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
         self._kv_tokens = kv_tokens
         self._config = settings.generation
         self._adapters = adapters
+        self._model_id = model_id
         self._reading = Reading(
             tokenizer,
             tool_format_of(tokenizer, settings.tool_format),
@@ -153,30 +141,31 @@ class Planner:
             UnsupportedParameterError: If a parameter is unknown or not supported.
             ContextLengthError: If a prompt, or what is asked for, is too long.
         """
+        name, came = self._folder.model_type, time.monotonic()
+        asked = Asked(task, fields, params, stream, name, self._model_id, came)
         try:
-            return self._plan(task, fields, params, stream=stream)
+            return replace(self._plan(asked), asked=asked)
         except GenAIError as error:
-            log_refusal(error, frozenset({INPUT_FIELDS[task], *PARAMETERS[task]}))
+            tell_refusal(asked, error)
             raise
 
-    def _plan(
-        self,
-        task: Task,
-        fields: Mapping[str, Any],
-        params: Mapping[str, Any] | None,
-        *,
-        stream: bool,
-    ) -> PlannedRequest:
-        name = self._folder.model_type
-        request = parse_request(
+    def parse(
+        self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
+    ) -> ParsedRequest:
+        """Check a request's fields. Raises as :meth:`plan_request`."""
+        return parse_request(
             fields,
             task,
             params=params,
             config=self._config,
             model_defaults=self._folder.search,
             adapters=self._adapters,
-            own_name=name,
+            own_name=self._folder.model_type,
         )
+
+    def _plan(self, asked: Asked) -> PlannedRequest:
+        task, stream, name = asked.task, asked.stream, asked.model
+        request = self.parse(task, asked.fields, asked.params)
         if request.stream is not None and request.stream != stream:
             raise InvalidRequestError(
                 "stream is false, but this method streams. Use predict, or leave stream out."
@@ -193,21 +182,25 @@ class Planner:
         reads = request.echo or options.top_logprobs is not None
         jobs: list[Job] = []
         prompts: list[EncodedPrompt] = []
+        begun = time.monotonic()
         for prompt in request.prompts:
             job = self.plan_job(prompt, options)
             jobs += _each(job)
             prompts.append(self._encoded(prompt, len(job.prompt), options, reads=reads))
+        encoding = (begun, time.monotonic())
         name = options.adapter or name
         writer: Callable[[], Writer] = PlainWriter
         if task == COMPLETIONS:
             writer = partial(TextWriter, request, prompts, name, self._tokenizer.control_ids)
-        return PlannedRequest(jobs, lambda completions: writer().respond(completions), writer)
+        return _planned(jobs, writer, encoding)
 
     def _plan_chat(self, request: ParsedRequest, name: str) -> PlannedRequest:
         (prompt,) = request.prompts
         assert isinstance(prompt, ChatPrompt)
         held = self._held(request)
+        begun = time.monotonic()
         ids = self.encode(prompt)
+        encoding = (begun, time.monotonic())
         start = self._reading.start(prompt, ids)
         options = self._with_grammar(request.options, held, start)
         # What a request's own grammar asks for is written as it is.
@@ -216,7 +209,7 @@ class Planner:
         job = self._job(prompt, ids, options)
         read = partial(self._reading.reader, prompt, start)
         writer = partial(ChatWriter, request, [EncodedPrompt(len(ids))], name, read)
-        return PlannedRequest(_each(job), lambda completions: writer().respond(completions), writer)
+        return _planned(_each(job), writer, encoding)
 
     def plan_job(self, prompt: Prompt, options: Options) -> Job:
         """Make the job of a prompt's first completion.
@@ -366,6 +359,14 @@ class Planner:
                 param="min_tokens",
             )
         return room
+
+
+def _planned(
+    jobs: Sequence[Job], writer: Callable[[], Writer], encoding: tuple[float, float]
+) -> PlannedRequest:
+    return PlannedRequest(
+        jobs, lambda completions: writer().respond(completions), writer, encoding=encoding
+    )
 
 
 def _each(job: Job) -> list[Job]:

@@ -10,38 +10,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.model.assembly import TextAssembler
-from mlflow_phi3_onnx.model.planning import PlannedRequest
-from mlflow_phi3_onnx.model.watch import Watch
+from mlflow_phi3_onnx.model.observers import Observed
+from mlflow_phi3_onnx.model.planned import Outcome, PlannedRequest
+from mlflow_phi3_onnx.model.streaming import ChunkStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
     from mlflow_phi3_onnx.core.request import Completion
     from mlflow_phi3_onnx.engine.base import Engine, Job, JobHandle, TokenDelta
-    from mlflow_phi3_onnx.openai.responses import Writer
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["ChunkStream", "CompletionHandle", "TextEngine"]
+__all__ = ["CompletionHandle", "TextEngine", "TimedHandle"]
 
 _T = TypeVar("_T")
 
 
 class CompletionHandle:
-    """A job whose completion is wanted as a whole."""
+    """A job whose completion is wanted as a whole.
 
+    Attributes:
+        streamed: Whether it needs every token as it comes, and not only where text ends it.
+    """
+
+    streamed: ClassVar[bool] = False
     handle: JobHandle
 
     def __init__(self, assembler: TextAssembler) -> None:
@@ -82,82 +88,26 @@ class CompletionHandle:
         return self._assembler.take()
 
 
-class ChunkStream:
-    """What a writer makes of several jobs' deltas, to be read in a thread or in an event loop."""
+class TimedHandle(CompletionHandle):
+    """A job whose completion is wanted as a whole, with the times at which its tokens came.
 
-    handles: Sequence[JobHandle]
+    Attributes:
+        arrivals: When tokens came, by the clock of ``time.perf_counter``, and how many tokens the
+            completion had from then on.
+    """
 
-    def __init__(self, assemblers: Sequence[TextAssembler], writer: Writer) -> None:
-        self._assemblers = assemblers
-        self._writer = writer
-        self._running = len(assemblers)
-        self._arrived: queue.SimpleQueue[tuple[int, TokenDelta | GenAIError]] = queue.SimpleQueue()
-        self._wake: Callable[[], object] | None = None
+    streamed = True
 
-    def deliver(self, position: int, delta: TokenDelta | GenAIError) -> bool:
-        """Take a delta of the job at a position, in the engine's thread; more is always wanted."""
-        self._arrived.put((position, delta))
-        if self._wake is not None:
-            self._wake()
-        return True
+    def __init__(self, assembler: TextAssembler) -> None:
+        super().__init__(assembler)
+        self.arrivals: list[tuple[float, int]] = []
 
-    def __iter__(self) -> Generator[Any]:
-        """Yield the chunks, as deltas arrive. Stops the jobs where the loop is left."""
-        with self._watched():
-            yield from self._writer.begin()
-            while self._running:
-                yield from self._write(*self._arrived.get())
-            yield from self._writer.end()
-
-    async def __aiter__(self) -> AsyncGenerator[Any]:
-        """Yield as :meth:`__iter__`, without blocking the event loop."""
-        with self._watched():
-            for chunk in self._writer.begin():
-                yield chunk
-            while self._running:
-                for chunk in self._write(*await self._next()):
-                    yield chunk
-            for chunk in self._writer.end():
-                yield chunk
-
-    def cancel(self) -> None:
-        """Stop the jobs: at most one more step is computed."""
-        _cancel(self.handles)
-
-    @contextlib.contextmanager
-    def _watched(self) -> Generator[None]:
-        watch = Watch()
-        try:
-            with watch:
-                yield
-        finally:
-            self.cancel()
-            watch.left([assembler.token_count for assembler in self._assemblers])
-
-    async def _next(self) -> tuple[int, TokenDelta | GenAIError]:
-        """Wait for the next delta."""
-        woken = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        # An event loop that is closed wants no delta any more.
-        self._wake = lambda: loop.is_closed() or loop.call_soon_threadsafe(woken.set)
-        while True:
-            # Looked for after the wake-up call is set, so that none comes unseen in between.
-            with contextlib.suppress(queue.Empty):
-                return self._arrived.get_nowait()
-            await woken.wait()
-            woken.clear()
-
-    def _write(self, position: int, arrived: TokenDelta | GenAIError) -> Iterable[Any]:
-        assembler = self._assemblers[position]
-        if assembler.finished:
-            return ()  # computed before the stop sequence was found
-        if isinstance(arrived, GenAIError):
-            raise arrived
-        assembler.add(arrived)
-        if assembler.finished:
-            self._running -= 1
-            self.handles[position].cancel()
-        return self._writer.add(position, assembler.take())
+    def deliver(self, delta: TokenDelta | GenAIError) -> bool:
+        """Take a delta, in the engine's thread, which is where no other thread makes it late."""
+        if not isinstance(delta, GenAIError) and delta.token_ids:
+            before = self.arrivals[-1][1] if self.arrivals else 0
+            self.arrivals.append((time.perf_counter(), before + len(delta.token_ids)))
+        return super().deliver(delta)
 
 
 class TextEngine:
@@ -170,140 +120,188 @@ class TextEngine:
 
     def run(self, planned: Sequence[PlannedRequest]) -> list[Any]:
         """Run requests together, and return their responses."""
-        watch = Watch()
-        with watch, contextlib.closing(_requests_done(*self._begin(planned))) as requests:
-            responses: list[Any] = []
-            for request, handles in requests:
-                with _Answer(request, handles, watch) as answer:
-                    answer.completions = [handle.result() for handle in handles]
-                responses.append(answer.response)
-            return responses
+        with self._begin(planned) as answers:
+            for answer in answers:
+                with answer:
+                    answer.give([handle.result() for handle in answer.handles])
+                answer.observed.tell()
+            return answers.responses
 
     async def arun(self, plan: Callable[[], Sequence[PlannedRequest]]) -> list[Any]:
         """Plan requests in a thread and run them, without blocking the event loop."""
-        watch = Watch()
-        begun = await _in_thread(lambda: self._begin(plan()), lambda begun: _cancel(begun[1]))
-        with watch, contextlib.closing(_requests_done(*begun)) as requests:
-            responses: list[Any] = []
-            for request, handles in requests:
-                with _Answer(request, handles, watch) as answer:
-                    answer.completions = [await handle.aresult() for handle in handles]
-                responses.append(answer.response)
-            return responses
+        async with await _in_thread(lambda: self._begin(plan()), _Answers.abandon) as answers:
+            for answer in answers:
+                with answer:
+                    answer.give([await handle.aresult() for handle in answer.handles])
+                await answer.observed.atell()
+            return answers.responses
 
     def write(self, planned: PlannedRequest) -> Generator[Any]:
         """Run a request as a stream, from when its first chunk is asked for."""
-        yield from self.stream(planned.jobs, planned.writer())
+        yield from self.stream(planned)
 
     async def awrite(self, plan: Callable[[], PlannedRequest]) -> AsyncGenerator[Any]:
         """Plan a request in a thread and run it as a stream, without blocking the event loop."""
-
-        def begin() -> ChunkStream:
-            planned = plan()
-            return self.stream(planned.jobs, planned.writer())
-
-        stream = await _in_thread(begin, ChunkStream.cancel)
+        stream = await _in_thread(lambda: self.stream(plan()), ChunkStream.cancel)
         async with contextlib.aclosing(aiter(stream)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
-    def submit(self, jobs: Sequence[Job]) -> list[CompletionHandle]:
+    def submit(
+        self, jobs: Sequence[Job], kind: type[CompletionHandle] = CompletionHandle
+    ) -> list[CompletionHandle]:
         """Take jobs whose completions are wanted as a whole. Raises as the engine's ``submit``."""
-        completions = [CompletionHandle(self._assembler(job)) for job in jobs]
+        completions = [kind(self._assembler(job)) for job in jobs]
 
         def deliver(position: int, delta: TokenDelta | GenAIError) -> bool:
             return completions[position].deliver(delta)
 
         # With stop sequences, each token may be the last.
-        taken = [replace(job, streamed=True) if job.options.stop else job for job in jobs]
+        taken = [replace(job, streamed=kind.streamed or bool(job.options.stop)) for job in jobs]
         handles = self._engine.submit(taken, deliver)
         for completion, handle in zip(completions, handles, strict=True):
             completion.handle = handle
         return completions
 
-    def stream(self, jobs: Sequence[Job], writer: Writer) -> ChunkStream:
-        """Take jobs whose completions are wanted delta by delta. Raises as :meth:`submit`."""
-        stream = ChunkStream([self._assembler(job) for job in jobs], writer)
-        taken = [replace(job, streamed=True) for job in jobs]
-        stream.handles = self._engine.submit(taken, stream.deliver)
+    def stream(self, planned: PlannedRequest) -> ChunkStream:
+        """Run a request whose completions are wanted delta by delta. Raises as :meth:`submit`."""
+        observed = Observed(planned)
+        stream = ChunkStream([self._assembler(job) for job in planned.jobs], observed)
+        taken = [replace(job, streamed=True) for job in planned.jobs]
+        try:
+            stream.handles = self._engine.submit(taken, stream.deliver)
+        except BaseException as error:
+            observed.fail(error)
+            raise
         return stream
+
+    def run_timed(self, planned: PlannedRequest) -> tuple[Any, list[tuple[float, int]]]:
+        """Run a request of one job as a stream; return its response, and when its tokens came."""
+        arrivals: list[tuple[float, int]] = []
+        with self._begin([planned], TimedHandle) as answers:
+            for answer in answers:
+                with answer:
+                    (timed,) = answer.handles
+                    assert isinstance(timed, TimedHandle)
+                    whole = timed.result()
+                    # What came along with the end of a stop sequence is not part of the completion.
+                    arrivals = [(then, min(count, whole.tokens)) for then, count in timed.arrivals]
+                    answer.give([whole])
+                answer.observed.tell()
+            return answers.responses[0], arrivals
 
     def _assembler(self, job: Job) -> TextAssembler:
         return TextAssembler(self._tokenizer, self._eos, job.options)
 
     def _begin(
-        self, planned: Sequence[PlannedRequest]
-    ) -> tuple[Sequence[PlannedRequest], deque[CompletionHandle]]:
+        self, planned: Sequence[PlannedRequest], kind: type[CompletionHandle] = CompletionHandle
+    ) -> _Answers:
         """Submit requests together; where one is refused and errors are kept, one by one."""
+        observed = [Observed(request) for request in planned]
         try:
-            return planned, deque(self.submit([job for request in planned for job in request.jobs]))
-        except GenAIError:
-            if not all(request.keeps_errors for request in planned):
+            jobs = [job for request in planned for job in request.jobs]
+            return _Answers(observed, self.submit(jobs, kind))
+        except BaseException as error:
+            if not isinstance(error, GenAIError) or not all(one.keeps_errors for one in planned):
+                # Which of several is at fault is not known; none of them is computed.
+                for place, one in enumerate(observed):
+                    one.fail(error if place == 0 else GeneratorExit())
                 raise
-        begun: list[PlannedRequest] = []
-        handles: deque[CompletionHandle] = deque()
-        for request in planned:
+        begun: list[Observed] = []
+        handles: list[CompletionHandle] = []
+        for one in observed:
             try:
-                handles.extend(self.submit(request.jobs))
-                begun.append(request)
+                handles += self.submit(one.planned.jobs, kind)
+                begun.append(one)
             except GenAIError as error:
-                begun.append(PlannedRequest.failed(error))
-        return begun, handles
+                one.fail(error)
+                begun.append(Observed(PlannedRequest.failed(error)))
+        return _Answers(begun, handles)
+
+
+class _Answers:
+    """The responses of several requests that are run together, one after the other.
+
+    As a context manager, it stops in the end what is not answered, and tells that it was left.
+
+    Attributes:
+        responses: Those that there are.
+    """
+
+    def __init__(self, observed: Sequence[Observed], handles: Sequence[CompletionHandle]) -> None:
+        self._observed = observed
+        # Taken out one by one, so that they take no memory once they are done.
+        self._waiting = deque(handles)
+        self._taken: Sequence[CompletionHandle] = ()
+        self._ending = contextlib.ExitStack()
+        self.responses: list[Any] = []
+
+    def __iter__(self) -> Generator[_Answer]:
+        """Yield an answer to be given for each request, and show how many are done."""
+        bar = self._ending.enter_context(rows_done(len(self._observed)))
+        for one in self._observed:
+            self._taken = [self._waiting.popleft() for _ in one.planned.jobs]
+            answer = _Answer(one, self._taken)
+            yield answer
+            self.responses.append(answer.response)
+            bar.update()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        for one in self._observed:
+            one.tell()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop()
+        for one in self._observed:
+            await one.atell()
+
+    def abandon(self) -> None:
+        """Stop them all: nobody waits."""
+        self.__exit__()
+
+    def _stop(self) -> None:
+        self._ending.close()
+        for handle in (*self._taken, *self._waiting):
+            handle.cancel()
 
 
 class _Answer:
     """Puts a request's response together, from its completions or, where they are kept, errors."""
 
-    completions: Sequence[Completion]
     response: Any
 
-    def __init__(
-        self, request: PlannedRequest, handles: Sequence[CompletionHandle], watch: Watch
-    ) -> None:
-        self._request = request
-        self._handles = handles
-        self._watch = watch
+    def __init__(self, observed: Observed, handles: Sequence[CompletionHandle]) -> None:
+        self.observed = observed
+        self.handles = handles
 
-    def __enter__(self) -> Self:
-        return self
+    def __enter__(self) -> None:
+        """Enter."""
+
+    def give(self, completions: Sequence[Completion]) -> None:
+        """Take the completions."""
+        begun = time.monotonic()
+        self.response = self.observed.planned.respond(completions)
+        reading = (begun, time.monotonic())
+        self.observed.outcome = partial(Outcome, completions, self.response, reading=reading)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> bool:
-        jobs = self._request.jobs
-        if error is None:
-            response = self._request.respond(self.completions)
-            self.response = self._watch.done(jobs, self.completions, response)
+        if isinstance(error, Exception):
+            self.observed.outcome = partial(Outcome, error=error)
+        if not isinstance(error, GenAIError) or not self.observed.planned.keeps_errors:
             return False
-        if not isinstance(error, GenAIError) or not self._request.keeps_errors:
-            return False
-        _cancel(self._handles)
-        self._watch.failed(error)
+        for handle in self.handles:
+            handle.cancel()
         self.response = error.to_openai()
         return True
-
-
-def _requests_done(
-    planned: Sequence[PlannedRequest], handles: deque[CompletionHandle]
-) -> Generator[tuple[PlannedRequest, list[CompletionHandle]]]:
-    """Yield each request with its handles, and show how many are done; in the end, stop the rest.
-
-    Handles are taken out of the queue, so that they take no memory once they are done.
-    """
-    taken: list[CompletionHandle] = []
-    try:
-        with rows_done(len(planned)) as bar:
-            for request in planned:
-                taken = [handles.popleft() for _ in request.jobs]
-                yield request, taken
-                bar.update()
-    finally:
-        _cancel([*taken, *handles])
-
-
-def _cancel(handles: Iterable[CompletionHandle | JobHandle]) -> None:
-    for handle in handles:
-        handle.cancel()
 
 
 async def _in_thread(begin: Callable[[], _T], stop: Callable[[_T], object]) -> _T:
@@ -327,5 +325,5 @@ async def _in_thread(begin: Callable[[], _T], stop: Callable[[_T], object]) -> _
     except asyncio.CancelledError:
         unwanted.set()
         for work in begun:
-            stop(work)
+            await asyncio.to_thread(stop, work)
         raise

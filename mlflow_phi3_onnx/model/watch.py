@@ -7,70 +7,72 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.errors import GenAIError
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import TracebackType
+    from mlflow_phi3_onnx.model.planned import Asked, Outcome, PlannedRequest
 
-    from mlflow_phi3_onnx.core.request import Completion
-    from mlflow_phi3_onnx.engine.base import Job
-
-__all__ = ["Watch", "log_refusal"]
+__all__ = ["LOG"]
 
 _logger = logging.getLogger(__name__)
 
 
-def log_refusal(error: GenAIError, fields: frozenset[str]) -> None:
-    """Write that a request was refused: the error's class, and its field where that is known.
+class _Log:
+    """Writes of every request: the first of the observers."""
 
-    Args:
-        error: The error.
-        fields: The names that a request's fields may have; others are text of a caller's.
-    """
-    field = f", {error.param}" if error.param in fields else ""
-    _logger.info("Refused a request: %s%s.", type(error).__name__, field)
+    def refused(self, asked: Asked, error: GenAIError) -> None:
+        """Write the error's class, and its field where that is no text of a caller's."""
+        known = error.param == INPUT_FIELDS[asked.task] or error.param in PARAMETERS[asked.task]
+        field = f", {error.param}" if known else ""
+        _logger.info("Refused a request: %s%s.", type(error).__name__, field)
+
+    def began(self, planned: PlannedRequest) -> _Watch | None:
+        """Watch it, unless it was answered before it could be run."""
+        return _Watch(planned) if planned.jobs else None
 
 
-class Watch:
-    """Watches requests that are run together."""
+class _Watch:
+    """Writes how one request went."""
 
-    def __init__(self) -> None:
+    thorough = False
+
+    def __init__(self, planned: PlannedRequest) -> None:
+        self._planned = planned
         self._begun = time.monotonic()
 
-    def __enter__(self) -> None:
-        """Enter."""
+    def wrote(self, chunk: Any) -> None:
+        """Write nothing."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        """Write that a request failed, where one did."""
-        if isinstance(error, GenAIError):
-            self.failed(error)
-
-    def failed(self, error: GenAIError) -> None:
-        """Write that a request failed."""
+    def ended(self, outcome: Outcome) -> None:
+        """Write how it ended."""
         seconds = time.monotonic() - self._begun
-        _logger.info("A request failed after %.3f s: %s.", seconds, type(error).__name__)
-
-    def done(self, jobs: Sequence[Job], completions: Sequence[Completion], response: Any) -> Any:
-        """Write how a request went, and return its response."""
-        if jobs and _logger.isEnabledFor(logging.DEBUG):
+        if isinstance(outcome.error, GenAIError):
+            _logger.info(
+                "A request failed after %.3f s: %s.", seconds, type(outcome.error).__name__
+            )
+        if not _logger.isEnabledFor(logging.DEBUG):
+            return
+        completions, asked = outcome.completions, self._planned.asked
+        tokens = f"{sum(completion.tokens for completion in completions):,}"
+        if asked is not None and asked.stream:
+            _logger.debug(
+                "A stream of %d completions ended after %.3f s and %s completion tokens.",
+                len(completions),
+                seconds,
+                tokens,
+            )
+        elif completions:
+            response = outcome.response
             _logger.debug(
                 "Answered %s in %.3f s: %s prompt tokens (%s cached), %s completion tokens, %s.",
                 response["id"] if isinstance(response, dict) else "a request",
-                time.monotonic() - self._begun,
-                f"{sum(len(job.prompt) for job in jobs if job.index == 0):,}",
+                seconds,
+                f"{sum(len(job.prompt) for job in self._planned.jobs if job.index == 0):,}",
                 f"{sum(completion.cached_tokens for completion in completions):,}",
-                f"{sum(completion.tokens for completion in completions):,}",
+                tokens,
                 ", ".join(sorted({str(completion.finish_reason) for completion in completions})),
             )
-        return response
 
-    def left(self, token_counts: Sequence[int]) -> None:
-        """Write that a stream has ended, wherever it was."""
-        _logger.debug(
-            "A stream of %d completions ended after %.3f s and %s completion tokens.",
-            len(token_counts),
-            time.monotonic() - self._begun,
-            f"{sum(token_counts):,}",
-        )
+
+LOG = _Log()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from mlflow_phi3_onnx.core.tasks import CHAT
+from mlflow_phi3_onnx.model.observers import HERE, Observer
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
 from mlflow_phi3_onnx.openai.responses_api.events import respond, stream
@@ -21,6 +22,7 @@ from mlflow_phi3_onnx.server.metrics import Metrics
 from mlflow_phi3_onnx.server.record import record_of
 from mlflow_phi3_onnx.server.sse import ChatEvents, EventStream, ResponseEvents
 from mlflow_phi3_onnx.server.work import Lifetime
+from mlflow_phi3_onnx.tracing.spans import Caller, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -91,7 +93,7 @@ class Door:
         record.known = frozenset({INPUT_FIELDS[task], "model", *PARAMETERS[task]})
         check_limits(fields, self.settings)
         chosen = self.models.choose(fields, name)
-        record.model = chosen.id
+        self.watch(request, chosen)
         lifetime = self.lifetime(request)
         if fields.get("stream") is True:
             record.stream = True
@@ -113,7 +115,7 @@ class Door:
         with asked.named():
             check_limits(asked.chat, self.settings)
             chosen = self.models.choose(asked.chat)
-        record.model = chosen.id
+        self.watch(request, chosen)
         lifetime = self.lifetime(request)
         if asked.stream:
             record.stream = True
@@ -121,6 +123,16 @@ class Door:
             return EventStream(events, lifetime, self.settings, record, ResponseEvents())
         completion = self._whole(chosen, CHAT, record)
         return json_response(await lifetime.run(respond(asked, completion, self.history)))
+
+    def watch(self, request: Request, chosen: Chosen) -> None:
+        """Note which model a request has chosen, and let what it comes to there be watched."""
+        record = record_of(request)
+        record.model = chosen.id
+        watching: tuple[Observer, ...] = (record,)
+        if self.settings.trace:
+            caller = Caller(record.id, request.headers.get("traceparent"), chosen.id)
+            watching += (Tracer(content=self.settings.trace_content, caller=caller),)
+        HERE.set(watching)  # a request is answered in a context of its own
 
     async def use(self, chosen: Chosen, record: Record, work: Callable[[GenAIModel], Any]) -> Any:
         """Do work with a model, once there is a place for it."""

@@ -46,7 +46,7 @@ class Metrics:
         self._generated = self._counter("generation_tokens", "Tokens of completions.")
         self._queries = self._counter("prefix_cache_queries", "Tokens looked for in the cache.")
         self._hits = self._counter("prefix_cache_hits", "Tokens found in the prefix cache.")
-        self._first = self._histogram("time_to_first_token_seconds", "Of streams.")
+        self._first = self._histogram("time_to_first_token_seconds", "Of requests.")
         self._gaps = self._histogram("inter_token_latency_seconds", "Of streams.")
         self._whole = self._histogram("e2e_request_latency_seconds", "Of whole requests.")
         self._queue = self._histogram("request_queue_time_seconds", "In the server's queue.")

@@ -85,7 +85,7 @@ async def _invoke(door: Door, request: Request) -> Response:
     fields = await door.fields(request)
     one = any(name in fields for name in REQUESTS)
     chosen = door.models.choose(fields if one else {})
-    record.model = chosen.id
+    door.watch(request, chosen)
 
     async def run(model: GenAIModel) -> list[Any]:
         task = chosen.served.task or CHAT

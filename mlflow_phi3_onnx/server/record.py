@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from fastapi import Request
 
+    from mlflow_phi3_onnx.model.planned import Asked, Outcome, PlannedRequest
+
 __all__ = ["Record", "record_of"]
 
 
@@ -34,7 +36,7 @@ class Record:
         model: The id of the model that answers.
         stream: Whether the response is a stream.
         queued: Seconds in the queue.
-        first_token: Seconds until the first token of a stream was there.
+        first_token: Seconds until the first token was there; of a stream, the first chunk of one.
         gaps: Seconds between the tokens of a stream.
         prompt_tokens: Tokens of the prompts, once the response is whole.
         cached_tokens: How many of them were found in the prefix cache.
@@ -125,6 +127,13 @@ class Record:
                 self.cached_tokens += so_far[1]
                 self.completion_tokens = (self.completion_tokens or 0) + (so_far[2] or 0)
 
+    def refused(self, asked: Asked, error: GenAIError) -> None:
+        """Note nothing: the error is the response."""
+
+    def began(self, planned: PlannedRequest) -> _FirstToken | None:
+        """Watch when the first token of a whole response is there."""
+        return None if self.stream or not planned.jobs else _FirstToken(self)
+
     def line(self) -> dict[str, Any]:
         """Return what the log says of it."""
         said: dict[str, Any] = {
@@ -145,6 +154,28 @@ class Record:
             "param": self.param,
         }
         return {name: value for name, value in said.items() if value is not None}
+
+
+class _FirstToken:
+    """Notes when the first token of a whole response was there."""
+
+    thorough = False
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._submitted = record.seconds
+
+    def wrote(self, chunk: Any) -> None:
+        """Note nothing."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Note the first of all that the request's completions, or rows, have."""
+        times = [
+            one.timings.queued + one.timings.prefill for one in outcome.completions if one.timings
+        ]
+        if times:
+            first = self._submitted + min(times)
+            self._record.first_token = min(first, self._record.first_token or first)
 
 
 def record_of(request: Request) -> Record:

@@ -23,6 +23,7 @@ from mlflow_phi3_onnx.server.door import Door
 from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
+from mlflow_phi3_onnx.tracing.experiment import pin_experiment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -160,6 +161,8 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
             " api_key_file.",
             settings.host,
         )
+    if settings.trace:
+        pin_experiment()
     registry = Registry(places, settings)
     if not settings.lazy:
         registry.open()

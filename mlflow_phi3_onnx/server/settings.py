@@ -71,6 +71,8 @@ class ServerSettings:
     max_stored_responses: int = MAX_RESPONSES
     max_stored_bytes: int = MAX_BYTES
     log_level: str = "info"
+    trace: bool = False
+    trace_content: bool = False
 
     @classmethod
     def check(cls, values: Mapping[str, Any]) -> ServerSettings:
@@ -84,6 +86,11 @@ class ServerSettings:
         if (settings.tls_cert is None) != (settings.tls_key is None):
             raise InvalidRequestError(
                 "tls_cert and tls_key belong together; give both, or none.", param="tls_key"
+            )
+        if settings.trace_content and not settings.trace:
+            raise InvalidRequestError(
+                "trace_content says what traces hold, so it needs trace. Give both, or none.",
+                param="trace_content",
             )
         return settings
 
@@ -247,6 +254,18 @@ OPTIONS = table(
         "log_level",
         "What the log tells: debug, info or warning; each request has a line at info.",
         one_of("debug", "info", "warning"),
+    ),
+    _option(
+        "trace",
+        "Whether each request is written as a trace to MLflow: its times, token counts and"
+        " parameters, and nothing that it says. MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME say"
+        " where to.",
+        boolean,
+    ),
+    _option(
+        "trace_content",
+        "Whether traces hold what users write and the model answers too.",
+        boolean,
     ),
 )
 """The settings of the server, by name."""

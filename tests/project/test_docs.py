@@ -29,7 +29,10 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # The pages whose Python is run: from top to bottom, as a program and as the cells of a notebook.
-PROGRAMS = ("README.md", "docs/guide.md", "docs/comparison.md", "docs/serving.md")
+PROGRAMS = (
+    *("README.md", "docs/guide.md", "docs/comparison.md", "docs/evaluation.md"),
+    "docs/serving.md",
+)
 IN_A_NOTEBOOK = re.compile(r"^( *).+  # in a notebook: (.+)$", re.MULTILINE)
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
@@ -147,6 +150,10 @@ def test_the_commands_of_the_page_on_load_tests_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Logged as run ") == 2
     assert "of model / compare" in done.stdout
+
+
+def test_the_page_on_evaluation_runs(tmp_path: Path) -> None:
+    assert "The capital of Italy is Rome." in run_page("evaluation.md", tmp_path)
 
 
 def test_the_page_on_serving_runs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mlflow_phi3_onnx.core.request import Delta, Options
 from mlflow_phi3_onnx.engine.base import Job
 from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 from mlflow_phi3_onnx.engine.loops.base import Failing, Loop
+from mlflow_phi3_onnx.model.planned import PlannedRequest
 from mlflow_phi3_onnx.model.running import TextEngine
 from mlflow_phi3_onnx.openai.responses import PlainWriter
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.engine.sequence.state import SequenceState
-    from mlflow_phi3_onnx.model.running import ChunkStream, CompletionHandle
+    from mlflow_phi3_onnx.model.running import CompletionHandle
+    from mlflow_phi3_onnx.model.streaming import ChunkStream
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 __all__ = ["EngineUnderTest", "ScriptedLoop", "engine", "job", "submit", "until"]
@@ -104,7 +106,7 @@ class EngineUnderTest(TextEngine):
 
     def deltas(self, asked: Job) -> ChunkStream:
         """Run a job as a stream of its deltas."""
-        return self.stream([asked], DeltaWriter())
+        return self.stream(PlannedRequest([asked], list, DeltaWriter))
 
     def close(self) -> None:
         self.engine.close()

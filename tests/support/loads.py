@@ -83,7 +83,7 @@ def scripted_server(
             self.end_headers()
             self.wfile.write("".join(f"{line}\n\n" for line in lines).encode())
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is called
             """Say nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -165,6 +165,9 @@ class Group(Batch):
         generator.append(sequences)
         self._pool.chunks.measured(width * len(sequences), time.perf_counter() - start)
         self._put_generator(generator)
+        for state in self._inside:
+            if not state.tokens:
+                state.end_prompt()
 
 
 class Single(Batch):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mlflow_phi3_onnx.core.request import Timings
 from mlflow_phi3_onnx.engine.base import TokenDelta, TokenScore
 from mlflow_phi3_onnx.engine.sequence.processors import build
 from mlflow_phi3_onnx.engine.sequence.prompt_lookup import Drafter
@@ -62,7 +64,8 @@ class SequenceState:
         self.tokens: list[int] = []
         self.finished = False
         self.cached_tokens = 0
-        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self._came = self._begun = self._prefilled = time.monotonic()
+        self.deadline = None if timeout is None else self._came + timeout
         self._streamed = job.streamed
         self._eos = eos
         self._matcher = matcher
@@ -135,8 +138,13 @@ class SequenceState:
         for values, token in zip(logits, following, strict=False):
             self._prompt_logprobs.append(_score(values, token, top))
 
+    def begin(self) -> None:
+        """Note that a loop has taken it up."""
+        self._begun = self._prefilled = time.monotonic()
+
     def end_prompt(self) -> None:
         """Begin the completion; without a token to generate, that is its end."""
+        self._prefilled = time.monotonic()
         if self.max_tokens == 0:
             self._emit("length")
 
@@ -213,12 +221,17 @@ class SequenceState:
             self.cached_tokens,
             self._drafted,
             self._accepted,
+            self._timings() if reason or not self._delivered else None,
         )
         self._delivered = len(self.tokens)
         if self._logprobs or self._prompt_logprobs:
             self._logprobs, self._prompt_logprobs = [], []
         self.finished = self.finished or reason is not None
         self._pass_on(delta, last=reason is not None)
+
+    def _timings(self) -> Timings:
+        times = (self._came, self._begun, self._prefilled, time.monotonic())
+        return Timings(*(end - begin for begin, end in pairwise(times)))
 
     def _pass_on(self, delta: TokenDelta | GenAIError, *, last: bool) -> None:
         """Deliver, unless the last delta has been."""

@@ -11,10 +11,9 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx import errors
-from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
+from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling, Timings
 from mlflow_phi3_onnx.engine.base import Job, TokenDelta, TokenScore
 
 if TYPE_CHECKING:
@@ -71,13 +70,13 @@ def unpack_job(packed: list[Any]) -> Job:
 
 def unpack_delta(packed: list[Any]) -> TokenDelta:
     """Make a delta of the list that JSON makes of one."""
-    ids, reason, logprobs, prompt_logprobs, *counts = packed
-    if not (logprobs or prompt_logprobs):
-        return TokenDelta(tuple(ids), reason, (), (), *counts)
-    prompt_scores = (None if score is None else _score(score) for score in prompt_logprobs)
-    return TokenDelta(
-        tuple(ids), reason, tuple(map(_score, logprobs)), tuple(prompt_scores), *counts
-    )
+    ids, reason, logprobs, prompt_logprobs, cached, drafted, accepted, timings = packed
+    scores = prompt_scores = ()
+    if logprobs or prompt_logprobs:
+        scores = tuple(map(_score, logprobs))
+        prompt_scores = tuple(None if one is None else _score(one) for one in prompt_logprobs)
+    times = None if timings is None else Timings(*timings)
+    return TokenDelta(tuple(ids), reason, scores, prompt_scores, cached, drafted, accepted, times)
 
 
 def pack_error(error: errors.GenAIError) -> list[Any]:
@@ -89,7 +88,7 @@ def unpack_error(packed: list[Any]) -> errors.GenAIError:
     """Make an error of what :func:`pack_error` returned."""
     name, message, param, code = packed
     kind = getattr(errors, name) if name in errors.__all__ else errors.GenerationError
-    return kind(message, param=param, error_code=databricks_pb2.ErrorCode.Value(code))
+    return kind(message, param=param, error_code=code)
 
 
 def _changed(value: Options | Sampling, plain: Options | Sampling) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mlflow.exceptions import MlflowException
-
+from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.evaluation.load.exchange import Exchange
 from mlflow_phi3_onnx.evaluation.load.http_stream import HTTPError
 
@@ -24,7 +23,7 @@ __all__ = ["arrivals", "closed_loop", "failure", "open_loop"]
 
 Done: TypeAlias = Callable[[], object]
 
-_FAILURES = (MlflowException, OSError, HTTPException)
+_FAILURES = (GenAIError, OSError, HTTPException)
 
 
 def closed_loop(

@@ -12,7 +12,12 @@ from mlflow_phi3_onnx.evaluation.load.turns import Ratio, interleaved, paired
 
 
 def exchange(*chunks: float, sent: float = 0.0, ended: float = 1.0, **more: Any) -> Exchange:
-    known = {"due": sent, "asked_tokens": 4, "prompt_tokens": 10, "completion_tokens": 4}
+    known: dict[str, Any] = {
+        "due": sent,
+        "asked_tokens": 4,
+        "prompt_tokens": 10,
+        "completion_tokens": 4,
+    }
     return Exchange(sent=sent, chunks=chunks, ended=ended, **{**known, **more})
 
 

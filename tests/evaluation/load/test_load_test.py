@@ -37,8 +37,7 @@ SPREAD = {
     "required": ["mean", "p50", "p90", "p95", "p99", "max"],
     "additionalProperties": False,
 }
-FIGURES = {name: {} for name in Summary.__dataclass_fields__}
-FIGURES |= {name: SPREAD for name in FIGURES if name.endswith("_ms")}
+FIGURES = {name: SPREAD if name.endswith("_ms") else {} for name in Summary.__dataclass_fields__}
 EACH = ("due", "sent", "asked_tokens", "prompt_tokens", "completion_tokens", "error")
 REQUEST = {
     "type": "object",
@@ -142,8 +141,9 @@ def test_the_demo_model_beside_its_server_is_a_run(
         assert run.data.metrics[f"{name}/ttft_ms_p50"] > 0
         assert run.data.metrics[f"compare/{name}/output_throughput"] > 0
         assert all(run.data.metrics[f"ratio/{name}/{figure}"] > 0 for figure in COMPARED)
-    inputs = MlflowClient().get_run(run.info.run_id).inputs.model_inputs
-    assert [one.model_id for one in inputs] == [logged.model_id]
+    inputs = MlflowClient().get_run(run.info.run_id).inputs
+    assert inputs
+    assert [one.model_id for one in inputs.model_inputs] == [logged.model_id]
     files = {one.path for one in MlflowClient().list_artifacts(run.info.run_id)}
     assert files == {"results.json", "table.txt", "plot.png"}
     found = load_dict(f"runs:/{run.info.run_id}/results.json")

@@ -1,0 +1,1 @@
+"""MLflow traces of requests."""
