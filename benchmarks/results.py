@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-from benchmarks.timing import paired
+from mlflow_phi3_onnx.evaluation.load.turns import paired
 
 __all__ = [
     "TARGETS",
@@ -58,6 +58,12 @@ TARGETS = {
         "32 ragged rows against the best fixed-batch raw loop, throughput", 1.3, False
     ),
     "clients": Target("8 clients against 1, through `mlflow models serve`, throughput", 2.5, False),
+    "served-token": Target(
+        "a streamed token of this package's server, against one of the native API, time", 1.05, True
+    ),
+    "served-clients": Target(
+        "8 clients against 1, at this package's server, throughput", 2.5, False
+    ),
     "late-arrival": Target(
         "first token of a short request beside a 500-token answer, against alone", 2, True
     ),

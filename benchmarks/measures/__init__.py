@@ -15,6 +15,7 @@ from benchmarks.measures.prefill import chosen_logits
 from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.pytorch import decoding
 from benchmarks.measures.served import clients, ping
+from benchmarks.measures.servers import served_clients, served_token, servers
 from benchmarks.measures.worker import shared_memory, worker
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "tokens": tokens,
     "frame": frame_throughput,
     "clients": clients,
+    "served-token": served_token,
+    "served-clients": served_clients,
     "late-arrival": late_arrival,
     "second-turn": second_turn,
     "ping": ping,
     "transformers": decoding,
     "chosen-logits": chosen_logits,
     "llama": beside_llama,
+    "servers": servers,
     "memory": resident_memory,
     "worker": worker,
     "shared-memory": shared_memory,
