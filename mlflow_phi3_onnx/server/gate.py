@@ -14,6 +14,7 @@ from mlflow_phi3_onnx.server.errors import (
     HeadersTooLargeError,
     HostError,
     ServerError,
+    TooManyConnectionsError,
     as_server_error,
 )
 from mlflow_phi3_onnx.server.logs import log_failure, log_request
@@ -108,6 +109,8 @@ class Gate:
             HostError: If the server was asked for by a name that is not one of its own.
             UnauthorizedError: If there is no key that is known, where one is needed.
             DrainingError: If the server takes no more requests.
+            TooManyConnectionsError: If its connection is one too many.
+            QueueFullError: If no model takes more, whatever the body says.
         """
         most = self._door.settings.max_header_bytes
         headers = scope["headers"]
@@ -127,6 +130,12 @@ class Gate:
             self._keys.check(headers)
         if self._door.draining and scope["path"] not in PROBES | {"/metrics"}:
             raise DrainingError("The server is shutting down. Try again, maybe elsewhere.")
+        if scope["state"].get("crowded") and scope["path"] not in PROBES:
+            raise TooManyConnectionsError(
+                "The server has as many connections as it takes (max_connections). Try again later."
+            )
+        if scope["method"] == "POST":  # each of them is for a model
+            self._door.models.check_room()
 
 
 def error_response(error: GenAIError) -> Response:
