@@ -47,13 +47,19 @@ class Admission:
         """How many wait."""
         return len(self._waiting)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next request is refused."""
+        taken = self.running >= self._places or bool(self._waiting)
+        return taken and len(self._waiting) >= self._room
+
     def check(self) -> None:
         """Check that a request would be worked on, or may wait.
 
         Raises:
             QueueFullError: If no more may wait.
         """
-        if len(self._waiting) >= self._room and (self.running >= self._places or self._waiting):
+        if self.full:
             raise QueueFullError(
                 f"The server works on {self.running:,} requests and {len(self._waiting):,} wait,"
                 " which is all that it takes. Try again later.",

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -62,7 +63,9 @@ def make_app(door: Door, keys: Keys, hosts: Collection[str] = ()) -> ASGIApp:
         app.include_router(router)
     for kind in (HTTPException, GenAIError, Exception):
         app.add_exception_handler(kind, _refuse)
-    gate: ASGIApp = Gate(app, door, keys, hosts)
+    routes = (route for router in routers for route in router.routes if isinstance(route, APIRoute))
+    posts = {route.path for route in routes if "POST" in (route.methods or ())}
+    gate: ASGIApp = Gate(app, door, keys, hosts, posts)
     if origins := door.settings.cors_origins:
         gate = CORSMiddleware(
             gate,

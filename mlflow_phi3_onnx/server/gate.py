@@ -51,12 +51,21 @@ class Gate:
         door: What they share.
         keys: Who may ask.
         hosts: The names that the server may be asked for; none means any.
+        posts: The paths of requests that a model has to work for.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, keys: Keys, hosts: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        door: Door,
+        keys: Keys,
+        hosts: Collection[str] = (),
+        posts: Collection[str] = (),
+    ) -> None:
         self._app = app
         self._door = door
         self._keys = keys
+        self._posts = posts
         self._hosts = frozenset(host.lower() for host in hosts)
         self._open = PROBES | {PAGE} | ({"/metrics"} if door.settings.open_metrics else frozenset())
 
@@ -93,7 +102,7 @@ class Gate:
                 await error_response(failure)(scope, receive, answer)
         finally:
             self._door.working -= 1
-            if scope["path"] in _PAGES:
+            if scope["path"] in _PAGES or scope["path"] in self._posts:
                 record.route = scope["path"]
             record.route = getattr(scope.get("route"), "path", record.route)
             self._door.metrics.add(record)
@@ -134,7 +143,7 @@ class Gate:
             raise TooManyConnectionsError(
                 "The server has as many connections as it takes (max_connections). Try again later."
             )
-        if scope["method"] == "POST":  # each of them is for a model
+        if scope["method"] == "POST" and scope["path"] in self._posts:
             self._door.models.check_room()
 
 

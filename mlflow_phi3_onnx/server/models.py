@@ -20,11 +20,7 @@ from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import open_model
 from mlflow_phi3_onnx.mlflow_compat import MLMODEL_FILE_NAME
 from mlflow_phi3_onnx.server.admission import Admission
-from mlflow_phi3_onnx.server.errors import (
-    ModelUnavailableError,
-    QueueFullError,
-    UnknownModelError,
-)
+from mlflow_phi3_onnx.server.errors import ModelUnavailableError, UnknownModelError
 from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES, local_copy
 
 if TYPE_CHECKING:
@@ -251,14 +247,8 @@ class Registry:
         Raises:
             QueueFullError: If all of them have as many as they take.
         """
-        full: QueueFullError | None = None
-        for served in self.served:
-            try:
-                return served.admission.check()
-            except QueueFullError as error:
-                full = error
-        if full is not None:
-            raise full
+        if all(served.admission.full for served in self.served):
+            self.served[0].admission.check()
 
     async def watch(self) -> None:
         """Unload models that nobody asks for, for as long as the server runs."""

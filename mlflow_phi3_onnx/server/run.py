@@ -224,8 +224,8 @@ def serve(
             " this machine's, or the port is taken. Choose another with --port.",
             param="port",
         ) from error
-    # Connections inherit it. asyncio sets it only on sockets that were made for TCP by name; without
-    # it, what is sent in two parts waits for the client's delayed acknowledgement.
+    # Connections inherit it. asyncio sets it only on sockets that were made for TCP by name, and
+    # without it, what is sent in two parts waits for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # What is here stays: else each full collection looks through all of it, and nothing answers.
     gc.collect()
