@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from benchmarks.timing import percentile
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
 __all__ = ["Answer", "capacity", "flood", "overload"]
 
 LOAD = 4
@@ -30,8 +33,6 @@ CLIENTS = 32
 TICK = 0.002
 LONGEST = 300.0
 """Seconds that the last answers are waited for."""
-
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Answer(NamedTuple):
@@ -62,12 +63,14 @@ def overload(scale: Scale) -> Iterator[Row]:
         "n": ROWS,
         **subject.length(ANSWER_TOKENS),
     }
-    with tempfile.TemporaryDirectory() as name:
-        with running(command, "/ping", Path(name)) as (url, _):
-            port = int(url.rpartition(":")[2])
-            pings = [_ping(url) for _ in range(scale.pick(200, 10))]
-            most = capacity(port, fields, CLIENTS, scale.pick(10.0, 2.0))
-            answers = asyncio.run(flood(port, fields, LOAD * most, scale.pick(SECONDS, 3.0)))
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running(command, "/ping", Path(name)) as (url, _),
+    ):
+        port = int(url.rpartition(":")[2])
+        pings = [_ping(url) for _ in range(scale.pick(200, 10))]
+        most = capacity(port, fields, CLIENTS, scale.pick(10.0, 2.0))
+        answers = asyncio.run(flood(port, fields, LOAD * most, scale.pick(SECONDS, 5.0)))
     refused = [1e3 * one.seconds for one in answers if one.status == 429]
     good = [one.seconds for one in answers if one.status == 200]
     yield Row(
@@ -91,16 +94,14 @@ def capacity(port: int, fields: dict[str, Any], clients: int, seconds: float) ->
     """Count the requests that are answered in a second, of clients that wait for their answers."""
 
     async def ask() -> int:
-        answers: list[Answer] = []
-        idle: list[Connection] = []
-        start = time.perf_counter()
+        async with _Sender(port, fields) as sender:
 
-        async def client() -> None:
-            while time.perf_counter() < start + seconds:
-                await _ask(port, _request(fields), idle, answers, start)
+            async def client() -> None:
+                while sender.seconds < seconds:
+                    await sender.ask()
 
-        await asyncio.gather(*(client() for _ in range(clients)))
-        return sum(one.status == 200 and one.sent + one.seconds <= seconds for one in answers)
+            await asyncio.gather(*(client() for _ in range(clients)))
+        return sum(a.status == 200 and a.sent + a.seconds <= seconds for a in sender.answers)
 
     return asyncio.run(ask()) / seconds
 
@@ -108,56 +109,75 @@ def capacity(port: int, fields: dict[str, Any], clients: int, seconds: float) ->
 async def flood(port: int, fields: dict[str, Any], rate: float, seconds: float) -> list[Answer]:
     """Send requests at a steady rate, whatever becomes of those before, and wait for all answers.
 
-    A connection is used again once its answer has come, as clients do that keep a pool.
-
     Args:
         port: The server's, on this machine.
         fields: Each request's.
         rate: Requests in a second.
         seconds: How long.
     """
-    answers: list[Answer] = []
-    idle: list[Connection] = []
     asked: list[asyncio.Task[None]] = []
-    data = _request(fields)
-    start = time.perf_counter()
-    while (now := time.perf_counter() - start) < seconds:
-        while len(asked) < now * rate:
-            asked.append(asyncio.ensure_future(_ask(port, data, idle, answers, start)))
-        await asyncio.sleep(TICK)
-    await asyncio.wait_for(asyncio.gather(*asked), LONGEST)
-    for _, writer in idle:
-        writer.close()
-    return answers
+    async with _Sender(port, fields) as sender:
+        while sender.seconds < seconds:
+            while len(asked) < sender.seconds * rate:
+                asked.append(asyncio.ensure_future(sender.ask()))
+            await asyncio.sleep(TICK)
+        await asyncio.wait_for(asyncio.gather(*asked), LONGEST)
+    return sender.answers
 
 
-async def _ask(
-    port: int, data: bytes, idle: list[Connection], answers: list[Answer], start: float
-) -> None:
-    sent = time.perf_counter()
-    status, head, body = 0, b"", b""
-    writer: asyncio.StreamWriter | None = None
-    try:
-        connection = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
-        reader, writer = connection
-        writer.write(data)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        body = await reader.readexactly(int(head.split(b"content-length: ")[1].split()[0]))
-        status = int(head.split()[1])
-        idle.append(connection)
-    except (OSError, EOFError):
-        if writer is not None:
-            writer.close()
-    answers.append(Answer(sent - start, status, time.perf_counter() - sent, head, body))
+class _Sender:
+    """Sends one request again and again.
+
+    A connection is used again once its answer has come, as clients do that keep a pool.
+    """
+
+    def __init__(self, port: int, fields: dict[str, Any]) -> None:
+        body = json.dumps(fields).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        self._data = head.encode() + body
+        self._port = port
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._start = time.perf_counter()
+        self.answers: list[Answer] = []
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._start
+
+    async def ask(self) -> None:
+        """Send the request, and keep what comes of it."""
+        sent = self.seconds
+        status, head, body = 0, b"", b""
+        if self._idle:
+            reader, writer = self._idle.pop()
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            writer.write(self._data)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            body = await reader.readexactly(int(head.split(b"content-length: ")[1].split()[0]))
+            status = int(head.split()[1])
+            self._idle.append((reader, writer))
+        except (OSError, EOFError):
+            await _closed(writer)
+        self.answers.append(Answer(sent, status, self.seconds - sent, head, body))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for _, writer in self._idle:
+            await _closed(writer)
 
 
-def _request(fields: dict[str, Any]) -> bytes:
-    body = json.dumps(fields).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
-        f"\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def _ping(url: str) -> float:
