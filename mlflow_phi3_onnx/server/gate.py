@@ -20,6 +20,7 @@ from mlflow_phi3_onnx.server.errors import (
 from mlflow_phi3_onnx.server.logs import log_failure, log_request
 from mlflow_phi3_onnx.server.page import PAGE
 from mlflow_phi3_onnx.server.record import Record
+from mlflow_phi3_onnx.server.reference import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -35,7 +36,7 @@ __all__ = ["PROBES", "Gate", "error_response"]
 PROBES = frozenset({"/ping", "/health", "/ready"})
 """The paths that need no key, and are answered while the server ends."""
 
-_PAGES = frozenset({"/docs", "/openapi.json"})
+_PAGES = frozenset({REFERENCE, "/openapi.json"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _PORT = re.compile(r"(?<=[^:]):\d*$")
