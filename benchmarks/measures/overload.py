@@ -152,10 +152,7 @@ class _Sender:
         """Send the request, and keep what comes of it."""
         sent = self.seconds
         status, head, body = 0, b"", b""
-        if self._idle:
-            reader, writer = self._idle.pop()
-        else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await self._connection()
         try:
             writer.write(self._data)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -165,6 +162,14 @@ class _Sender:
         except (OSError, EOFError):
             await _closed(writer)
         self.answers.append(Answer(sent, status, self.seconds - sent, head, body))
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():  # the server ends those that are idle for long
+                return reader, writer
+            await _closed(writer)
+        return await asyncio.open_connection("127.0.0.1", self._port)
 
     async def __aenter__(self) -> Self:
         return self
