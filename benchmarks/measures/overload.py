@@ -152,7 +152,7 @@ class _Sender:
         """Send the request, and keep what comes of it."""
         sent = self.seconds
         status, head, body = 0, b"", b""
-        reader, writer = await self._connection()
+        reader, writer = await self._connected()
         try:
             writer.write(self._data)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -163,7 +163,7 @@ class _Sender:
             await _closed(writer)
         self.answers.append(Answer(sent, status, self.seconds - sent, head, body))
 
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         while self._idle:
             reader, writer = self._idle.pop()
             if not reader.at_eof():  # the server ends those that are idle for long
