@@ -175,8 +175,8 @@ class _Sender:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for _, writer in self._idle:
-            await _closed(writer)
+        for connection in self._idle:
+            await _closed(connection[1])
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:
