@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 
-from mlflow_phi3_onnx.artifact.saved import read_saved
+from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, read_saved
 from mlflow_phi3_onnx.core.checks import describe_kind, some_of
 from mlflow_phi3_onnx.demo import demo_model_path
 from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import open_model
-from mlflow_phi3_onnx.mlflow_compat import MLMODEL_FILE_NAME
 from mlflow_phi3_onnx.server.admission import Admission
 from mlflow_phi3_onnx.server.errors import ModelUnavailableError, UnknownModelError
 from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES, local_copy
@@ -189,7 +188,7 @@ class Served:
         config = dict(self._config)
         if self._most_tokens is None:
             return config
-        saved = read_saved(path).config if (path / MLMODEL_FILE_NAME).is_file() else {}
+        saved = read_saved(path).config if (path / MLMODEL_FILE).is_file() else {}
         given = {**saved, **config}
         newer = given.get("max_completion_tokens") is not None
         name = "max_completion_tokens" if newer else "max_tokens"

@@ -12,7 +12,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx import errors
 from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
@@ -90,7 +89,7 @@ def unpack_error(packed: list[Any]) -> errors.GenAIError:
     """Make an error of what :func:`pack_error` returned."""
     name, message, param, code = packed
     kind = getattr(errors, name) if name in errors.__all__ else errors.GenerationError
-    return kind(message, param=param, error_code=databricks_pb2.ErrorCode.Value(code))
+    return kind(message, param=param, error_code=code)
 
 
 def _changed(value: Options | Sampling, plain: Options | Sampling) -> dict[str, Any]:
