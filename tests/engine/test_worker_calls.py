@@ -115,6 +115,9 @@ def test_a_worker_that_is_idle_or_takes_many_steps_is_not_ended(
         engine.submit([job(max_tokens=5)], taken)
         until(lambda: len(taken) > 0)
         taken.clear()
+    count = len(beats)
+    until(lambda: len(beats) > count + pulse._BEATS)  # idle again
+    assert beats[-1] == 0
     assert len(hosted.workers) == 1
     engine.close()
 
