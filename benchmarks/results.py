@@ -71,6 +71,7 @@ TARGETS = {
         "first token of a second turn after 500 tokens of history, against cold", 0.1, True
     ),
     "ping": Target("`/ping` during a prefill of 2,000 tokens, p99", 50, True, "ms"),
+    "refusal": Target("a refusal under four times the load, p99", 100, True, "ms"),
     "transformers": Target(
         "decoding against the same weights in `mlflow.transformers` (bf16)", 4, False
     ),

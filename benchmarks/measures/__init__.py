@@ -11,6 +11,7 @@ from benchmarks.measures.latency import late_arrival, second_turn
 from benchmarks.measures.llama import beside_llama
 from benchmarks.measures.memory import resident_memory
 from benchmarks.measures.overhead import predict, tokens
+from benchmarks.measures.overload import overload
 from benchmarks.measures.prefill import chosen_logits
 from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.pytorch import decoding
@@ -37,6 +38,7 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "late-arrival": late_arrival,
     "second-turn": second_turn,
     "ping": ping,
+    "overload": overload,
     "transformers": decoding,
     "chosen-logits": chosen_logits,
     "llama": beside_llama,

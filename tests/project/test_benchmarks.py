@@ -53,8 +53,9 @@ def test_prompts_of_built_models_are_those_of_the_demo_model(tiny: Path, demo: P
     assert wide.encode("<|end|>").tolist() == [VOCABULARY - 9]
 
 
+SERVERS = ("clients", "ping", "overload", "served-token", "served-clients")
+
 # Servers take longer to start than all the rest, and building takes the export extra.
-SERVERS = ("clients", "ping", "served-token", "served-clients")
 SLOW = {*SERVERS, "servers", "transformers", "conversion", "llama"}
 
 
