@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from benchmarks.results import Row, Side
 from benchmarks.serving import HTTP, running
 from benchmarks.subject import Scale, Subject
-from benchmarks.timing import percentile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from typing_extensions import Self
 
@@ -76,15 +77,15 @@ def overload(scale: Scale) -> Iterator[Row]:
     yield Row(
         "refusal",
         f"{subject.name}, {most:.0f} requests/s answered, {LOAD * most:.0f} asked",
-        Side("p99 of a refusal", "ms", [percentile(refused, 99)]),
-        Side("p99 of /ping of an idle server", "ms", [1e3 * percentile(pings, 99)]),
-        [percentile(refused, 99)],
+        Side("p99 of a refusal", "ms", [_percentile(refused, 99)]),
+        Side("p99 of /ping of an idle server", "ms", [1e3 * _percentile(pings, 99)]),
+        [_percentile(refused, 99)],
         {
             "refused": len(refused),
-            "refused_p50_ms": percentile(refused, 50),
+            "refused_p50_ms": _percentile(refused, 50),
             "refused_slowest_ms": max(refused),
             "answered": len(good),
-            "answered_p50_seconds": percentile(good, 50),
+            "answered_p50_seconds": _percentile(good, 50),
             "failed": len(answers) - len(refused) - len(good),
         },
     )
@@ -183,6 +184,10 @@ async def _closed(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
+
+
+def _percentile(values: Sequence[float], percent: float) -> float:
+    return float(np.percentile(values, percent))
 
 
 def _ping(url: str) -> float:
