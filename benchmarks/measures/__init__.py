@@ -15,6 +15,7 @@ from benchmarks.measures.prefill import chosen_logits
 from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.pytorch import decoding
 from benchmarks.measures.served import clients, ping
+from benchmarks.measures.tracing import tracing
 from benchmarks.measures.worker import shared_memory, worker
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "memory": resident_memory,
     "worker": worker,
     "shared-memory": shared_memory,
+    "tracing": tracing,
     "log-model": log_model,
     "conversion": conversion,
 }

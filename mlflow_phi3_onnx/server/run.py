@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -23,7 +24,7 @@ from mlflow_phi3_onnx.server.door import Door
 from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
-from mlflow_phi3_onnx.tracing.experiment import pin_experiment
+from mlflow_phi3_onnx.tracing.serving import pin_experiment, written_in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +40,8 @@ THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 """The names of this machine that a request may ask for, where it needs no key."""
 
 _LAST_WORDS = 5
-"""Seconds that responses have to be sent once everything that ran was cancelled."""
+"""Seconds that responses have to be sent once everything that ran was cancelled, and traces to be
+written."""
 
 
 class Server(uvicorn.Server):
@@ -225,7 +227,8 @@ def serve(
     shown = "localhost" if ipaddress.ip_address(host).is_unspecified else shown
     tell(f"{scheme}://{shown}:{port}/")
     try:
-        server.run(sockets=[listener])
+        with written_in_time(_LAST_WORDS) if settings.trace else nullcontext():
+            server.run(sockets=[listener])
     finally:
         server.door.models.close()
 

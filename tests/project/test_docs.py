@@ -29,7 +29,13 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # The pages whose Python is run: from top to bottom, as a program and as the cells of a notebook.
-PROGRAMS = ("README.md", "docs/guide.md", "docs/comparison.md", "docs/serving.md")
+PROGRAMS = (
+    "README.md",
+    "docs/guide.md",
+    "docs/comparison.md",
+    "docs/serving.md",
+    "docs/tracing.md",
+)
 IN_A_NOTEBOOK = re.compile(r"^( *).+  # in a notebook: (.+)$", re.MULTILINE)
 
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
@@ -131,6 +137,13 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
 
 def test_the_page_on_serving_runs(tmp_path: Path) -> None:
     assert run_page("serving.md", tmp_path).strip() == "Madrid."
+
+
+def test_the_page_on_traces_runs(tmp_path: Path) -> None:
+    shown = run_page("tracing.md", tmp_path).splitlines()
+    spans = ["chat", "template and tokenization", "queue", "prefill", "decode"]
+    assert sorted(shown[:5]) == sorted(f"{name} OK" for name in spans)
+    assert shown[5:] == ["The capital of Spain is Madrid."]
 
 
 @pytest.mark.parametrize(

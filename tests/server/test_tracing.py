@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import mlflow.tracing
 import pytest
 from mlflow.tracing import get_tracing_context_headers_for_http_request
 
@@ -171,9 +172,10 @@ def test_an_experiment_that_cannot_be_found_is_refused_at_the_start(
 
 
 def test_a_tracking_server_that_is_down_holds_nothing_up(tmp_path: Path) -> None:
-    down = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    with in_process("--trace", log=tmp_path / "log", **down) as (served, process):
+    down = "http://127.0.0.1:9"
+    with in_process("--trace", log=tmp_path / "log", MLFLOW_TRACKING_URI=down) as (served, process):
         for stream in (False, True):
             assert served.chat({**ASKED, "stream": stream}).status == 200
         process.terminate()
         assert process.wait(60) == 0
+    assert "Traces are lost" in (tmp_path / "log").read_text()
