@@ -42,6 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "GenAIModel": ("GenAIModel",),
     "Compare models": ("compare", "Comparison"),
+    "Traces": ("autolog",),
 }
 CONSTANTS = {"FLAVOR_NAME": "flavor's name in MLmodel files", "__version__": "package's version"}
 BESIDE = {"GenAIModel": Limits, "Comparison": PromptComparison}
