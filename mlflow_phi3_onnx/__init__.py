@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         UnsupportedParameterError,
     )
     from mlflow_phi3_onnx.evaluation.compare import Comparison, compare
+    from mlflow_phi3_onnx.evaluation.quantization import quantization_report
+    from mlflow_phi3_onnx.evaluation.quantization_result import QuantizationReport
     from mlflow_phi3_onnx.flavor.functions import (
         load_model,
         log_model,
@@ -65,6 +67,7 @@ __all__ = [
     "InvalidModelError",
     "InvalidRequestError",
     "MemoryBudgetError",
+    "QuantizationReport",
     "ResponseNotFoundError",
     "SaveError",
     "SourceAccessError",
@@ -83,6 +86,7 @@ __all__ = [
     "load_model",
     "log_model",
     "persist_pretrained_model",
+    "quantization_report",
     "save_model",
 ]
 
@@ -93,6 +97,7 @@ _HOMES = {
     "Comparison": "evaluation.compare",
     "FLAVOR_NAME": "flavor.pyfunc",
     "GenAIModel": "model.native",
+    "QuantizationReport": "evaluation.quantization_result",
     "_PyFuncWrapper": "flavor.pyfunc",
     "_load_pyfunc": "flavor.pyfunc",
     "autolog": "tracing.autolog",
@@ -103,6 +108,7 @@ _HOMES = {
     "get_default_pip_requirements": "flavor.requirements",
     "load_model": "flavor.functions",
     "log_model": "flavor.functions",
+    "quantization_report": "evaluation.quantization",
     "save_model": "flavor.functions",
 }
 

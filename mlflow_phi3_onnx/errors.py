@@ -2,7 +2,7 @@
 
 ::
 
-    MlflowException, click.ClickException
+    MlflowException (where MLflow is used), click.ClickException
     └── GenAIError                      500  server_error
         ├── InvalidRequestError         400  invalid_request_error
         │   ├── UnsupportedParameterError
@@ -32,8 +32,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from click import ClickException
-from mlflow.exceptions import MlflowException
-from mlflow.protos import databricks_pb2
 
 __all__ = [
     "CancelledError",
@@ -58,29 +56,49 @@ __all__ = [
 ]
 
 
-class GenAIError(MlflowException, ClickException):
+# The HTTP status of each of MLflow's error codes that is used here; MLflow's own are the same.
+_STATUS = {
+    "CANCELLED": 499,
+    "DEADLINE_EXCEEDED": 504,
+    "INTERNAL_ERROR": 500,
+    "INVALID_PARAMETER_VALUE": 400,
+    "PERMISSION_DENIED": 403,
+    "RESOURCE_DOES_NOT_EXIST": 404,
+    "RESOURCE_EXHAUSTED": 429,
+    "TEMPORARILY_UNAVAILABLE": 503,
+}
+
+
+class GenAIError(ClickException):
     """The root of this package's errors.
 
-    MLflow's commands show it as one line, and end with the exit code 1.
+    It is a ``mlflow.exceptions.MlflowException`` too from when a room that uses MLflow is imported,
+    as all do that MLflow calls; see ``mlflow_compat``. MLflow's commands show it as one line, and
+    end with the exit code 1.
 
     Args:
         message: What went wrong and what to do about it, without any text of a user's.
         param: The request field or argument at fault, where there is one.
         error_code: One of MLflow's error codes, instead of the class's own.
+
+    Attributes:
+        param: The request field or argument at fault.
+        error_code: MLflow's error code.
     """
 
-    mlflow_code: ClassVar[int] = databricks_pb2.INTERNAL_ERROR
+    mlflow_code: ClassVar[str] = "INTERNAL_ERROR"
     openai_type: ClassVar[str] = "server_error"
     openai_code: ClassVar[str | None] = None
 
     def __init__(
-        self, message: str, *, param: str | None = None, error_code: int | None = None
+        self, message: str, *, param: str | None = None, error_code: str | None = None
     ) -> None:
         self.param = param
-        super().__init__(message, error_code=self.mlflow_code if error_code is None else error_code)
+        self.error_code = error_code or self.mlflow_code
+        super().__init__(message)
 
     @property
-    def message(self) -> str:
+    def message(self) -> str:  # pyright: ignore[reportGeneralTypeIssues] - Final in click, not in MLflow
         """The message as it was raised.
 
         MLflow's scoring server assigns a new message that quotes the whole request. That would
@@ -96,7 +114,7 @@ class GenAIError(MlflowException, ClickException):
     @property
     def status(self) -> int:
         """The HTTP status that a server answers with."""
-        return self.get_http_status_code()
+        return _STATUS.get(self.error_code, 500)
 
     def to_openai(self) -> dict[str, Any]:
         """The error as the body that OpenAI's clients expect."""
@@ -113,7 +131,7 @@ class GenAIError(MlflowException, ClickException):
 class InvalidRequestError(GenAIError):
     """A request, a row or an argument that cannot be honoured as it stands."""
 
-    mlflow_code = databricks_pb2.INVALID_PARAMETER_VALUE
+    mlflow_code = "INVALID_PARAMETER_VALUE"
     openai_type = "invalid_request_error"
 
 
@@ -126,7 +144,7 @@ class UnsupportedParameterError(InvalidRequestError):
 class ResponseNotFoundError(InvalidRequestError):
     """A response that a request goes on from, and that is not kept, or not any more."""
 
-    mlflow_code = databricks_pb2.RESOURCE_DOES_NOT_EXIST
+    mlflow_code = "RESOURCE_DOES_NOT_EXIST"
     openai_code = "previous_response_not_found"
 
 
@@ -139,33 +157,33 @@ class ContextLengthError(InvalidRequestError):
 class InvalidModelError(GenAIError):
     """A model folder or artifact that is missing a part, damaged, or not what it says it is."""
 
-    mlflow_code = databricks_pb2.INVALID_PARAMETER_VALUE
+    mlflow_code = "INVALID_PARAMETER_VALUE"
     openai_type = "invalid_request_error"
 
 
 class SourceError(GenAIError):
     """A source that no model can be taken from as it was given."""
 
-    mlflow_code = databricks_pb2.INVALID_PARAMETER_VALUE
+    mlflow_code = "INVALID_PARAMETER_VALUE"
     openai_type = "invalid_request_error"
 
 
 class SourceNotFoundError(SourceError):
     """A folder, repository, revision, file or logged model that does not exist."""
 
-    mlflow_code = databricks_pb2.RESOURCE_DOES_NOT_EXIST
+    mlflow_code = "RESOURCE_DOES_NOT_EXIST"
 
 
 class SourceAccessError(SourceError):
     """A repository that needs a token, or that the token at hand may not read."""
 
-    mlflow_code = databricks_pb2.PERMISSION_DENIED
+    mlflow_code = "PERMISSION_DENIED"
 
 
 class SourceUnreachableError(SourceError):
     """A hub that cannot be reached, or is not to be, for what is not in the local cache."""
 
-    mlflow_code = databricks_pb2.TEMPORARILY_UNAVAILABLE
+    mlflow_code = "TEMPORARILY_UNAVAILABLE"
     openai_type = "server_error"
 
 
@@ -188,7 +206,7 @@ class GenerationError(GenAIError):
 class MemoryBudgetError(GenerationError):
     """A request whose KV cache can never fit in the memory given to it."""
 
-    mlflow_code = databricks_pb2.RESOURCE_EXHAUSTED
+    mlflow_code = "RESOURCE_EXHAUSTED"
     openai_type = "rate_limit_error"
     openai_code = "insufficient_kv_cache"
 
@@ -196,20 +214,20 @@ class MemoryBudgetError(GenerationError):
 class CancelledError(GenerationError):
     """Generation that was stopped before its end, by its caller or because the model was closed."""
 
-    mlflow_code = databricks_pb2.CANCELLED
+    mlflow_code = "CANCELLED"
 
 
 class GenerationTimeoutError(GenerationError):
     """Generation that was stopped because it took longer than its ``timeout``."""
 
-    mlflow_code = databricks_pb2.DEADLINE_EXCEEDED
+    mlflow_code = "DEADLINE_EXCEEDED"
     openai_code = "timeout"
 
 
 class EngineDeadError(GenerationError):
     """The engine's worker process ended, by itself or by the system, with requests inside."""
 
-    mlflow_code = databricks_pb2.TEMPORARILY_UNAVAILABLE
+    mlflow_code = "TEMPORARILY_UNAVAILABLE"
     openai_code = "engine_dead"
 
 

@@ -1,16 +1,18 @@
-"""The only importer of MLflow's private helpers, and of others that it does not document.
+"""Where this package meets MLflow: its private helpers, and what makes our errors MLflow's.
 
-Every flavor outside MLflow needs them, none of them is stable: when a release moves one, this is
-the file to change.
+Every flavor outside MLflow needs helpers that it does not document. None of them is stable: when a
+release moves one, this is the file to change.
 """
 
 # pyright: reportPrivateUsage=false
 # Private names are what this module is for.
 
+from click import ClickException
 from mlflow.entities.trace_info import TraceInfo
 from mlflow.entities.trace_state import TraceState
-from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _save_example as save_example
+from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.pyfunc import _validate_prediction_input as validate_prediction_input
 from mlflow.pyfunc.scoring_server import _parse_json_data as parse_json_data
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -51,7 +53,6 @@ from mlflow.utils.environment import _validate_env_arguments as validate_env_arg
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE as DESCRIPTION_TAG
 from mlflow.utils.model_utils import _copy_extra_files as copy_extra_files
-from mlflow.utils.model_utils import _get_flavor_configuration as get_flavor_configuration
 from mlflow.utils.model_utils import _validate_and_copy_code_paths as copy_code_paths
 from mlflow.utils.model_utils import (
     _validate_and_get_model_config_from_file as model_config_from_file,
@@ -63,13 +64,14 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from mlflow.utils.validation import _validate_logged_model_name as check_logged_model_name
 from mlflow.utils.validation import _validate_model_name as check_model_name
 
+from mlflow_phi3_onnx.errors import GenAIError
+
 __all__ = [
     "CONDA_ENV_FILE",
     "CONSTRAINTS_FILE",
     "DEFAULT_AWAIT_MAX_SLEEP_SECONDS",
     "DESCRIPTION_TAG",
     "MAX_PARAM_VAL_LENGTH",
-    "MLMODEL_FILE_NAME",
     "PYTHON_ENV_FILE",
     "REQUIREMENTS_FILE",
     "STREAM_CHUNK_EVENT_NAME_FORMAT",
@@ -98,7 +100,6 @@ __all__ = [
     "get_autologging_config",
     "get_context_api",
     "get_experiment_id",
-    "get_flavor_configuration",
     "get_model_name_and_version",
     "get_root_uri_and_artifact_path",
     "get_total_file_size",
@@ -114,6 +115,20 @@ __all__ = [
     "validate_env_arguments",
     "validate_prediction_input",
 ]
+
+
+class _MlflowError(MlflowException):
+    """What MLflow reads of an error, beside what each of this package's has."""
+
+    error_code: str
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.Value(self.error_code))
+
+
+# Users of MLflow catch its exceptions. Rooms that run without MLflow, as a worker process does, do
+# not have to load it for an error's class (decision 42).
+GenAIError.__bases__ = (_MlflowError, ClickException)
 
 
 def autologging_is_off(name: str) -> bool:

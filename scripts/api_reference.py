@@ -20,6 +20,7 @@ from mlflow_phi3_onnx import errors
 from mlflow_phi3_onnx.cli.main import main
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.deployments import target_help
+from mlflow_phi3_onnx.evaluation.quantization_result import VariantReport
 from mlflow_phi3_onnx.evaluation.result import PromptComparison
 
 if TYPE_CHECKING:
@@ -43,9 +44,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "GenAIModel": ("GenAIModel",),
     "Compare models": ("compare", "Comparison"),
     "Traces": ("autolog",),
+    "Choose a precision": ("quantization_report", "QuantizationReport"),
 }
 CONSTANTS = {"FLAVOR_NAME": "flavor's name in MLmodel files", "__version__": "package's version"}
-BESIDE = {"GenAIModel": Limits, "Comparison": PromptComparison}
+BESIDE = {
+    "GenAIModel": Limits,
+    "Comparison": PromptComparison,
+    "QuantizationReport": VariantReport,
+}
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):\n((?:    .*\n|\n)+)", re.MULTILINE)
 ITEM = re.compile(r"^(\*{0,2}[\w.]+): ((?:.*\n?)(?: +.*\n?)*)", re.MULTILINE)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE, ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import ADAPTERS
@@ -24,9 +23,20 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.manifest import Manifest
 
-__all__ = ["DATA", "FLAVOR_NAME", "SCHEMA_VERSION", "Reference", "SavedModel", "read_saved"]
+__all__ = [
+    "DATA",
+    "FLAVOR_NAME",
+    "MLMODEL_FILE",
+    "SCHEMA_VERSION",
+    "Reference",
+    "SavedModel",
+    "read_saved",
+]
 
 FLAVOR_NAME = "mlflow_phi3_onnx"
+
+MLMODEL_FILE = "MLmodel"
+"""The file in which MLflow describes a model."""
 
 DATA = "model"
 """The folder in the artifact that holds the model's files."""
@@ -134,12 +144,11 @@ def read_saved(path: Path) -> SavedModel:
         path: The folder with the MLmodel file.
 
     Raises:
-        InvalidModelError: If the MLmodel file is missing, damaged or of a later layout, names what
-            is outside the model, or says how the model is to be verified, which is not its
-            business.
-        mlflow.exceptions.MlflowException: If it has not this flavor.
+        InvalidModelError: If the MLmodel file is missing, damaged or of a later layout, has not
+            this flavor, names what is outside the model, or says how the model is to be verified,
+            which is not its business.
     """
-    file = path / mlflow_compat.MLMODEL_FILE_NAME
+    file = path / MLMODEL_FILE
     if not file.is_file() and (path / CONFIG_FILE).is_file():
         raise InvalidModelError(
             f"The path is that of a model folder (it has {CONFIG_FILE} and no {file.name}), not of"
@@ -154,7 +163,12 @@ def read_saved(path: Path) -> SavedModel:
     document = Document(read_yaml_object(file), file.name)
     flavors = document.section("flavors")
     if FLAVOR_NAME not in flavors.values:
-        mlflow_compat.get_flavor_configuration(str(path), FLAVOR_NAME)
+        raise InvalidModelError(
+            f'The model does not have the "{FLAVOR_NAME}" flavor, but'
+            f" {', '.join(sorted(flavors.values)) or 'none'}. Load it with the flavor that it has,"
+            " or log it again with this one.",
+            error_code="RESOURCE_DOES_NOT_EXIST",
+        )
     section = flavors.section(FLAVOR_NAME)
     version = section.read("schema_version", integer(1))
     if version > SCHEMA_VERSION:

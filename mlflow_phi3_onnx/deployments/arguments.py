@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import urlparse
 
 from mlflow.exceptions import MlflowException
-from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx.core.checks import allows, integer, number, one_of
 from mlflow_phi3_onnx.core.checks import json_object as any_object
@@ -215,7 +214,7 @@ def check_speaks_openai(name: str, recipe: Recipe) -> None:
             f"Deployment {name!r} is no endpoint and cannot stream: MLflow's own server runs,"
             f" because {why}. Use predict with deployment_name.",
             param="endpoint",
-            error_code=databricks_pb2.NOT_IMPLEMENTED,
+            error_code="NOT_IMPLEMENTED",
         )
 
 
@@ -291,12 +290,12 @@ def _read_flavors(model_uri: str) -> dict[str, Any]:
     """The flavors of a model, from its MLmodel file alone."""
     from mlflow.models import get_model_info
 
-    code = databricks_pb2.INVALID_PARAMETER_VALUE
+    code = "INVALID_PARAMETER_VALUE"
     try:
         return get_model_info(model_uri).flavors
     except MlflowException as error:
         reason = error.message
-        code = databricks_pb2.ErrorCode.Value(error.error_code)
+        code = error.error_code
     except Exception as error:  # noqa: BLE001 - stores and parsers raise what they like
         reason = f"{type(error).__name__}: {error}"
     from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES

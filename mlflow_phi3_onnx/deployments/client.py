@@ -9,7 +9,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlflow.deployments.base import BaseDeploymentClient
-from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx.deployments import lifecycle, process, server
 from mlflow_phi3_onnx.deployments.arguments import (
@@ -99,7 +98,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
                 raise DeploymentError(
                     f"Deployment {name!r} already exists ({lifecycle.status(existing)}). Update it "
                     "or delete it first.",
-                    error_code=databricks_pb2.RESOURCE_ALREADY_EXISTS,
+                    error_code="RESOURCE_ALREADY_EXISTS",
                 )
             recipe = make_recipe(model_uri, flavor, merge({}, given))
             lifecycle.recover(self._store, name)
@@ -359,7 +358,7 @@ class OnnxGenAIDeploymentClient(BaseDeploymentClient):
             names = ", ".join(self._store.names()) or "none"
             raise DeploymentError(
                 f"There is no deployment {name!r}. Deployments that exist: {names}.",
-                error_code=databricks_pb2.RESOURCE_DOES_NOT_EXIST,
+                error_code="RESOURCE_DOES_NOT_EXIST",
             )
         return record
 

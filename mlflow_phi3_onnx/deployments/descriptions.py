@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow.protos import databricks_pb2
 from mlflow.utils import AttrDict
 
 from mlflow_phi3_onnx.core.options import help_text
@@ -105,5 +104,5 @@ def no_answer(record: Record, error: OSError) -> DeploymentError:
     return DeploymentError(
         f"The server of deployment {record.name!r} ({state}, {record.address.url}) {what}. Its "
         f"log is {record.log}",
-        error_code=databricks_pb2.TEMPORARILY_UNAVAILABLE,
+        error_code="TEMPORARILY_UNAVAILABLE",
     )

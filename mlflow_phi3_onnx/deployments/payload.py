@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 from mlflow.deployments import PredictionsResponse
-from mlflow.exceptions import MlflowException, get_error_code
-from mlflow.protos import databricks_pb2
+from mlflow.exceptions import get_error_code
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import (
@@ -123,7 +123,7 @@ def to_response(body: bytes) -> PredictionsResponse:
     return PredictionsResponse({"predictions": answer})
 
 
-def to_error(status: int, body: bytes, payload: dict[str, Any], timeout: int) -> MlflowException:
+def to_error(status: int, body: bytes, payload: dict[str, Any], timeout: int) -> GenAIError:
     """The error for a status that is not 200, with the server's own message but without any input.
 
     Args:
@@ -132,7 +132,7 @@ def to_error(status: int, body: bytes, payload: dict[str, Any], timeout: int) ->
         payload: What was sent, to recognise it in the message.
         timeout: The server's limit for one request, in seconds.
     """
-    code = get_error_code(status)
+    code = ErrorCode.Name(get_error_code(status))
     message, param = body.decode("utf-8", errors="replace"), None
     try:
         answer = json.loads(message)
@@ -140,7 +140,7 @@ def to_error(status: int, body: bytes, payload: dict[str, Any], timeout: int) ->
             param, message = answer["error"]["param"], str(answer["error"]["message"])
         else:
             message = str(answer["message"])
-            code = databricks_pb2.ErrorCode.Value(answer["error_code"])
+            code = ErrorCode.Name(ErrorCode.Value(answer["error_code"]))
     except (ValueError, KeyError, TypeError):
         pass  # neither: the text and the status say what there is
     if status == 504:

@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlflow.protos import databricks_pb2
-
 from mlflow_phi3_onnx.deployments.process import ProcessId
 from mlflow_phi3_onnx.errors import DeploymentError
 
@@ -202,7 +200,7 @@ class Store:
                     raise DeploymentError(
                         f"Another command is changing deployment {name!r} at this moment: try "
                         "again when it has ended.",
-                        error_code=databricks_pb2.RESOURCE_CONFLICT,
+                        error_code="RESOURCE_CONFLICT",
                     )
                 # Its last owner may have removed it meanwhile; a lock on it would be none.
                 if not _is_at(path, file.fileno()):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
-
-import mlflow
 
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import ContextLengthError, GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.evaluation.open_side import open_side, takes_tokenizer
-from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs, same_beginning
-from mlflow_phi3_onnx.evaluation.tracking import check_unused, log_comparison
+from mlflow_phi3_onnx.evaluation.result import Comparison, Run, compare_runs
+from mlflow_phi3_onnx.evaluation.tracking import log_comparison, will_log
+from mlflow_phi3_onnx.model.tokens import same_beginning
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.prompts import check_ids, check_messages
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _WARM_UP_TOKENS = 2
 
 
@@ -82,14 +79,7 @@ def compare(
         DependencyError: If a model needs PyTorch and transformers, and they are not installed.
     """
     checked = _check_prompts(prompts)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidRequestError(
-            "name must be of letters, digits, '_', '.' and '-', and begin with a letter or digit.",
-            param="name",
-        )
-    log = log and mlflow.active_run() is not None
-    if log:
-        check_unused(name)
+    log = will_log(name, log=log)
     limit = PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
     models = {"model_a": model_a, "model_b": model_b}
     if tokenizer is not None and not any(map(takes_tokenizer, models.values())):
@@ -119,7 +109,7 @@ def _run(side: Side, prompts: Sequence[Sequence[int]], limit: int, bar: tqdm[Any
         completion = side.greedy(ids, limit)
         seconds = time.perf_counter() - started
         # Scored afterwards, for a prompt that was computed before is continued sooner.
-        runs.append(Run(completion, seconds, *side.score(ids)))
+        runs.append(Run(*side.score(ids), completion=completion, seconds=seconds))
         bar.update()
     return runs
 

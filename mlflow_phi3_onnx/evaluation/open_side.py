@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from mlflow_phi3_onnx.evaluation.side import Side, Text
+    from mlflow_phi3_onnx.evaluation.transformers_side import TransformersSide
 
-__all__ = ["open_side", "takes_tokenizer"]
+__all__ = ["OnnxSide", "open_pipeline", "open_side", "takes_tokenizer"]
 
 _EXPECTED = (
     "a GenAIModel, a pyfunc of this flavor or of mlflow.transformers, the path or the models:/ or"
@@ -36,8 +37,13 @@ _EXPECTED = (
 )
 
 
-class _OnnxSide:
-    """A model of this flavor."""
+class OnnxSide:
+    """A model of this flavor.
+
+    Args:
+        model: The model.
+        place: Where it was loaded from.
+    """
 
     def __init__(self, model: GenAIModel, place: Place) -> None:
         self._model = model
@@ -48,17 +54,21 @@ class _OnnxSide:
         self.vocab_size = model.limits.vocab_size
 
     def encode(self, prompt: Text) -> list[int]:
+        """Turn a prompt into token ids. Raises as a :class:`Side`'s."""
         if isinstance(prompt, str):
             return self._model.tokenize(prompt)
         return self._model.apply_chat_template(prompt, tokenize=True)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, control tokens included."""
         return self._model.detokenize(ids)
 
     def greedy(self, ids: Sequence[int], max_tokens: int) -> list[int]:
+        """Continue a prompt greedily; a token that ends the completion is part of it."""
         return self._model.greedy_tokens(ids, max_tokens)
 
     def score(self, ids: Sequence[int]) -> tuple[list[float], list[int]]:
+        """Return the log-probability of each token but the first, and the most likely one there."""
         _, *entries = self._model.token_logprobs(list(ids), top_logprobs=1)
         logprobs = [entry["logprob"] for entry in entries]
         return logprobs, [entry["top_logprobs"][0]["token_id"] for entry in entries]
@@ -93,13 +103,32 @@ def open_side(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
         with suppress(NotImplementedError):  # a pyfunc of a flavor that gives no native model out
             model = model.get_raw_model()
     if isinstance(model, GenAIModel):
-        return _OnnxSide(model, place)
+        return OnnxSide(model, place)
     if not is_of_transformers(model):
         raise InvalidRequestError(
             f"{name} must be {_EXPECTED}; got {describe_kind(model)}.", param=name
         )
+    return _transformers_side(model, name, tokenizer if takes_tokenizer(model) else None, place)
+
+
+def open_pipeline(folder: Path, name: str, place: Place) -> TransformersSide:
+    """Load the pipeline of a saved model of ``mlflow.transformers``.
+
+    Args:
+        folder: The saved model.
+        name: The argument that it came in, for messages.
+        place: Where it came from.
+
+    Raises:
+        InvalidRequestError: If it is no pipeline that goes on with texts.
+        DependencyError: If PyTorch or transformers is not installed.
+    """
+    return _transformers_side(_load_pipeline(folder, name), name, None, place)
+
+
+def _transformers_side(model: Any, name: str, tokenizer: Any, place: Place) -> TransformersSide:
     try:
-        parts = generator_parts(model, tokenizer if takes_tokenizer(model) else None)
+        parts = generator_parts(model, tokenizer)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{name}: {error.message}", param=name) from error
     if parts[0].config.is_encoder_decoder:

@@ -8,34 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from mlflow_phi3_onnx.model.tokens import perplexity
+from mlflow_phi3_onnx.model.tokens import perplexity, same_beginning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mlflow_phi3_onnx.evaluation.side import Prompt, Side
 
-__all__ = ["Comparison", "PromptComparison", "Run", "compare_runs", "same_beginning"]
+__all__ = ["Comparison", "PromptComparison", "Run", "Scores", "compare_runs", "likeness"]
 
 # What pandas calls the types of a row's fields. What may be missing stays None, or becomes NA.
 _DTYPES = {"int": "Int64", "int | None": "Int64", "float": "float64"}
 
 
 @dataclass(frozen=True)
-class Run:
+class Scores:
+    """How likely one model finds one prompt.
+
+    Attributes:
+        logprobs: The log-probabilities of the prompt's own tokens, all but the first.
+        most_likely: The ids of the most likely tokens in their places.
+    """
+
+    logprobs: Sequence[float]
+    most_likely: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Scores):
     """What one model made of one prompt.
 
     Attributes:
         completion: The ids of its greedy completion, the one that ended it included.
         seconds: How long that took, the prompt included.
-        logprobs: The log-probabilities of the prompt's own tokens, all but the first.
-        most_likely: The ids of the most likely tokens in their places.
     """
 
     completion: Sequence[int]
     seconds: float
-    logprobs: Sequence[float]
-    most_likely: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,22 +239,27 @@ def _compare_prompt(
 
 def _measure(runs_a: Sequence[Run], runs_b: Sequence[Run]) -> dict[str, float]:
     """Measure what a comparison has of each prompt and of all, by the names of its fields."""
-    a, b = ([value for run in runs for value in run.logprobs] for runs in (runs_a, runs_b))
-    x, y = ([token for run in runs for token in run.most_likely] for runs in (runs_a, runs_b))
     return {
-        "likeliest_agreement": _share([i == j for i, j in zip(x, y, strict=True)]),
-        "logprob_difference": math.fsum(abs(p - q) for p, q in zip(a, b, strict=True)) / len(a),
-        "perplexity_a": perplexity(a),
-        "perplexity_b": perplexity(b),
+        **likeness(runs_a, runs_b),
         "tokens_per_second_a": _speed(runs_a),
         "tokens_per_second_b": _speed(runs_b),
     }
 
 
-def same_beginning(a: Sequence[int], b: Sequence[int]) -> int:
-    """Count the tokens before the first difference."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+def likeness(scores_a: Sequence[Scores], scores_b: Sequence[Scores]) -> dict[str, float]:
+    """Measure how alike two models are on the same prompts, by the names of a comparison's fields.
+
+    It is over all tokens of all prompts.
+    """
+    both = (scores_a, scores_b)
+    a, b = ([value for one in scores for value in one.logprobs] for scores in both)
+    x, y = ([token for one in scores for token in one.most_likely] for scores in both)
+    return {
+        "likeliest_agreement": _share([i == j for i, j in zip(x, y, strict=True)]),
+        "logprob_difference": math.fsum(abs(p - q) for p, q in zip(a, b, strict=True)) / len(a),
+        "perplexity_a": perplexity(a),
+        "perplexity_b": perplexity(b),
+    }
 
 
 def _token_at(

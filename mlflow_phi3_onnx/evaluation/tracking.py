@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -14,31 +15,45 @@ from mlflow.exceptions import MlflowException
 from mlflow_phi3_onnx.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mlflow_phi3_onnx.evaluation.result import Comparison
     from mlflow_phi3_onnx.evaluation.side import Side
 
-__all__ = ["check_unused", "log_comparison", "plot"]
+__all__ = ["link_models", "log_comparison", "log_result", "plot", "will_log"]
 
 _logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 _SAME, _REST = "#2a6fbb", "#d9d9d9"
 
 
-def check_unused(name: str) -> None:
-    """Check that the active run has no comparison of that name, whose table this would add to.
+def will_log(name: Any, *, log: bool) -> bool:
+    """Tell whether a result is to be logged: if that is wanted, and there is an active run.
+
+    Args:
+        name: What it is called in the run, whose tables MLflow would add to.
+        log: Whether that is wanted.
 
     Raises:
-        InvalidRequestError: If it has.
+        InvalidRequestError: If the name is none for a file, or the run has a result of that name.
     """
-    run = mlflow.active_run()
-    if run and f"{name}/model_a" in MlflowClient().get_run(run.info.run_id).data.params:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidRequestError(
-            f"name: the active run has a comparison {name!r} already. Give another name, or"
-            " log=False.",
+            "name must be of letters, digits, '_', '.' and '-', and begin with a letter or digit.",
             param="name",
         )
+    run = mlflow.active_run() if log else None
+    if run is None:
+        return False
+    data = MlflowClient().get_run(run.info.run_id).data
+    if any(key.startswith(f"{name}/") for key in data.params):
+        raise InvalidRequestError(
+            f"name: the active run has a result {name!r} already. Give another name, or log=False.",
+            param="name",
+        )
+    return True
 
 
 def log_comparison(result: Comparison, name: str, sides: Sequence[Side]) -> None:
@@ -51,16 +66,20 @@ def log_comparison(result: Comparison, name: str, sides: Sequence[Side]) -> None
         "prompt_tokens": sum(row.prompt_tokens for row in result.prompts),
     }
     mlflow.log_params({f"{name}/{key}": value for key, value in known.items()})
-    model_ids = [_in_this_store(side.place.model_id) for side in sides]
-    _link([model_id for model_id in model_ids if model_id])
+    model_ids = link_models([side.place.model_id for side in sides])
     metrics = {f"{name}/{key}": value for key, value in result.metrics.items()}
     mlflow.log_metrics(metrics, model_id=model_ids[1])
+    log_result(result, name, plot)
+
+
+def log_result(result: Any, name: str, draw: Callable[[Any], Any]) -> None:
+    """Log a result's table, its summary and its plot to the active run."""
     mlflow.log_table(result.to_pandas(), f"{name}.json")
     mlflow.log_text(repr(result), f"{name}.txt")
     if importlib.util.find_spec("matplotlib") is None:
-        _logger.warning("matplotlib is not installed: the comparison is logged without its plot.")
+        _logger.warning("matplotlib is not installed: %s is logged without its plot.", name)
         return
-    mlflow.log_figure(plot(result), f"{name}.png")
+    mlflow.log_figure(draw(result), f"{name}.png")
 
 
 def _in_this_store(model_id: str | None) -> str | None:
@@ -71,18 +90,24 @@ def _in_this_store(model_id: str | None) -> str | None:
         return None
 
 
-def _link(model_ids: Sequence[str]) -> None:
-    """Make logged models inputs of the active run, those that are not yet linked with it."""
+def link_models(model_ids: Sequence[str | None]) -> list[str | None]:
+    """Make logged models inputs of the active run, those that are not yet linked with it.
+
+    Returns:
+        The ids that this store has; None in the places of others.
+    """
+    here = [_in_this_store(model_id) for model_id in model_ids]
+    known = [model_id for model_id in here if model_id]
     run = mlflow.active_run()
-    if run is None or not model_ids:
-        return
-    client = MlflowClient()
-    linked = client.get_run(run.info.run_id)
-    outputs = linked.outputs.model_outputs if linked.outputs else []
-    inputs = linked.inputs.model_inputs if linked.inputs else []
-    have = {model.model_id for model in [*inputs, *outputs]}
-    new = [LoggedModelInput(one) for one in dict.fromkeys(model_ids) if one not in have]
-    client.log_inputs(run.info.run_id, models=new)
+    if run is not None and known:
+        client = MlflowClient()
+        linked = client.get_run(run.info.run_id)
+        outputs = linked.outputs.model_outputs if linked.outputs else []
+        inputs = linked.inputs.model_inputs if linked.inputs else []
+        have = {model.model_id for model in [*inputs, *outputs]}
+        new = [LoggedModelInput(one) for one in dict.fromkeys(known) if one not in have]
+        client.log_inputs(run.info.run_id, models=new)
+    return here
 
 
 def plot(result: Comparison) -> Any:

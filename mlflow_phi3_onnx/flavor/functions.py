@@ -12,7 +12,7 @@ from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.manifest import stage
-from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, read_saved
+from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, MLMODEL_FILE, read_saved
 from mlflow_phi3_onnx.core.former import tells_former_names
 from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
@@ -327,7 +327,7 @@ def persist_pretrained_model(model_uri: str | Path) -> None:
         del model.flavors[FLAVOR_NAME]["reference"]
         sizes = (facts["size"] for facts in saved.files.values())
         model.model_size_bytes = (model.model_size_bytes or 0) + sum(sizes)
-        target = local / mlflow_compat.MLMODEL_FILE_NAME
+        target = local / MLMODEL_FILE
         model.save(str(target))
         store.log_artifact(str(target), name)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant, bundle_of_folder
 from mlflow_phi3_onnx.artifact.defects import find_defects
-from mlflow_phi3_onnx.artifact.saved import SavedModel, read_saved
+from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, SavedModel, read_saved
 from mlflow_phi3_onnx.engine.options import EngineOptions, ServingPolicy
 from mlflow_phi3_onnx.flavor.load import choose_variant
 from mlflow_phi3_onnx.model.planning import tool_format_of
@@ -91,7 +90,7 @@ def inspect_model(source: str, *, verify: Verify = "size", load: bool = False) -
     """
     expected = "the path of a model folder or a saved model, or a models:/ or runs:/ URI"
     with local_copy(source, expected=expected) as (path, _):
-        if not (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
+        if not (path / MLMODEL_FILE).is_file():
             return _report(bundle_of_folder(path), {"kind": "model folder"}, {}, load=load)
         saved = read_saved(path)
         folder = checked_files(saved, verify)

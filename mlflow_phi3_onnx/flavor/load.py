@@ -6,8 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.saved import read_saved
+from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, read_saved
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
@@ -88,7 +87,7 @@ def open_model(
     policy: ServingPolicy = ServingPolicy(),
 ) -> OpenedModel:
     """Load a saved model, as :func:`open_artifact`, or a plain model folder, for chat."""
-    if (path / mlflow_compat.MLMODEL_FILE_NAME).is_file():
+    if (path / MLMODEL_FILE).is_file():
         return open_artifact(path, model_config, policy)
     settings = Settings.check(model_config, CHAT)
     return OpenedModel(GenAIModel(path, model_config=settings, policy=policy), CHAT, settings)

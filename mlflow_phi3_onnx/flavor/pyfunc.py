@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
+from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, MLMODEL_FILE
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import OpenedModel, open_artifact
 from mlflow_phi3_onnx.flavor.output import Answering, read_pyfunc_settings
@@ -29,7 +28,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> _PyFu
         model_config: The saved configuration, with what was overridden at load.
     """
     data = Path(path)
-    here = (data / mlflow_compat.MLMODEL_FILE_NAME).is_file()
+    here = (data / MLMODEL_FILE).is_file()
     return _PyFuncWrapper(data if here else data.parent, model_config or {})
 
 

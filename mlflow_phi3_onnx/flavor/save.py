@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from mlflow import pyfunc as mlflow_pyfunc
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters, fitted, stage_adapters
 from mlflow_phi3_onnx.artifact.manifest import Manifest, stage, write_manifest
-from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, SCHEMA_VERSION
+from mlflow_phi3_onnx.artifact.saved import DATA, FLAVOR_NAME, MLMODEL_FILE, SCHEMA_VERSION
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import LONGEST_NAME
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
@@ -145,7 +144,7 @@ class PreparedModel:
                 **mlflow_compat.copy_extra_files(self.extra_files, str(work)),
             )
             mlflow_model.model_size_bytes = mlflow_compat.get_total_file_size(str(work))
-            mlflow_model.save(str(work / mlflow_compat.MLMODEL_FILE_NAME))
+            mlflow_model.save(str(work / MLMODEL_FILE))
             _write_environment(work, *self.environment)
 
 
@@ -215,7 +214,7 @@ def check_target(given: Any) -> Path:
             f"The path to save to, {path.name or path}, {kind}. Give a folder that is empty or does"
             " not exist.",
             param="path",
-            error_code=RESOURCE_ALREADY_EXISTS,
+            error_code="RESOURCE_ALREADY_EXISTS",
         )
     return path
 
@@ -333,7 +332,7 @@ def _beside(path: Path) -> Generator[Path]:
 
 
 def _move_up(work: Path, goal: Path) -> None:
-    items = sorted(work.iterdir(), key=lambda item: item.name == mlflow_compat.MLMODEL_FILE_NAME)
+    items = sorted(work.iterdir(), key=lambda item: item.name == MLMODEL_FILE)
     for item in items:
         item.rename(goal / item.name)
     work.rmdir()

@@ -16,10 +16,10 @@ from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.model.isolation import open_engine
+from mlflow_phi3_onnx.model.measured import MeasuredModel
 from mlflow_phi3_onnx.model.planning import Planner
 from mlflow_phi3_onnx.model.running import TextEngine
 from mlflow_phi3_onnx.model.settings import OF_SAVED_MODELS, OnError, Settings
-from mlflow_phi3_onnx.model.tokens import TokenModel
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 __all__ = ["GenAIModel"]
 
 
-class GenAIModel(TokenModel):
+class GenAIModel(MeasuredModel):
     """A loaded model that chats, completes and continues text.
 
     It may be called from several threads at once; what is asked at the same time is computed
     together. Use it as a context manager, or call :meth:`close`, to free its memory.
 
-    Each method that computes has an awaited twin, whose name begins with ``a``: it takes the same,
-    and answers and raises the same. Whatever takes long runs outside of the event loop. The request
-    is checked when the twin is awaited, or its stream is first asked for a delta. Cancelling the
-    task, or closing the stream, stops the generation.
+    Each method that computes, but the one that times, has an awaited twin, whose name begins with
+    ``a``: it takes the same, and answers and raises the same. Whatever takes long runs outside of
+    the event loop. The request is checked when the twin is awaited, or its stream is first asked
+    for a delta. Cancelling the task, or closing the stream, stops the generation.
 
     It can be pickled by its folder: a copy in another process checks and loads the model again.
 

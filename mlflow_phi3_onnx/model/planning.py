@@ -149,17 +149,23 @@ class Planner:
             tell_refusal(asked, error)
             raise
 
-    def _plan(self, asked: Asked) -> PlannedRequest:
-        task, stream, name = asked.task, asked.stream, asked.model
-        request = parse_request(
-            asked.fields,
+    def parse(
+        self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None
+    ) -> ParsedRequest:
+        """Check a request's fields. Raises as :meth:`plan_request`."""
+        return parse_request(
+            fields,
             task,
-            params=asked.params,
+            params=params,
             config=self._config,
             model_defaults=self._folder.search,
             adapters=self._adapters,
-            own_name=name,
+            own_name=self._folder.model_type,
         )
+
+    def _plan(self, asked: Asked) -> PlannedRequest:
+        task, stream, name = asked.task, asked.stream, asked.model
+        request = self.parse(task, asked.fields, asked.params)
         if request.stream is not None and request.stream != stream:
             raise InvalidRequestError(
                 "stream is false, but this method streams. Use predict, or leave stream out."

@@ -16,7 +16,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.errors import GenAIError
@@ -35,14 +35,19 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.engine.base import Engine, Job, JobHandle, TokenDelta
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["CompletionHandle", "TextEngine"]
+__all__ = ["CompletionHandle", "TextEngine", "TimedHandle"]
 
 _T = TypeVar("_T")
 
 
 class CompletionHandle:
-    """A job whose completion is wanted as a whole."""
+    """A job whose completion is wanted as a whole.
 
+    Attributes:
+        streamed: Whether it needs every token as it comes, and not only where text ends it.
+    """
+
+    streamed: ClassVar[bool] = False
     handle: JobHandle
 
     def __init__(self, assembler: TextAssembler) -> None:
@@ -83,6 +88,28 @@ class CompletionHandle:
         return self._assembler.take()
 
 
+class TimedHandle(CompletionHandle):
+    """A job whose completion is wanted as a whole, with the times at which its tokens came.
+
+    Attributes:
+        arrivals: When tokens came, by the clock of ``time.perf_counter``, and how many tokens the
+            completion had from then on.
+    """
+
+    streamed = True
+
+    def __init__(self, assembler: TextAssembler) -> None:
+        super().__init__(assembler)
+        self.arrivals: list[tuple[float, int]] = []
+
+    def deliver(self, delta: TokenDelta | GenAIError) -> bool:
+        """Take a delta, in the engine's thread, which is where no other thread makes it late."""
+        if not isinstance(delta, GenAIError) and delta.token_ids:
+            before = self.arrivals[-1][1] if self.arrivals else 0
+            self.arrivals.append((time.perf_counter(), before + len(delta.token_ids)))
+        return super().deliver(delta)
+
+
 class TextEngine:
     """An engine whose completions are text."""
 
@@ -120,15 +147,17 @@ class TextEngine:
             async for chunk in chunks:
                 yield chunk
 
-    def submit(self, jobs: Sequence[Job]) -> list[CompletionHandle]:
+    def submit(
+        self, jobs: Sequence[Job], kind: type[CompletionHandle] = CompletionHandle
+    ) -> list[CompletionHandle]:
         """Take jobs whose completions are wanted as a whole. Raises as the engine's ``submit``."""
-        completions = [CompletionHandle(self._assembler(job)) for job in jobs]
+        completions = [kind(self._assembler(job)) for job in jobs]
 
         def deliver(position: int, delta: TokenDelta | GenAIError) -> bool:
             return completions[position].deliver(delta)
 
         # With stop sequences, each token may be the last.
-        taken = [replace(job, streamed=True) if job.options.stop else job for job in jobs]
+        taken = [replace(job, streamed=kind.streamed or bool(job.options.stop)) for job in jobs]
         handles = self._engine.submit(taken, deliver)
         for completion, handle in zip(completions, handles, strict=True):
             completion.handle = handle
@@ -146,15 +175,32 @@ class TextEngine:
             raise
         return stream
 
+    def run_timed(self, planned: PlannedRequest) -> tuple[Any, list[tuple[float, int]]]:
+        """Run a request of one job as a stream; return its response, and when its tokens came."""
+        arrivals: list[tuple[float, int]] = []
+        with self._begin([planned], TimedHandle) as answers:
+            for answer in answers:
+                with answer:
+                    (timed,) = answer.handles
+                    assert isinstance(timed, TimedHandle)
+                    whole = timed.result()
+                    # What came along with the end of a stop sequence is not part of the completion.
+                    arrivals = [(then, min(count, whole.tokens)) for then, count in timed.arrivals]
+                    answer.give([whole])
+                answer.observed.tell()
+            return answers.responses[0], arrivals
+
     def _assembler(self, job: Job) -> TextAssembler:
         return TextAssembler(self._tokenizer, self._eos, job.options)
 
-    def _begin(self, planned: Sequence[PlannedRequest]) -> _Answers:
+    def _begin(
+        self, planned: Sequence[PlannedRequest], kind: type[CompletionHandle] = CompletionHandle
+    ) -> _Answers:
         """Submit requests together; where one is refused and errors are kept, one by one."""
         observed = [Observed(request) for request in planned]
         try:
             jobs = [job for request in planned for job in request.jobs]
-            return _Answers(observed, self.submit(jobs))
+            return _Answers(observed, self.submit(jobs, kind))
         except BaseException as error:
             if not isinstance(error, GenAIError) or not all(one.keeps_errors for one in planned):
                 # Which of several is at fault is not known; none of them is computed.
@@ -165,7 +211,7 @@ class TextEngine:
         handles: list[CompletionHandle] = []
         for one in observed:
             try:
-                handles += self.submit(one.planned.jobs)
+                handles += self.submit(one.planned.jobs, kind)
                 begun.append(one)
             except GenAIError as error:
                 one.fail(error)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.model.running import TextEngine
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["TokenModel", "perplexity"]
+__all__ = ["TokenModel", "entries", "perplexity", "same_beginning"]
 
 
 class TokenModel:
@@ -232,7 +232,7 @@ class TokenModel:
         top = PARAMETERS[CHAT]["top_logprobs"].read(top_logprobs)
         jobs = [self._planner.plan_job(prompt, _scoring(top)) for prompt in _check_texts(text)]
         return [
-            PlannedRequest([job], partial(_entries, int(job.prompt[0]), self._tokenizer))
+            PlannedRequest([job], partial(entries, int(job.prompt[0]), self._tokenizer))
             for job in jobs
         ]
 
@@ -281,19 +281,20 @@ def _check_texts(value: Any) -> list[TextPrompt] | list[TokenPrompt]:
     return [TextPrompt(item, f"text[{place}]") for place, item in enumerate(value)]
 
 
-def _entries(
+def entries(
     first: int, tokenizer: PromptTokenizer, completions: Sequence[Completion]
 ) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = []
+    """Describe the tokens of a prompt that was scored, the first of which has no score."""
+    found: list[dict[str, Any]] = []
     for token in completions[0].prompt_logprobs:
         if token is None:
             text, raw = tokenizer.token_text(first)
             head = {"token_id": first, "token": text, "logprob": None, "bytes": list(raw)}
-            entries.append({**head, "top_logprobs": []})
+            found.append({**head, "top_logprobs": []})
         else:
             top = [{"token_id": other.token_id, **entry(other)} for other in token.top]
-            entries.append({"token_id": token.token_id, **entry(token), "top_logprobs": top})
-    return entries
+            found.append({"token_id": token.token_id, **entry(token), "top_logprobs": top})
+    return found
 
 
 def _perplexity(completions: Sequence[Completion]) -> float:
@@ -304,3 +305,9 @@ def _perplexity(completions: Sequence[Completion]) -> float:
 def perplexity(logprobs: Sequence[float]) -> float:
     """Return the perplexity of tokens with these natural logarithms of their probabilities."""
     return math.exp(-math.fsum(logprobs) / len(logprobs))
+
+
+def same_beginning(a: Sequence[int], b: Sequence[int]) -> int:
+    """Count the tokens before the first difference."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.exceptions import MlflowException
 
-from mlflow_phi3_onnx.artifact.saved import read_saved
+from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, read_saved
 from mlflow_phi3_onnx.core.checks import describe_kind, some_of
 from mlflow_phi3_onnx.demo import demo_model_path
 from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import open_model
-from mlflow_phi3_onnx.mlflow_compat import MLMODEL_FILE_NAME
 from mlflow_phi3_onnx.server.admission import Admission
 from mlflow_phi3_onnx.server.errors import ModelUnavailableError, UnknownModelError
 from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES, local_copy
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Chosen", "Registry", "Served", "name_of", "places"]
 
 _logger = logging.getLogger(__name__)
+
+_LATER = 5.0
+"""Seconds after the server has given a request up that its engine does, where it has not heard."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _URI_NAME = re.compile(r"models:/([^/@]+)")
@@ -61,6 +63,7 @@ class Served:
         self._place = place
         self._config = settings.model_config
         self._most_tokens = settings.max_tokens
+        self._longest = settings.timeout
         self._files = ExitStack()
         self._loading = asyncio.Lock()
         self._model: GenAIModel | None = None
@@ -114,7 +117,11 @@ class Served:
         with ExitStack() as files:
             path, _ = files.enter_context(local_copy(place, expected=expected))
             policy = ServingPolicy(
-                default_loop="auto", may_hold_gil=False, default_isolation="worker"
+                default_loop="auto",
+                may_hold_gil=False,
+                default_isolation="worker",
+                # The server's own, which has more words, comes first.
+                request_deadline=self._longest + _LATER,
             )
             opened = open_model(path, self._settled(path), policy)
             self._files = files.pop_all()
@@ -181,7 +188,7 @@ class Served:
         config = dict(self._config)
         if self._most_tokens is None:
             return config
-        saved = read_saved(path).config if (path / MLMODEL_FILE_NAME).is_file() else {}
+        saved = read_saved(path).config if (path / MLMODEL_FILE).is_file() else {}
         given = {**saved, **config}
         newer = given.get("max_completion_tokens") is not None
         name = "max_completion_tokens" if newer else "max_tokens"
@@ -240,6 +247,15 @@ class Registry:
         """Stop what is running, and free all memory."""
         for served in self.served:
             served.close()
+
+    def check_room(self) -> None:
+        """Check that some model takes a request; which it asks for, only its body says.
+
+        Raises:
+            QueueFullError: If all of them have as many as they take.
+        """
+        if all(served.admission.full for served in self.served):
+            self.served[0].admission.check()
 
     async def watch(self) -> None:
         """Unload models that nobody asks for, for as long as the server runs."""

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mlflow_phi3_onnx import mlflow_compat
+from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE
 from mlflow_phi3_onnx.core.files import inside, link_or_copy, read_yaml_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 
@@ -42,7 +43,7 @@ def read_mlmodel(folder: Path) -> Model | None:
     Raises:
         InvalidModelError: If the file cannot be read.
     """
-    file = folder / mlflow_compat.MLMODEL_FILE_NAME
+    file = folder / MLMODEL_FILE
     if not file.is_file():
         return None
     content = read_yaml_object(file)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx import GenAIModel
@@ -90,6 +91,7 @@ def test_an_error_keeps_its_message_when_the_server_quotes_the_input() -> None:
     error = mlflow_phi3_onnx.InvalidRequestError("temperature must be a number.")
     error.message = f"Failed to predict data '{CANARY}'"
     assert error.message == "temperature must be a number."
+    assert isinstance(error, MlflowException)
     assert CANARY not in error.serialize_as_json()
 
 

@@ -265,26 +265,11 @@ def test_a_copy_has_a_worker_of_its_own(demo: Path) -> None:
         assert copy.generate("The capital of Spain is") == " Madrid."
 
 
-IMPORTS = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from mlflow_phi3_onnx.engine.worker.boot import import_errors
-import_errors(sys.argv[2])
-import importlib
-errors = importlib.import_module(f"{sys.argv[2]}.exceptions")
-print(errors.__name__, *sorted({"pandas", "mlflow.tracking", "whole.started"} & set(sys.modules)))
-"""
-
-
-def test_a_worker_imports_mlflow_s_errors_and_no_more_unless_they_need_it(tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "__init__.py").write_text("import whole.started\nvalue = 1\n")
-    (tmp_path / "whole" / "started.py").write_text("")
-    (tmp_path / "whole" / "exceptions.py").write_text("from whole import value\n")
-    for package, seen in (("mlflow", ""), ("whole", " whole.started")):
-        command = [sys.executable, "-c", IMPORTS, str(tmp_path), package]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout == f"{package}.exceptions{seen}\n"
+def test_a_worker_does_not_load_mlflow(demo: Path) -> None:
+    with GenAIModel(demo, model_config={"isolation": "worker"}) as model:
+        maps = Path(f"/proc/{process_of(model).pid}/maps").read_text()
+    assert "onnxruntime" in maps
+    assert "pandas" not in maps
 
 
 def test_the_log_of_a_worker_is_written_here(demo: Path, caplog: pytest.LogCaptureFixture) -> None:

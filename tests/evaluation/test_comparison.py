@@ -286,7 +286,7 @@ def test_a_run_says_what_was_compared_and_is_linked_with_it(
         pyfunc = mlflow.pyfunc.load_model(b.model_uri)
         result = compare("models:/a/1", pyfunc, [*PROMPTS, CHATS[0]], max_tokens=3)
         compare(genai, tmp_path / "foreign", PROMPTS[:1], max_tokens=3, name="second")
-        with pytest.raises(InvalidRequestError, match="has a comparison 'second' already"):
+        with pytest.raises(InvalidRequestError, match="has a result 'second' already"):
             compare("no model", genai, PROMPTS[:1], name="second")
 
     logged = mlflow.get_run(run.info.run_id)

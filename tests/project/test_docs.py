@@ -30,9 +30,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # The pages whose Python is run: from top to bottom, as a program and as the cells of a notebook.
 PROGRAMS = (
-    "README.md",
-    "docs/guide.md",
-    "docs/comparison.md",
+    *("README.md", "docs/guide.md", "docs/comparison.md", "docs/evaluation.md"),
     "docs/serving.md",
     "docs/tracing.md",
 )
@@ -133,6 +131,30 @@ def test_the_guide_runs_from_top_to_bottom(tmp_path: Path) -> None:
 
 def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
     assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
+
+
+def test_the_commands_of_the_page_on_load_tests_run(tmp_path: Path) -> None:
+    environment = {
+        **without_registry(),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+    }
+    commands = "".join(blocks("bash", (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")))
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Logged as run ") == 2
+    assert "of model / compare" in done.stdout
+
+
+def test_the_page_on_evaluation_runs(tmp_path: Path) -> None:
+    assert "The capital of Italy is Rome." in run_page("evaluation.md", tmp_path)
 
 
 def test_the_page_on_serving_runs(tmp_path: Path) -> None:

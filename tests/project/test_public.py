@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 import mlflow_phi3_onnx
+from mlflow_phi3_onnx import errors  # pyright: ignore[reportUnusedImport] - ties
 
 PACKAGE = Path(mlflow_phi3_onnx.__file__).parent
 
 # The rooms, floor by floor: a room imports from the floors below it, and never from one beside it.
 LAYERS = (
-    ("errors", "_version", "mlflow_compat"),
-    ("core", "demo"),
+    ("errors", "_version"),
+    ("core", "demo", "mlflow_compat"),
     ("runtime", "grammar"),
     ("artifact", "prompt", "openai"),
     ("engine", "sources"),
@@ -49,6 +52,10 @@ def imports(path: Path) -> set[str]:
 def modules() -> list[tuple[str, Path]]:
     found = [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
     return [(p.relative_to(PACKAGE).parts[0].removesuffix(".py"), p) for p in found]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(("mlflow_phi3_onnx", *path.relative_to(PACKAGE).with_suffix("").parts))
 
 
 def test_all_is_exactly_what_is_public() -> None:
@@ -84,10 +91,7 @@ def test_each_room_imports_only_the_floors_below_it() -> None:
 
 
 def test_no_two_files_import_each_other_in_a_circle() -> None:
-    files = {
-        ".".join(("mlflow_phi3_onnx", *path.relative_to(PACKAGE).with_suffix("").parts)): path
-        for _, path in modules()
-    }
+    files = {module_name(path): path for _, path in modules()}
     names = {name.removesuffix(".__init__"): name for name in files}
     below = {
         name: [names[used] for used in imports(path) if names.get(used, name) != name]
@@ -131,28 +135,50 @@ def test_importing_the_package_loads_no_library_and_turns_telemetry_off() -> Non
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_pure_rooms_need_nothing_of_mlflow_but_the_class_of_their_errors() -> None:
-    """``mlflow.exceptions`` brings all of MLflow along, so what it holds is stood in for here."""
-    pure = ("core", "grammar", "prompt", "openai")
+def test_rooms_below_mlflow_s_do_not_load_it() -> None:
+    pure = (
+        *("errors", "core", "demo", "runtime", "grammar", "artifact", "prompt", "openai"),
+        *("engine", "model"),
+    )
     names = [
-        ".".join(("mlflow_phi3_onnx", *path.relative_to(PACKAGE).with_suffix("").parts))
-        for room, path in modules()
-        if room in pure and path.name != "__init__.py"
+        module_name(path) for room, path in modules() if room in pure and path.name != "__init__.py"
     ]
     code = """
-import importlib, sys, types
-for name in ("mlflow", "mlflow.exceptions", "mlflow.protos"):
-    sys.modules[name] = types.ModuleType(name)
-sys.modules["mlflow.exceptions"].MlflowException = type("MlflowException", (Exception,), {})
-sys.modules["mlflow.protos"].databricks_pb2 = type("Codes", (), {"__getattr__": lambda *_: 0})()
-stand_ins = {name for name in sys.modules if name.startswith("mlflow.")}
+import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-loaded = {name for name in sys.modules if name.startswith("mlflow.")}
-loaded |= {"pandas", "onnxruntime", "onnxruntime_genai"} & set(sys.modules)
-assert loaded == stand_ins, loaded - stand_ins
+loaded = {"mlflow", "pandas", "onnxruntime", "onnxruntime_genai"} & set(sys.modules)
+assert not loaded, loaded
 """
     subprocess.run([sys.executable, "-c", code, *names], check=True)
+
+
+def test_the_errors_are_mlflow_s_at_each_door_that_uses_mlflow() -> None:
+    below = {module_name(path): imports(path) for _, path in modules()}
+    doors = set(below) - {name for names in below.values() for name in names}
+    # The command's main module imports the module of the command that is asked for.
+    doors -= {"mlflow_phi3_onnx.cli.main", "mlflow_phi3_onnx.cli.__main__"}
+
+    def reached(name: str) -> set[str]:
+        seen, left = set[str](), {name}
+        while left:
+            seen |= left
+            left = {n for one in left for n in below.get(one, ())} - seen
+        return seen
+
+    using = {door for door in doors if "mlflow.exceptions" in reached(door)}
+    assert len(using) > 5
+    for door in using:
+        assert "mlflow_phi3_onnx.mlflow_compat" in reached(door), door
+
+
+def test_an_error_has_the_status_that_mlflow_gives_its_code() -> None:
+    for name in errors.__all__:
+        error = getattr(errors, name)("A message.")
+        status, code = error.status, error.mlflow_code
+        assert isinstance(error, MlflowException)
+        assert error.get_http_status_code() == status
+        assert json.loads(error.serialize_as_json())["error_code"] == code
 
 
 def test_a_loaded_model_writes_nothing_to_the_home_folder(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What crosses between an engine's process and its callers, as JSON: reading it runs no code.
 
-A message is a list, its kind first. A caller sends ``job``, ``submit`` and ``cancel``. The engine
-says ``ready`` or ``failed``, ``taken`` or ``refused``, ``delta`` or ``error``, and ``log``.
+A message is a list, its kind first. A caller sends ``job``, ``submit``, ``cancel`` and ``beat``,
+and the engine ``ready`` or ``failed``, ``taken`` or ``refused``, ``delta`` or ``error``, ``beat``
+and ``log``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mlflow.protos import databricks_pb2
 
 from mlflow_phi3_onnx import errors
 from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling, Timings
@@ -89,7 +89,7 @@ def unpack_error(packed: list[Any]) -> errors.GenAIError:
     """Make an error of what :func:`pack_error` returned."""
     name, message, param, code = packed
     kind = getattr(errors, name) if name in errors.__all__ else errors.GenerationError
-    return kind(message, param=param, error_code=databricks_pb2.ErrorCode.Value(code))
+    return kind(message, param=param, error_code=code)
 
 
 def _changed(value: Options | Sampling, plain: Options | Sampling) -> dict[str, Any]:

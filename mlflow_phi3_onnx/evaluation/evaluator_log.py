@@ -1,0 +1,121 @@
+"""What the evaluator writes into a run: metrics, curves over the rows, a table and a plot."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.models.evaluation import EvaluationResult
+from mlflow.models.evaluation.artifacts import ImageEvaluationArtifact, JsonEvaluationArtifact
+from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from mlflow.data.evaluation_dataset import EvaluationDataset
+
+    from mlflow_phi3_onnx.evaluation.scored_rows import ScoredRow
+
+__all__ = ["EvaluationLog"]
+
+# Not the name of the default evaluator's table: to one that exists, MLflow appends rows.
+_TABLE, _PLOT = "onnx_genai_results_table", "onnx_genai_plot"
+
+_CURVES = {
+    "perplexity": "perplexity of the target",
+    "token_f1": "F1 of the answer's words",
+    "time_to_first_token": "time to first token, s",
+    "inter_token_latency": "median inter-token latency, s",
+}
+_MOST_METRICS = 1000
+_COLOR = "#2a6fbb"
+
+
+@dataclass(frozen=True)
+class EvaluationLog:
+    """Where an evaluation is logged.
+
+    Attributes:
+        run_id: The run.
+        model_id: The logged model whose page shows the metrics too, if it is one.
+        dataset: The data set that they are of.
+        prefix: What names begin with.
+    """
+
+    run_id: str
+    model_id: str | None
+    dataset: EvaluationDataset
+    prefix: str
+
+    def write(
+        self, metrics: dict[str, float], rows: Sequence[ScoredRow], table: pd.DataFrame
+    ) -> EvaluationResult:
+        """Log a result, and return it as MLflow has results."""
+        named = {f"{self.prefix}{name}": value for name, value in metrics.items()}
+        curves = {name: _values(rows, name) for name in _CURVES}
+        points = [
+            self._metric(f"{self.prefix}row/{name}", value, step)
+            for name, values in curves.items()
+            for step, value in values.items()
+        ]
+        points += [self._metric(name, value) for name, value in named.items()]
+        client = MlflowClient()
+        for start in range(0, len(points), _MOST_METRICS):
+            client.log_batch(self.run_id, metrics=points[start : start + _MOST_METRICS])
+        table_file, plot_file = f"{self.prefix}{_TABLE}.json", f"{self.prefix}{_PLOT}.png"
+        mlflow.log_table(table, table_file, run_id=self.run_id)
+        image = _image(curves)
+        client.log_image(self.run_id, image, plot_file)
+        artifacts = {
+            f"{self.prefix}{_TABLE}": JsonEvaluationArtifact(
+                self._uri(table_file), json.loads(table.to_json(orient="split"))
+            ),
+            f"{self.prefix}{_PLOT}": ImageEvaluationArtifact(self._uri(plot_file), image),
+        }
+        return EvaluationResult(named, artifacts, self.run_id)
+
+    def _metric(self, name: str, value: float, step: int = 0) -> Metric:
+        return Metric(
+            name,
+            value,
+            int(time.time() * 1000),
+            step,
+            model_id=self.model_id,
+            dataset_name=self.dataset.name,
+            dataset_digest=self.dataset.digest,
+            run_id=self.run_id,
+        )
+
+    def _uri(self, file: str) -> str:
+        return f"runs:/{self.run_id}/{file}"
+
+
+def _values(rows: Sequence[ScoredRow], name: str) -> dict[int, float]:
+    """Return what rows have of something, by their numbers."""
+    every = {number: getattr(row, name) for number, row in enumerate(rows)}
+    return {number: value for number, value in every.items() if value is not None}
+
+
+def _image(curves: dict[str, dict[int, float]]) -> Any:
+    """Draw how many rows have which values; no text of a row is on it."""
+    known = {name: list(values.values()) for name, values in curves.items() if values}
+    figure = Figure(figsize=(3.6 * max(len(known), 1), 3))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.22, top=0.95, wspace=0.3)
+    for place, (name, values) in enumerate(known.items(), 1):
+        axes = figure.add_subplot(1, len(known), place)
+        axes.hist(values, bins=min(len(values), 30), color=_COLOR)
+        axes.set(xlabel=_CURVES[name], ylabel="rows" if place == 1 else "")
+        axes.locator_params(nbins=4)
+    written = io.BytesIO()
+    figure.savefig(written, format="png")
+    image = Image.open(written)
+    image.load()
+    return image
