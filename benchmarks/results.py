@@ -92,6 +92,11 @@ TARGETS = {
     "shared-memory": Target(
         "memory of processes that share a worker, against as many that do not", 0.6, True
     ),
+    "tracing": Target(
+        "a request of 16 tokens that is written as a trace, against one that is not, time",
+        1.1,
+        True,
+    ),
     "chosen-logits": Target(
         "a prompt with the logits of its last token, against those of every token", 1.1, False
     ),

@@ -17,6 +17,7 @@ from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.pytorch import decoding
 from benchmarks.measures.served import clients, ping
 from benchmarks.measures.servers import served_clients, served_token, servers
+from benchmarks.measures.tracing import tracing
 from benchmarks.measures.worker import shared_memory, worker
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "memory": resident_memory,
     "worker": worker,
     "shared-memory": shared_memory,
+    "tracing": tracing,
     "log-model": log_model,
     "conversion": conversion,
 }

@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -24,7 +25,7 @@ from mlflow_phi3_onnx.server.door import Door
 from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
-from mlflow_phi3_onnx.tracing.experiment import pin_experiment
+from mlflow_phi3_onnx.tracing.serving import pin_experiment, written_in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +44,8 @@ _SPARE = 32
 """Connections beyond the most, for probes and refusals; any other is closed unheard."""
 
 _LAST_WORDS = 5
-"""Seconds that responses have to be sent once everything that ran was cancelled."""
+"""Seconds that responses have to be sent once everything that ran was cancelled, and traces to be
+written."""
 
 
 class Server(uvicorn.Server):
@@ -242,7 +244,8 @@ def serve(
     shown = "localhost" if ipaddress.ip_address(host).is_unspecified else shown
     tell(f"{scheme}://{shown}:{port}/")
     try:
-        server.run(sockets=[listener])
+        with written_in_time(_LAST_WORDS) if settings.trace else nullcontext():
+            server.run(sockets=[listener])
     finally:
         server.door.models.close()
 

@@ -32,6 +32,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = (
     *("README.md", "docs/guide.md", "docs/comparison.md", "docs/evaluation.md"),
     "docs/serving.md",
+    "docs/tracing.md",
 )
 IN_A_NOTEBOOK = re.compile(r"^( *).+  # in a notebook: (.+)$", re.MULTILINE)
 
@@ -158,6 +159,13 @@ def test_the_page_on_evaluation_runs(tmp_path: Path) -> None:
 
 def test_the_page_on_serving_runs(tmp_path: Path) -> None:
     assert run_page("serving.md", tmp_path).strip() == "Madrid."
+
+
+def test_the_page_on_traces_runs(tmp_path: Path) -> None:
+    shown = run_page("tracing.md", tmp_path).splitlines()
+    spans = ["chat", "template and tokenization", "queue", "prefill", "decode"]
+    assert sorted(shown[:5]) == sorted(f"{name} OK" for name in spans)
+    assert shown[5:] == ["The capital of Spain is Madrid."]
 
 
 @pytest.mark.parametrize(
