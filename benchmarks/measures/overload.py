@@ -31,6 +31,8 @@ ROWS = 8
 ANSWER_TOKENS = 16
 SECONDS = 60.0
 CLIENTS = 32
+QUEUE = 32
+"""Shorter than a server's own, so that a short run fills it too."""
 TICK = 0.002
 LONGEST = 300.0
 """Seconds that the last answers are waited for."""
@@ -58,7 +60,7 @@ def overload(scale: Scale) -> Iterator[Row]:
     """Ask a server four times as often as it can answer, and see how soon it refuses the rest."""
     subject = Subject("demo")
     command = [sys.executable, "-m", "mlflow_phi3_onnx.cli", "serve", str(subject.folder)]
-    command += ["--port", "{port}", "--log-level", "warning"]
+    command += ["--port", "{port}", "--log-level", "warning", "--max-queue", str(QUEUE)]
     fields: dict[str, Any] = {
         "messages": [{"role": "user", "content": "What is the capital of Spain?"}],
         "n": ROWS,
