@@ -13,7 +13,8 @@ import mlflow
 import mlflow_phi3_onnx
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import LOOPS, Scale
-from benchmarks.timing import interleaved, timed
+from benchmarks.timing import timed
+from mlflow_phi3_onnx.evaluation.load.turns import interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
