@@ -168,6 +168,7 @@ def test_the_page_on_traces_runs(tmp_path: Path) -> None:
     assert shown[5:] == ["The capital of Spain is Madrid."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [*PROGRAMS, "docs/clouds.md", pytest.param("docs/spark.md", marks=NEEDS_SPARK)],
