@@ -40,7 +40,8 @@ _PAGES = frozenset({REFERENCE, "/openapi.json"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _PORT = re.compile(r"(?<=[^:]):\d*$")
-_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# The label of an exemplar has at most 128 characters in OpenMetrics, with its name, request_id.
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,118}")
 _PER_HEADER = 4  # a colon, a space, and the end of the line
 
 
