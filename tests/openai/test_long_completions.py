@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(30)
 
-LONG = 500_000
+LONG = 200_000
 ANALYSIS = "<|start|>assistant<|channel|>analysis<|message|>a<|end|>"
 
 

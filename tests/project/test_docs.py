@@ -20,6 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import mlflow_phi3_onnx
+from benchmarks.models import MODELS, can_build, checkpoint_folder
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from tests.support.spark import MARKS as NEEDS_SPARK
 
@@ -108,11 +109,15 @@ def without_registry() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "MLFLOW_REGISTRY_URI"}
 
 
-def run_page(name: str, folder: Path) -> str:
-    """Run the Python of a page as one program, and return what it prints."""
+def run_page(name: str, folder: Path, *changes: tuple[str, str]) -> str:
+    """Run the Python of a page as one program, with changes, and return what it prints."""
     program = folder / "page.py"
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    program.write_text("\n".join(blocks("python", page)), encoding="utf-8")
+    text = "\n".join(blocks("python", page))
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    program.write_text(text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(program)],
         env=without_registry(),
@@ -209,10 +214,21 @@ def test_the_page_on_clouds_runs(tmp_path: Path) -> None:
     run_page("clouds.md", tmp_path)
 
 
+@pytest.mark.export
+@pytest.mark.timeout(900)  # a model is converted
+@pytest.mark.skipif(not can_build(), reason="converting a model needs the export extra")
+def test_the_page_on_precisions_runs(tmp_path: Path) -> None:
+    place = str(checkpoint_folder(MODELS["tiny-fp32"].checkpoint))
+    shown = run_page(
+        "quantization.md", tmp_path, ('"path/to/checkpoint",', f'{place!r}, ["int8"],')
+    )
+    assert shown.splitlines()[-1] == "['int8-b128-default', 'fp32']"
+
+
 def test_no_other_page_has_python_that_is_not_run() -> None:
     run = {page for page in PAGES if blocks("python", page.read_text(encoding="utf-8"))}
     # The last one in tests/server/test_gateway.py.
-    elsewhere = ("docs/clouds.md", "docs/spark.md", "docs/gateway.md")
+    elsewhere = ("docs/clouds.md", "docs/quantization.md", "docs/spark.md", "docs/gateway.md")
     assert run == {ROOT / page for page in (*PROGRAMS, *elsewhere)}
 
 
