@@ -37,6 +37,9 @@ __all__ = ["Server", "make_server", "serve"]
 
 _logger = logging.getLogger(__name__)
 
+_SWITCH_INTERVAL = 0.0005
+"""Seconds that a thread keeps the interpreter's lock while another waits; 0.005 otherwise."""
+
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 """The names of this machine that a request may ask for, where it needs no key."""
 
@@ -235,6 +238,8 @@ def serve(
     # What is here stays: else each full collection looks through all of it, and nothing answers.
     gc.collect()
     gc.freeze()
+    # A thread that reads a request holds the event loop up for as long as this, again and again.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_cert else "http"
     shown = f"[{host}]" if ":" in host else host
