@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.measures import MEASURES
-from benchmarks.report import plot, publish, speeds, table
+from benchmarks.report import REFERENCES, beside, plot, publish, speeds, table
 from benchmarks.runner import collect, run
 from benchmarks.subject import Scale
 
@@ -37,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (folder / f"{name}.json").unlink(missing_ok=True)
     failed = run(names, folder, scale)
     report = collect(folder, "python -m benchmarks")
-    print(f"\n{table(report)}\n\n{speeds(report)}\n\n{folder}")
+    print(f"\n{table(report)}\n\n{speeds(report)}\n")
+    for name, reference in REFERENCES.items():
+        if name in report["measures"]:
+            print(f"{beside(report, name, reference)}\n")
+    print(folder)
     plot(report, folder / "report.svg")
     for name, code in failed.items():
         print(f"{name} failed, with exit code {code}", file=sys.stderr)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.metadata
+import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.models import Checkpoint, checkpoint_folder, kept
+from benchmarks.models import ENDS, Checkpoint, checkpoint_folder, kept, wide_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,9 @@ __all__ = ["QUANTIZED", "LlamaModel", "llama_file"]
 
 QUANTIZED = {"Q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "Q4_K_M": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
 """The forms that are made, and what llama.cpp calls them."""
+
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # llama.cpp's kinds of tokens
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -44,7 +48,7 @@ def llama_file(checkpoint: Checkpoint, form: str) -> Path:
         form: One of :data:`QUANTIZED`.
     """
     version = importlib.metadata.version("llama-cpp-python")
-    key = [asdict(checkpoint), version, form]
+    key = [asdict(checkpoint), version, form, "with its vocabulary"]
     name = f"{checkpoint.name}-gguf-{form}"
     return kept(name, key, lambda target: _make(checkpoint, form, target)) / "model.gguf"
 
@@ -122,7 +126,7 @@ def _make(checkpoint: Checkpoint, form: str, target: Path) -> None:
 
 
 def _write(folder: Path, file: Path) -> None:
-    """Write a checkpoint as GGUF in 16 bits, with ids for words: no text is ever encoded."""
+    """Write a checkpoint as GGUF in 16 bits."""
     import gguf
     import transformers
 
@@ -138,13 +142,39 @@ def _write(folder: Path, file: Path) -> None:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+    _write_vocabulary(writer)
     for name, array in _tensors(folder):
         writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _write_vocabulary(writer: Any) -> None:
+    """Write the checkpoint's tokenizer as one of SentencePiece, whose scores are the merges' order.
+
+    Both join the words that prompts are made of in the same order; other texts may differ.
+    """
+    tokenizer = wide_tokenizer()
+    pieces: dict[str, int] = tokenizer["model"]["vocab"]
+    order = {
+        left + right: place for place, (left, right) in enumerate(tokenizer["model"]["merges"])
+    }
+    tokens = {number: piece for piece, number in pieces.items()}
+    kinds = {n: _BYTE if _BYTE_PIECE.fullmatch(p) else _NORMAL for n, p in tokens.items()}
+    for added in tokenizer["added_tokens"]:
+        tokens[added["id"]] = added["content"]
+        kinds[added["id"]] = _UNKNOWN if added["content"] == "<unk>" else _CONTROL
+    ids = sorted(tokens)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([tokens[number] for number in ids])
+    writer.add_token_scores([-float(order.get(tokens[number], len(tokens))) for number in ids])
+    writer.add_token_types([kinds[number] for number in ids])
+    known = {content: number for number, content in tokens.items()}
+    writer.add_bos_token_id(known["<s>"])
+    writer.add_eos_token_id(known[ENDS[0]])
+    writer.add_add_bos_token(False)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -1,70 +1,55 @@
-"""The load generator, a process of its own: `python -m benchmarks.load` reads a plan, writes times.
-
-It imports nothing but the standard library, and talks to a server as a client does: over HTTP, with
-a connection for each request.
-"""
+"""What the package's own load test has not: MLflow's scoring server as a side, and pings of it."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["closed_loop", "pings", "run"]
+from benchmarks.serving import HTTP
+from benchmarks.subject import tokens_of
+from mlflow_phi3_onnx.evaluation.load.side import Usage
+from mlflow_phi3_onnx.evaluation.side import Place
 
-# The server is on this machine: no proxy of the environment's is asked for it.
-_HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.subject import Subject
+    from mlflow_phi3_onnx.evaluation.load.side import LoadPrompt
+
+__all__ = ["ScoringServer", "pings"]
+
 TIMEOUT = 300
 PING_INTERVAL = 0.01
 
 
-def run(kind: str, **plan: Any) -> Any:
-    """Run a plan in a process of its own.
+class ScoringServer:
+    """MLflow's scoring server, which answers a request as a whole.
 
     Args:
-        kind: ``closed_loop`` or ``pings``.
-        plan: The arguments of the function of that name.
+        url: Its URL.
+        subject: The model that it serves.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", kind],
-        input=json.dumps(plan),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout)
 
+    def __init__(self, url: str, subject: Subject) -> None:
+        self._url = url
+        self._subject = subject
+        self.label = f"{subject.name} in mlflow models serve"
+        self.place = Place(subject.name)
+        self.notes: list[str] = []
 
-def closed_loop(url: str, clients: int, payloads: list[Any]) -> dict[str, Any]:
-    """Send requests from a number of clients, each of which waits for its answer.
+    def prompt(self, tokens: int, shared: int, seed: object, number: int) -> str:
+        """Write a prompt."""
+        same = self._subject.prompts.text(shared, "shared") if shared else ""
+        return f"{same} {self._subject.prompts.text(tokens - shared, seed, number)}".strip()
 
-    Args:
-        url: The server's.
-        clients: How many requests are under way at once.
-        payloads: The requests; the clients take them in order.
-
-    Returns:
-        The seconds from the first request to the last answer, and each request's, and the answers'
-        tokens as the server counts them.
-    """
-    answers: list[Any] = []
-
-    def send(payload: Any) -> float:
-        start = time.perf_counter()
-        answers.extend(_post(url, payload))
-        return time.perf_counter() - start
-
-    with ThreadPoolExecutor(clients) as pool:
-        start = time.perf_counter()
-        latencies = list(pool.map(send, payloads))
-        seconds = time.perf_counter() - start
-    tokens = sum(answer["usage"]["completion_tokens"] for answer in answers)
-    return {"seconds": seconds, "latencies": latencies, "tokens": tokens}
+    def send(self, prompt: LoadPrompt, tokens: int, chunk: Callable[[], object]) -> Usage:
+        """Let it continue a prompt; what comes is one chunk."""
+        answers = post(self._url, {"prompt": prompt, **self._subject.length(tokens)})
+        chunk()
+        return Usage(None, tokens_of(answers))
 
 
 def pings(url: str, payload: Any | None, seconds: float) -> dict[str, Any]:
@@ -86,7 +71,7 @@ def pings(url: str, payload: Any | None, seconds: float) -> dict[str, Any]:
         if payload is None:
             time.sleep(seconds)
         else:
-            _post(url, payload)
+            post(url, payload)
         lasted.append(time.perf_counter() - start)
         over.set()
 
@@ -95,23 +80,19 @@ def pings(url: str, payload: Any | None, seconds: float) -> dict[str, Any]:
     latencies: list[float] = []
     while not over.is_set():
         start = time.perf_counter()
-        _HTTP.open(f"{url}/ping", timeout=TIMEOUT).close()
+        HTTP.open(f"{url}/ping", timeout=TIMEOUT).close()
         latencies.append(time.perf_counter() - start)
         time.sleep(max(0.0, PING_INTERVAL - latencies[-1]))
     worker.join()
     return {"seconds": lasted[0], "latencies": latencies}
 
 
-def _post(url: str, payload: Any) -> list[Any]:
+def post(url: str, payload: Any) -> list[dict[str, Any]]:
+    """Send a payload to MLflow's scoring server, with a connection for it alone."""
     request = urllib.request.Request(
         f"{url}/invocations",
         data=json.dumps(payload).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with _HTTP.open(request, timeout=TIMEOUT) as response:
+    with HTTP.open(request, timeout=TIMEOUT) as response:
         return json.load(response)
-
-
-if __name__ == "__main__":
-    kinds = {"closed_loop": closed_loop, "pings": pings}
-    print(json.dumps(kinds[sys.argv[1]](**json.load(sys.stdin))))

@@ -15,19 +15,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import TARGETS
-from benchmarks.timing import paired
+from mlflow_phi3_onnx.evaluation.load.turns import paired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["PAGES", "line", "page", "plot", "publish", "rows", "speeds", "table"]
+__all__ = [
+    "PAGES",
+    "REFERENCES",
+    "beside",
+    "line",
+    "page",
+    "plot",
+    "publish",
+    "rows",
+    "speeds",
+    "table",
+]
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = ("performance.md", "sources.md", "machines.md")
 DATA, OTHER, PICTURE = "performance.json", "machines.json", "performance.svg"
 MARKED = re.compile(r"(<!-- (\w+): made from (\w+\.json) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 NOTHING = "Not measured yet."
-_DONE = {"prefill": "prompt of {}", "decode": "decoding, {} together"}
+_DONE = {
+    "prefill": "prompt of {}",
+    "decode": "decoding, {} together",
+    "tokens/s": "tokens/s, clients: {}",
+    "first": "first token, clients: {}",
+}
+REFERENCES = {"llama": "llama.cpp, Q4_0", "servers": "this package"}
+"""Measures of several programs, and the one that ratios are to."""
+
 # What a reader wants to know first, and the target whose figures say it.
 EXPECTED = {
     "one request: time, against onnxruntime-genai's own loop": "predict",
@@ -106,13 +125,19 @@ def speeds(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def beside(report: Mapping[str, Any]) -> str:
-    """Return tokens per second beside llama.cpp, with the ratio to its Q4_0, as a table."""
-    found: list[dict[str, Any]] = report["measures"].get("llama", {"rows": []})["rows"]
+def beside(report: Mapping[str, Any], measure: str, reference: str) -> str:
+    """Return figures of several programs, with the ratio to one of them, as a table.
+
+    Args:
+        report: The results.
+        measure: The measure.
+        reference: What is in the name of the program that ratios are to.
+    """
+    found: list[dict[str, Any]] = report["measures"].get(measure, {"rows": []})["rows"]
     done = list(found[0]["samples"]) if found else []
     heads = ["program", *(_DONE[what.split()[0]].format(what.split()[1]) for what in done)]
     lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
-    theirs = next((row["samples"] for row in found if row["program"].endswith("Q4_0")), {})
+    theirs = next((row["samples"] for row in found if reference in row["program"]), {})
     for row in found:
         cells = [row["program"]]
         for what in done:
@@ -198,8 +223,9 @@ def _parts(report: Mapping[str, Any]) -> dict[str, str]:
         "machine": machine(report),
         "plot": f"![How far each figure is from its target]({PICTURE})",
     }
-    if "llama" in report["measures"]:
-        parts["llama"] = beside(report)
+    for measure, reference in REFERENCES.items():
+        if measure in report["measures"]:
+            parts[measure] = beside(report, measure, reference)
     if "conversion" in report["measures"]:
         parts |= {"conversion": conversion(report), "rounding": rounding(report)}
     return parts

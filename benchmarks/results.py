@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-from benchmarks.timing import paired
+from mlflow_phi3_onnx.evaluation.load.turns import paired
 
 __all__ = [
     "TARGETS",
@@ -58,6 +58,12 @@ TARGETS = {
         "32 ragged rows against the best fixed-batch raw loop, throughput", 1.3, False
     ),
     "clients": Target("8 clients against 1, through `mlflow models serve`, throughput", 2.5, False),
+    "served-token": Target(
+        "a streamed token of this package's server, against one of the native API, time", 1.05, True
+    ),
+    "served-clients": Target(
+        "8 clients against 1, at this package's server, throughput", 2.5, False
+    ),
     "late-arrival": Target(
         "first token of a short request beside a 500-token answer, against alone", 2, True
     ),
@@ -65,6 +71,7 @@ TARGETS = {
         "first token of a second turn after 500 tokens of history, against cold", 0.1, True
     ),
     "ping": Target("`/ping` during a prefill of 2,000 tokens, p99", 50, True, "ms"),
+    "refusal": Target("a refusal under four times the load, p99", 100, True, "ms"),
     "transformers": Target(
         "decoding against the same weights in `mlflow.transformers` (bf16)", 4, False
     ),
@@ -84,6 +91,11 @@ TARGETS = {
     ),
     "shared-memory": Target(
         "memory of processes that share a worker, against as many that do not", 0.6, True
+    ),
+    "tracing": Target(
+        "a request of 16 tokens that is written as a trace, against one that is not, time",
+        1.1,
+        True,
     ),
     "chosen-logits": Target(
         "a prompt with the logits of its last token, against those of every token", 1.1, False

@@ -43,6 +43,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "GenAIModel": ("GenAIModel",),
     "Compare models": ("compare", "Comparison"),
+    "Traces": ("autolog",),
     "Choose a precision": ("quantization_report", "QuantizationReport"),
 }
 CONSTANTS = {"FLAVOR_NAME": "flavor's name in MLmodel files", "__version__": "package's version"}

@@ -11,10 +11,13 @@ from benchmarks.measures.latency import late_arrival, second_turn
 from benchmarks.measures.llama import beside_llama
 from benchmarks.measures.memory import resident_memory
 from benchmarks.measures.overhead import predict, tokens
+from benchmarks.measures.overload import overload
 from benchmarks.measures.prefill import chosen_logits
 from benchmarks.measures.processor import processor_speeds
 from benchmarks.measures.pytorch import decoding
 from benchmarks.measures.served import clients, ping
+from benchmarks.measures.servers import served_clients, served_token, servers
+from benchmarks.measures.tracing import tracing
 from benchmarks.measures.worker import shared_memory, worker
 
 if TYPE_CHECKING:
@@ -31,15 +34,20 @@ MEASURES: Mapping[str, Callable[[Scale], Iterator[Result]]] = {
     "tokens": tokens,
     "frame": frame_throughput,
     "clients": clients,
+    "served-token": served_token,
+    "served-clients": served_clients,
     "late-arrival": late_arrival,
     "second-turn": second_turn,
     "ping": ping,
+    "overload": overload,
     "transformers": decoding,
     "chosen-logits": chosen_logits,
     "llama": beside_llama,
+    "servers": servers,
     "memory": resident_memory,
     "worker": worker,
     "shared-memory": shared_memory,
+    "tracing": tracing,
     "log-model": log_model,
     "conversion": conversion,
 }

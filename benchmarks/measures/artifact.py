@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import mlflow_phi3_onnx
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import Scale, Subject, own_store
-from benchmarks.timing import interleaved, timed
+from benchmarks.timing import timed
+from mlflow_phi3_onnx.evaluation.load.turns import interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,7 +11,8 @@ import pandas as pd
 
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import LOOPS, Scale, Subject, tokens_of
-from benchmarks.timing import WARM_UP, interleaved, timed
+from benchmarks.timing import timed
+from mlflow_phi3_onnx.evaluation.load.turns import WARM_UP, interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import LOOPS, Scale, Subject
-from benchmarks.timing import WARM_UP, interleaved, percentile
+from mlflow_phi3_onnx.evaluation.load.exchange import Spread
+from mlflow_phi3_onnx.evaluation.load.turns import WARM_UP, interleaved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from mlflow_phi3_onnx import GenAIModel
 
@@ -86,9 +88,10 @@ def late_arrival(scale: Scale) -> Iterator[Row]:
             Side("first token alone", "s", results["alone"]),
             {
                 "inter_token_seconds": {
-                    f"{when}_p{percent}": percentile(gaps[when], percent)
-                    for when in gaps
-                    for percent in (50, 95, 99)
+                    f"{when}_{part}": value
+                    for when, spread in gaps.items()
+                    for part, value in vars(Spread.of(spread)).items()
+                    if part in ("p50", "p95", "p99")
                 }
             },
         )
@@ -96,7 +99,7 @@ def late_arrival(scale: Scale) -> Iterator[Row]:
 
 def _alone(scale: Scale, subject: Subject, model: GenAIModel, turn: int) -> float:
     prompts = _short_prompts(scale, subject, "alone", turn)
-    return percentile([_first_token(model, subject, prompt) for prompt in prompts], 50)
+    return statistics.median(_first_token(model, subject, prompt) for prompt in prompts)
 
 
 def _arrive(
@@ -127,7 +130,7 @@ def _arrive(
     writer.join()
     if not times:
         raise ValueError("The long answer was over before a short one had begun.")
-    return percentile(times, 50)
+    return statistics.median(times)
 
 
 def _short_prompts(scale: Scale, subject: Subject, kind: str, turn: int) -> list[str]:
@@ -136,11 +139,16 @@ def _short_prompts(scale: Scale, subject: Subject, kind: str, turn: int) -> list
 
 
 def _first_token(model: GenAIModel, subject: Subject, prompt: str) -> float:
+    return _first_text(lambda: model.stream_complete(prompt, **subject.length(SHORT_ANSWER)))
+
+
+def _first_text(send: Callable[[], Iterable[dict[str, Any]]]) -> float:
     """Measure the seconds from sending a request to its first text; read the rest of it too."""
     start = time.perf_counter()
     first = 0.0
-    for chunk in model.stream_complete(prompt, **subject.length(SHORT_ANSWER)):
-        if not first and any(choice["text"] for choice in chunk["choices"]):
+    for chunk in send():
+        parts = [choice.get("delta") or choice for choice in chunk["choices"]]
+        if not first and any(part.get("text") or part.get("content") for part in parts):
             first = time.perf_counter() - start
     return first
 
@@ -200,9 +208,4 @@ def _second(
 
 
 def _turn(subject: Subject, model: GenAIModel, messages: list[dict[str, Any]]) -> float:
-    start = time.perf_counter()
-    first = 0.0
-    for chunk in model.stream_chat(messages, **subject.length(SHORT_ANSWER)):
-        if not first and any(choice["delta"].get("content") for choice in chunk["choices"]):
-            first = time.perf_counter() - start
-    return first
+    return _first_text(lambda: model.stream_chat(messages, **subject.length(SHORT_ANSWER)))

@@ -11,7 +11,7 @@ from benchmarks.llama import QUANTIZED, llama_file
 from benchmarks.models import MODELS, model_folder
 from benchmarks.results import Compared
 from benchmarks.subject import LOOPS
-from benchmarks.timing import interleaved
+from mlflow_phi3_onnx.evaluation.load.turns import interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

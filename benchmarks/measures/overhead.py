@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import LOOPS, Scale, Subject, tokens_of
-from benchmarks.timing import interleaved, timed
+from benchmarks.timing import timed
+from mlflow_phi3_onnx.evaluation.load.turns import interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,9 +9,10 @@ import numpy as np
 
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import Subject
-from benchmarks.timing import interleaved, timed
+from benchmarks.timing import timed
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.onnx.chosen_logits import FIRST_WANTED, with_chosen_logits
+from mlflow_phi3_onnx.evaluation.load.turns import interleaved
 from mlflow_phi3_onnx.runtime.machine import available_threads
 from mlflow_phi3_onnx.runtime.ort import SlotSession
 

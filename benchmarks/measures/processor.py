@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.results import Speeds
-from benchmarks.timing import interleaved
+from mlflow_phi3_onnx.evaluation.load.turns import interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import load
+from benchmarks.load import ScoringServer, pings
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.serving import served
 from benchmarks.subject import LOOPS, Scale, Subject
-from benchmarks.timing import WARM_UP, interleaved, percentile
+from mlflow_phi3_onnx.evaluation.load.exchange import Exchange, Spread, pooled, summarize
+from mlflow_phi3_onnx.evaluation.load.generators import closed_loop
+from mlflow_phi3_onnx.evaluation.load.turns import WARM_UP, interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,8 +44,11 @@ def clients(scale: Scale) -> Iterator[Row]:
                 Side("8 clients", "tokens/s", _speeds(results["many"])),
                 Side("1 client", "tokens/s", _speeds(results["one"])),
                 {
-                    "latency_p50": {name: _latency(results[name], 50) for name in results},
-                    "latency_p95": {name: _latency(results[name], 95) for name in results},
+                    f"latency_{part}": {
+                        name: getattr(pooled(loads).e2el_ms, part) / 1e3
+                        for name, loads in results.items()
+                    }
+                    for part in ("p50", "p95")
                 },
             )
 
@@ -57,9 +62,7 @@ def ping(scale: Scale) -> Iterator[Row]:
             results = interleaved(
                 {
                     "busy": partial(_pings, subject, url),
-                    "idle": lambda _: load.run(
-                        "pings", url=url, payload=None, seconds=scale.pick(IDLE_SECONDS, 0.2)
-                    ),
+                    "idle": lambda _: pings(url, None, scale.pick(IDLE_SECONDS, 0.2)),
                 },
                 repeats,
             )
@@ -83,38 +86,33 @@ def _loops(scale: Scale) -> tuple[str, ...]:
     return scale.pick(LOOPS, LOOPS[-1:])
 
 
-def _clients(scale: Scale, subject: Subject, url: str, count: int, turn: int) -> dict[str, Any]:
+def _clients(scale: Scale, subject: Subject, url: str, count: int, turn: int) -> list[Exchange]:
     """Send two rounds of requests of a number of clients; four, where it is one."""
     requests = 2 * count if count > 1 else scale.pick(4, 2)
     if turn == WARM_UP:
         requests = count
-    length = scale.pick(ANSWER_TOKENS, 8)
-    payloads = [
-        {
-            "prompt": subject.prompts.text(PROMPT_TOKENS, "clients", count, turn, number),
-            **subject.length(length),
-        }
+    server, length = ScoringServer(url, subject), scale.pick(ANSWER_TOKENS, 8)
+    prompts = [
+        server.prompt(PROMPT_TOKENS, 0, ("clients", count, turn), number)
         for number in range(requests)
     ]
-    result = load.run("closed_loop", url=url, clients=count, payloads=payloads)
-    if result["tokens"] != requests * length:
-        raise ValueError(f"The answers have {result['tokens']} tokens.")
-    return result
+    found = closed_loop(server, prompts, length, callers=count)
+    if any(one.completion_tokens != length for one in found):
+        raise ValueError(f"{pooled([found]).short} answers are too short, or failed.")
+    return found
 
 
 def _pings(subject: Subject, url: str, turn: int) -> dict[str, Any]:
     tokens = 64 if turn == WARM_UP else LONG_PROMPT
     prompt = subject.prompts.text(tokens, "ping", turn)
-    return load.run("pings", url=url, payload={"prompt": prompt, "max_tokens": 1}, seconds=0)
+    return pings(url, {"prompt": prompt, "max_tokens": 1}, 0)
 
 
-def _speeds(results: list[dict[str, Any]]) -> list[float]:
-    return [result["tokens"] / result["seconds"] for result in results]
-
-
-def _latency(results: list[dict[str, Any]], percent: int) -> float:
-    return percentile([one for result in results for one in result["latencies"]], percent)
+def _speeds(results: list[list[Exchange]]) -> list[float]:
+    return [summarize(one).output_throughput for one in results]
 
 
 def _p99(result: dict[str, Any]) -> float:
-    return 1e3 * percentile(result["latencies"], 99)
+    spread = Spread.of(result["latencies"])
+    assert spread is not None
+    return 1e3 * spread.p99

@@ -16,7 +16,8 @@ import psutil
 import mlflow_phi3_onnx
 from benchmarks.results import Row, Side, ratio_row
 from benchmarks.subject import LOOPS, Scale, Subject
-from benchmarks.timing import interleaved, timed
+from benchmarks.timing import timed
+from mlflow_phi3_onnx.evaluation.load.turns import interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "tell what a model is and needs",
     "serve": "serve models over HTTP, with OpenAI's API",
     "chat": "talk to a model in the terminal",
+    "bench": "test a model or a server under load, and log how it did",
     "demo": "serve the demo model, and open a page to talk to it",
 }
 

@@ -17,7 +17,7 @@ DELAY = 1.0
 """Seconds before the bar is shown: what is done sooner needs none."""
 
 
-def rows_done(total: int) -> AbstractContextManager[tqdm[Any]]:
+def rows_done(total: int, unit: str = "row") -> AbstractContextManager[tqdm[Any]]:
     """Make a bar that counts rows, to be updated by hand.
 
     It is shown only on a terminal, for more than a few rows that take a while, and only to the main
@@ -25,7 +25,8 @@ def rows_done(total: int) -> AbstractContextManager[tqdm[Any]]:
 
     Args:
         total: How many rows there are.
+        unit: What they are, where they are no rows.
     """
     main = threading.current_thread() is threading.main_thread()
     quiet = total < FEWEST_ROWS or not main
-    return tqdm(total=total, unit="row", delay=DELAY, disable=True if quiet else None, leave=False)
+    return tqdm(total=total, unit=unit, delay=DELAY, disable=True if quiet else None, leave=False)

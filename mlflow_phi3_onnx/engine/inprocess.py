@@ -59,6 +59,8 @@ class InProcessEngine:
     Attributes:
         kv_tokens: How many tokens the KV memory holds.
         loop: The loop.
+        step_began: When the step that is being computed began, by the system's monotonic clock;
+            None between two.
         after_step: Called in the engine's thread after each step, and after each failure of all:
             whoever passes deltas on can do so for a whole step at once.
     """
@@ -142,6 +144,7 @@ class InProcessEngine:
         self._inbox: queue.SimpleQueue[Sequence[SequenceState] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stepping = threading.Lock()
+        self.step_began: float | None = None
         self._thread: threading.Thread | None = None
 
     def _state(self, job: Job, deliver: Callable[[TokenDelta | GenAIError], bool]) -> SequenceState:
@@ -187,7 +190,7 @@ class InProcessEngine:
             failure.__cause__ = error
             # Whatever was taken fails; the next job starts a thread anew.
             with self._lock:
-                self._thread = None
+                self._thread = self.step_began = None
                 while not self._inbox.empty():
                     self._waiting.add(self._inbox.get() or ())
                 self._fail_all(failure)
@@ -202,9 +205,11 @@ class InProcessEngine:
                 self._waiting.add(states)
             # A fork waits for the end of a step, so that it finds nothing half done.
             with self._stepping:
+                self.step_began = time.monotonic()
                 self._give_up_late_ones()
                 self._admit()
                 self._loop.step()
+                self.step_began = None
             self.after_step()
 
     def _fail_all(self, error: GenAIError) -> None:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from mlflow_phi3_onnx.evaluation.side import Side, Text
+    from mlflow_phi3_onnx.evaluation.transformers_side import TransformersSide
 
-__all__ = ["OnnxSide", "open_side", "takes_tokenizer"]
+__all__ = ["OnnxSide", "open_pipeline", "open_side", "takes_tokenizer"]
 
 _EXPECTED = (
     "a GenAIModel, a pyfunc of this flavor or of mlflow.transformers, the path or the models:/ or"
@@ -107,8 +108,27 @@ def open_side(model: Any, name: str, tokenizer: Any, stack: ExitStack) -> Side:
         raise InvalidRequestError(
             f"{name} must be {_EXPECTED}; got {describe_kind(model)}.", param=name
         )
+    return _transformers_side(model, name, tokenizer if takes_tokenizer(model) else None, place)
+
+
+def open_pipeline(folder: Path, name: str, place: Place) -> TransformersSide:
+    """Load the pipeline of a saved model of ``mlflow.transformers``.
+
+    Args:
+        folder: The saved model.
+        name: The argument that it came in, for messages.
+        place: Where it came from.
+
+    Raises:
+        InvalidRequestError: If it is no pipeline that goes on with texts.
+        DependencyError: If PyTorch or transformers is not installed.
+    """
+    return _transformers_side(_load_pipeline(folder, name), name, None, place)
+
+
+def _transformers_side(model: Any, name: str, tokenizer: Any, place: Place) -> TransformersSide:
     try:
-        parts = generator_parts(model, tokenizer if takes_tokenizer(model) else None)
+        parts = generator_parts(model, tokenizer)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{name}: {error.message}", param=name) from error
     if parts[0].config.is_encoder_decoder:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.evaluation.result import Comparison
     from mlflow_phi3_onnx.evaluation.side import Side
 
-__all__ = ["log_comparison", "log_result", "plot", "will_log"]
+__all__ = ["link_models", "log_comparison", "log_result", "plot", "will_log"]
 
 _logger = logging.getLogger(__name__)
 
@@ -66,8 +66,7 @@ def log_comparison(result: Comparison, name: str, sides: Sequence[Side]) -> None
         "prompt_tokens": sum(row.prompt_tokens for row in result.prompts),
     }
     mlflow.log_params({f"{name}/{key}": value for key, value in known.items()})
-    model_ids = [_in_this_store(side.place.model_id) for side in sides]
-    _link([model_id for model_id in model_ids if model_id])
+    model_ids = link_models([side.place.model_id for side in sides])
     metrics = {f"{name}/{key}": value for key, value in result.metrics.items()}
     mlflow.log_metrics(metrics, model_id=model_ids[1])
     log_result(result, name, plot)
@@ -91,18 +90,24 @@ def _in_this_store(model_id: str | None) -> str | None:
         return None
 
 
-def _link(model_ids: Sequence[str]) -> None:
-    """Make logged models inputs of the active run, those that are not yet linked with it."""
+def link_models(model_ids: Sequence[str | None]) -> list[str | None]:
+    """Make logged models inputs of the active run, those that are not yet linked with it.
+
+    Returns:
+        The ids that this store has; None in the places of others.
+    """
+    here = [_in_this_store(model_id) for model_id in model_ids]
+    known = [model_id for model_id in here if model_id]
     run = mlflow.active_run()
-    if run is None or not model_ids:
-        return
-    client = MlflowClient()
-    linked = client.get_run(run.info.run_id)
-    outputs = linked.outputs.model_outputs if linked.outputs else []
-    inputs = linked.inputs.model_inputs if linked.inputs else []
-    have = {model.model_id for model in [*inputs, *outputs]}
-    new = [LoggedModelInput(one) for one in dict.fromkeys(model_ids) if one not in have]
-    client.log_inputs(run.info.run_id, models=new)
+    if run is not None and known:
+        client = MlflowClient()
+        linked = client.get_run(run.info.run_id)
+        outputs = linked.outputs.model_outputs if linked.outputs else []
+        inputs = linked.inputs.model_inputs if linked.inputs else []
+        have = {model.model_id for model in [*inputs, *outputs]}
+        new = [LoggedModelInput(one) for one in dict.fromkeys(known) if one not in have]
+        client.log_inputs(run.info.run_id, models=new)
+    return here
 
 
 def plot(result: Comparison) -> Any:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from mlflow_phi3_onnx.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from mlflow_phi3_onnx.evaluation.side import Place, Text
 
@@ -72,6 +72,28 @@ class TransformersSide:
             )
         return whole[0, len(ids) :].tolist()
 
+    def write(self, ids: Sequence[int], tokens: int, each: Callable[[], object]) -> int:
+        """Continue a prompt greedily by so many tokens, whatever ends completions.
+
+        Args:
+            ids: The prompt.
+            tokens: How many tokens.
+            each: Is called with each token.
+
+        Returns:
+            How many tokens there were.
+        """
+        prompt, streamer = self._tensor(ids), _Streamer(each)
+        with _plainly(self._model):
+            whole = self._model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                min_new_tokens=tokens,
+                max_new_tokens=tokens,
+                streamer=streamer,
+            )
+        return whole.shape[-1] - len(ids)
+
     def score(self, ids: Sequence[int]) -> tuple[list[float], list[int]]:
         """Return the log-probability of each token but the first, and the most likely one there."""
         prompt = self._tensor(ids)
@@ -88,6 +110,22 @@ class TransformersSide:
 
     def _tensor(self, ids: Sequence[int]) -> Any:
         return torch.tensor([list(ids)], device=self._model.device)
+
+
+class _Streamer:
+    """What transformers tells of each token as it comes; the first time, it is the prompt."""
+
+    def __init__(self, each: Callable[[], object]) -> None:
+        self._each: Callable[[], object] | None = None
+        self._then = each
+
+    def put(self, _: Any) -> None:
+        if self._each is not None:
+            self._each()
+        self._each = self._then
+
+    def end(self) -> None:
+        """Nothing is left to tell."""
 
 
 @contextmanager

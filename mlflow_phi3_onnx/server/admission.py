@@ -47,6 +47,25 @@ class Admission:
         """How many wait."""
         return len(self._waiting)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next request is refused."""
+        taken = self.running >= self._places or bool(self._waiting)
+        return taken and len(self._waiting) >= self._room
+
+    def check(self) -> None:
+        """Check that a request would be worked on, or may wait.
+
+        Raises:
+            QueueFullError: If no more may wait.
+        """
+        if self.full:
+            raise QueueFullError(
+                f"The server works on {self.running:,} requests and {len(self._waiting):,} wait,"
+                " which is all that it takes. Try again later.",
+                self._advice(),
+            )
+
     @asynccontextmanager
     async def place(self) -> AsyncGenerator[None]:
         """Wait for a place, and hold it.
@@ -66,12 +85,7 @@ class Admission:
         if self.running < self._places and not self._waiting:
             self.running += 1
             return
-        if len(self._waiting) >= self._room:
-            raise QueueFullError(
-                f"The server works on {self.running:,} requests and {len(self._waiting):,} wait,"
-                " which is all that it takes. Try again later.",
-                self._advice(),
-            )
+        self.check()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:

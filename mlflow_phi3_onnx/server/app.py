@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -19,6 +20,7 @@ from mlflow_phi3_onnx.server.openai_routes import openai_router
 from mlflow_phi3_onnx.server.page import page_router
 from mlflow_phi3_onnx.server.probes import probe_router
 from mlflow_phi3_onnx.server.record import record_of
+from mlflow_phi3_onnx.server.reference import add_reference
 from mlflow_phi3_onnx.server.work import stopped
 
 if TYPE_CHECKING:
@@ -55,14 +57,18 @@ def make_app(door: Door, keys: Keys, hosts: Collection[str] = ()) -> ASGIApp:
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
     )
     routers = (openai_router(door), mlflow_router(door), probe_router(door), page_router())
     for router in routers:
         app.include_router(router)
+    add_reference(app)
     for kind in (HTTPException, GenAIError, Exception):
         app.add_exception_handler(kind, _refuse)
-    gate: ASGIApp = Gate(app, door, keys, hosts)
+    routes = (route for router in routers for route in router.routes if isinstance(route, APIRoute))
+    posts = {route.path for route in routes if "POST" in (route.methods or ())}
+    gate: ASGIApp = Gate(app, door, keys, hosts, posts)
     if origins := door.settings.cors_origins:
         gate = CORSMiddleware(
             gate,

@@ -23,6 +23,7 @@ __all__ = [
     "ServerError",
     "SlowBodyError",
     "SlowClientError",
+    "TooManyConnectionsError",
     "UnauthorizedError",
     "UnknownModelError",
     "as_server_error",
@@ -139,6 +140,19 @@ class QueueFullError(ServerError):
     def headers(self) -> Mapping[str, str]:
         """Headers of the response."""
         return {"Retry-After": str(self._retry_after)}
+
+
+class TooManyConnectionsError(ServerError):
+    """A request on a connection beyond those that the server has room for."""
+
+    http_status = 503
+    openai_type = "server_error"
+    openai_code = "too_many_connections"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the response; the connection ends with it."""
+        return {"Retry-After": "1", "Connection": "close"}
 
 
 class DrainingError(ServerError):

@@ -14,11 +14,13 @@ from mlflow_phi3_onnx.server.errors import (
     HeadersTooLargeError,
     HostError,
     ServerError,
+    TooManyConnectionsError,
     as_server_error,
 )
 from mlflow_phi3_onnx.server.logs import log_failure, log_request
 from mlflow_phi3_onnx.server.page import PAGE
 from mlflow_phi3_onnx.server.record import Record
+from mlflow_phi3_onnx.server.reference import REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -34,11 +36,12 @@ __all__ = ["PROBES", "Gate", "error_response"]
 PROBES = frozenset({"/ping", "/health", "/ready"})
 """The paths that need no key, and are answered while the server ends."""
 
-_PAGES = frozenset({"/docs", "/openapi.json"})
+_PAGES = frozenset({REFERENCE, "/openapi.json"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _PORT = re.compile(r"(?<=[^:]):\d*$")
-_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# The label of an exemplar has at most 128 characters in OpenMetrics, with its name, request_id.
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,118}")
 _PER_HEADER = 4  # a colon, a space, and the end of the line
 
 
@@ -50,12 +53,21 @@ class Gate:
         door: What they share.
         keys: Who may ask.
         hosts: The names that the server may be asked for; none means any.
+        posts: The paths of requests that a model has to work for.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, keys: Keys, hosts: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        door: Door,
+        keys: Keys,
+        hosts: Collection[str] = (),
+        posts: Collection[str] = (),
+    ) -> None:
         self._app = app
         self._door = door
         self._keys = keys
+        self._posts = posts
         self._hosts = frozenset(host.lower() for host in hosts)
         self._open = PROBES | {PAGE} | ({"/metrics"} if door.settings.open_metrics else frozenset())
 
@@ -92,7 +104,7 @@ class Gate:
                 await error_response(failure)(scope, receive, answer)
         finally:
             self._door.working -= 1
-            if scope["path"] in _PAGES:
+            if scope["path"] in _PAGES or scope["path"] in self._posts:
                 record.route = scope["path"]
             record.route = getattr(scope.get("route"), "path", record.route)
             self._door.metrics.add(record)
@@ -108,6 +120,8 @@ class Gate:
             HostError: If the server was asked for by a name that is not one of its own.
             UnauthorizedError: If there is no key that is known, where one is needed.
             DrainingError: If the server takes no more requests.
+            TooManyConnectionsError: If its connection is one too many.
+            QueueFullError: If no model takes more, whatever the body says.
         """
         most = self._door.settings.max_header_bytes
         headers = scope["headers"]
@@ -127,6 +141,12 @@ class Gate:
             self._keys.check(headers)
         if self._door.draining and scope["path"] not in PROBES | {"/metrics"}:
             raise DrainingError("The server is shutting down. Try again, maybe elsewhere.")
+        if scope["state"].get("crowded") and scope["path"] not in PROBES:
+            raise TooManyConnectionsError(
+                "The server has as many connections as it takes (max_connections). Try again later."
+            )
+        if scope["method"] == "POST" and scope["path"] in self._posts:
+            self._door.models.check_room()
 
 
 def error_response(error: GenAIError) -> Response:

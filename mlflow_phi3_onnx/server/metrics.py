@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.openmetrics import exposition as openmetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +26,8 @@ __all__ = ["PREFIX", "Metrics"]
 
 PREFIX = "onnx_genai:"
 """Stands where vLLM's metrics have ``vllm:``, so that a dashboard is changed in one step."""
+
+_OPEN_METRICS = "application/openmetrics-text"
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
@@ -55,35 +64,46 @@ class Metrics:
             "request_generation_tokens", "Tokens of a request's completions.", _TOKENS
         )
 
-    def text(self) -> bytes:
-        """Write the metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def written(self, accept: str) -> tuple[bytes, str]:
+        """Write the metrics, and name the format.
+
+        OpenMetrics also has the id of the last request in each bucket (exemplars).
+
+        Args:
+            accept: The formats that are taken, as the request's header says; else it is
+                Prometheus' text format.
+        """
+        if _OPEN_METRICS not in accept:
+            return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        # Names with colons need no escaping in this version; the library would escape them.
+        text = openmetrics.generate_latest(self._registry, escaping=openmetrics.ALLOWUTF8)
+        return text, f"{_OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
     def add(self, record: Record) -> None:
         """Count a request that has ended."""
         self._requests.labels(record.method, record.route, str(record.status)).inc()
         if not record.model:
             return
-        name = record.model
+        name, request = record.model, {"request_id": record.id}
         if record.status == 499:
             self._cancelled.labels(name).inc()
         if record.queued is not None:
-            self._queue.labels(name).observe(record.queued)
+            self._queue.labels(name).observe(record.queued, request)
         if record.first_token is not None:
-            self._first.labels(name).observe(record.first_token)
+            self._first.labels(name).observe(record.first_token, request)
         gaps = self._gaps.labels(name)
         for gap in record.gaps:
-            gaps.observe(gap)
+            gaps.observe(gap, request)
         if record.completion_tokens is not None:
             self._generated.labels(name).inc(record.completion_tokens)
         if record.prompt_tokens is None:
             return
-        self._whole.labels(name).observe(record.seconds)
+        self._whole.labels(name).observe(record.seconds, request)
         self._prompt.labels(name).inc(record.prompt_tokens)
         self._queries.labels(name).inc(record.prompt_tokens)
         self._hits.labels(name).inc(record.cached_tokens)
-        self._prompts.labels(name).observe(record.prompt_tokens)
-        self._completions.labels(name).observe(record.completion_tokens or 0)
+        self._prompts.labels(name).observe(record.prompt_tokens, request)
+        self._completions.labels(name).observe(record.completion_tokens or 0, request)
         for reason in record.finish_reasons:
             self._finished.labels(name, reason).inc()
 

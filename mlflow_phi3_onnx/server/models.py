@@ -35,6 +35,9 @@ __all__ = ["Chosen", "Registry", "Served", "name_of", "places"]
 
 _logger = logging.getLogger(__name__)
 
+_LATER = 5.0
+"""Seconds after the server has given a request up that its engine does, where it has not heard."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _URI_NAME = re.compile(r"models:/([^/@]+)")
 
@@ -60,6 +63,7 @@ class Served:
         self._place = place
         self._config = settings.model_config
         self._most_tokens = settings.max_tokens
+        self._longest = settings.timeout
         self._files = ExitStack()
         self._loading = asyncio.Lock()
         self._model: GenAIModel | None = None
@@ -113,7 +117,11 @@ class Served:
         with ExitStack() as files:
             path, _ = files.enter_context(local_copy(place, expected=expected))
             policy = ServingPolicy(
-                default_loop="auto", may_hold_gil=False, default_isolation="worker"
+                default_loop="auto",
+                may_hold_gil=False,
+                default_isolation="worker",
+                # The server's own, which has more words, comes first.
+                request_deadline=self._longest + _LATER,
             )
             opened = open_model(path, self._settled(path), policy)
             self._files = files.pop_all()
@@ -239,6 +247,15 @@ class Registry:
         """Stop what is running, and free all memory."""
         for served in self.served:
             served.close()
+
+    def check_room(self) -> None:
+        """Check that some model takes a request; which it asks for, only its body says.
+
+        Raises:
+            QueueFullError: If all of them have as many as they take.
+        """
+        if all(served.admission.full for served in self.served):
+            self.served[0].admission.check()
 
     async def watch(self) -> None:
         """Unload models that nobody asks for, for as long as the server runs."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mlflow_phi3_onnx._version import __version__
@@ -40,8 +39,9 @@ def probe_router(door: Door) -> APIRouter:
     async def tell_version() -> Response:
         return json_response({"version": __version__, "mlflow": version("mlflow")})
 
-    async def metrics() -> Response:
-        return Response(door.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(request: Request) -> Response:
+        text, media_type = door.metrics.written(request.headers.get("accept", ""))
+        return Response(text, media_type=media_type)
 
     for path in ("/ping", "/health"):
         described(router, "GET", path, alive, "Tell that the server is alive.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import socket
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -23,7 +25,7 @@ from mlflow_phi3_onnx.server.door import Door
 from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
-from mlflow_phi3_onnx.tracing.experiment import pin_experiment
+from mlflow_phi3_onnx.tracing.serving import pin_experiment, written_in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,8 +40,12 @@ _logger = logging.getLogger(__name__)
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 """The names of this machine that a request may ask for, where it needs no key."""
 
+_SPARE = 32
+"""Connections beyond the most, for probes and refusals; any other is closed unheard."""
+
 _LAST_WORDS = 5
-"""Seconds that responses have to be sent once everything that ran was cancelled."""
+"""Seconds that responses have to be sent once everything that ran was cancelled, and traces to be
+written."""
 
 
 class Server(uvicorn.Server):
@@ -95,6 +101,10 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn has it
         """Wait for a request, but not for ever."""
         super().connection_made(transport)
+        beyond = len(self.connections) - self.config.max_connections  # type: ignore[attr-defined] - as below
+        self.app_state["crowded"] = beyond > 0
+        if beyond > _SPARE:
+            self._abort()
         self._wait()
 
     def on_response_complete(self) -> None:
@@ -179,6 +189,8 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        # Longer than clients keep a connection, which would else be closed as they use it again.
+        timeout_keep_alive=settings.receive_timeout,  # type: ignore[arg-type] - a number of seconds
         timeout_graceful_shutdown=_LAST_WORDS,
         # Above the gate's own limit, which answers with more words.
         h11_max_incomplete_event_size=settings.max_header_bytes + 4096,
@@ -186,6 +198,7 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         ssl_keyfile=settings.tls_key,
     )
     config.headers_timeout = settings.receive_timeout  # type: ignore[attr-defined] - for _Protocol
+    config.max_connections = settings.max_connections  # type: ignore[attr-defined] - for _Protocol
     return Server(config, door)
 
 
@@ -216,6 +229,12 @@ def serve(
             " this machine's, or the port is taken. Choose another with --port.",
             param="port",
         ) from error
+    # Connections inherit it. asyncio sets it only on sockets that were made for TCP by name, and
+    # without it, what is sent in two parts waits for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # What is here stays: else each full collection looks through all of it, and nothing answers.
+    gc.collect()
+    gc.freeze()
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_cert else "http"
     shown = f"[{host}]" if ":" in host else host
@@ -225,7 +244,8 @@ def serve(
     shown = "localhost" if ipaddress.ip_address(host).is_unspecified else shown
     tell(f"{scheme}://{shown}:{port}/")
     try:
-        server.run(sockets=[listener])
+        with written_in_time(_LAST_WORDS) if settings.trace else nullcontext():
+            server.run(sockets=[listener])
     finally:
         server.door.models.close()
 

@@ -52,6 +52,7 @@ class ServerSettings:
     model_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     max_running: int = 32
     max_queue: int = 128
+    max_connections: int = 900
     timeout: float = 600.0
     grace_period: float = 30.0
     max_body_bytes: int = 4 * _MIB
@@ -181,6 +182,12 @@ OPTIONS = table(
         "max_queue",
         "The most requests of one model that wait for that; the next is refused with 429.",
         integer(0, 1_000_000),
+    ),
+    _option(
+        "max_connections",
+        "The most connections that are open at once; a request on another is refused with 503. The"
+        " system's limit of open files must be higher.",
+        integer(1, 1_000_000),
     ),
     _option(
         "timeout",

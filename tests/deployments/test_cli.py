@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from mlflow.cli import cli
 
 from mlflow_phi3_onnx.deployments.arguments import OPTIONS
 
@@ -71,12 +73,14 @@ def test_a_fresh_interpreter_finds_the_target_through_mlflow_alone(
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(
-    command: Callable[..., subprocess.Popen[str]], arguments: tuple[str, ...], says: str
+    client: OnnxGenAIDeploymentClient, arguments: tuple[str, ...], says: str
 ) -> None:
-    text = output(command(*arguments), code=1)
-    (line,) = [line for line in text.splitlines() if line.startswith("Error: ")]
-    assert re.match(says, line), text
-    assert "Traceback" not in text
+    name, *rest = arguments
+    done = CliRunner().invoke(cli, ["deployments", name, "-t", client.target_uri, *rest])
+    assert done.exit_code == 1
+    (line,) = [line for line in done.output.splitlines() if line.startswith("Error: ")]
+    assert re.match(says, line), done.output
+    assert "Traceback" not in done.output
 
 
 @pytest.mark.slow

@@ -193,8 +193,13 @@ def test_echo_with_logprobs_reports_the_prompt(
         assert top is None or 2 <= len(top) <= 3
     (answer,), _ = doors[door]({**asked, "echo": False})
     for name, values in answer["logprobs"].items():
-        assert logprobs[name][len(ids) :] == values
+        for echoed, value in zip(logprobs[name][len(ids) :], values, strict=True):
+            # How many tokens are computed at once may change how a number is rounded.
+            assert echoed == value if name in EXACT else echoed == pytest.approx(value, abs=1e-5)
     assert usage["completion_tokens"] == 2
+
+
+EXACT = ("tokens", "text_offset")
 
 
 @pytest.mark.parametrize("door", DOORS)

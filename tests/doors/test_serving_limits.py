@@ -1,9 +1,10 @@
-"""MLflow's server on a small machine."""
+"""MLflow's server: on a small machine, under a prompt, at its timeout, and with several workers."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mlflow_phi3_onnx
-from benchmarks.serving import server
+from benchmarks.serving import HTTP, server
+from tests.support.http_server import until
 from tests.support.servers import Server
 
 if TYPE_CHECKING:
@@ -95,3 +97,42 @@ def test_half_a_processor_and_600_mb_serve_16_callers(model: Path, tmp_path: Pat
             used = (made[1] / "memory.max_usage_in_bytes").read_text()
             assert 0 < int(used) <= 600_000_000
             assert "Madrid" in str(answers)
+
+
+def test_it_is_alive_in_a_prefill_and_stops_work_at_its_timeout(demo: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "chat"
+    mlflow_phi3_onnx.save_model(demo, saved, model_config={"max_batch_size": 1})
+    long = [{"role": "user", "content": "Please think of it. " * 300}]
+    with (
+        server(str(saved), tmp_path, MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT="5") as (url, log),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        served = Server(url, log)
+        working = pool.submit(served.post, {"messages": long, "min_tokens": 2400})
+        pings = 0
+        while not working.done():
+            with HTTP.open(f"{url}/ping", timeout=60) as response:
+                pings += response.status == 200
+        assert pings > 5
+        status, _ = working.result()
+        assert status == 504
+        # There is one place in the batch, so this waits for whatever goes on.
+        status, answer = ask(served, max_tokens=8)
+        assert (status, "Madrid" in str(answer)) == (200, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system's list of sockets is Linux's")
+def test_its_workers_share_one_model(demo: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "chat"
+    mlflow_phi3_onnx.save_model(demo, saved, model_config={"isolation": "shared"})
+    with tempfile.TemporaryDirectory() as sockets:  # a short path, as sockets must have
+        environment = {"MLFLOW_MODELS_WORKERS": "3", "XDG_RUNTIME_DIR": sockets}
+        with server(str(saved), tmp_path, **environment) as (url, log):
+            served = Server(url, log)
+            with ThreadPoolExecutor(8) as callers:
+                answers = list(callers.map(lambda _: ask(served, max_tokens=20), range(24)))
+            assert {status for status, _ in answers} == {200}
+            assert all("Madrid" in str(answer) for _, answer in answers)
+            (path,) = Path(sockets).glob("*/*.sock")
+            until(lambda: Path("/proc/net/unix").read_text().count(str(path)) == 1 + 3)
+        until(lambda: not path.exists())

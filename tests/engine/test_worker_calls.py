@@ -23,7 +23,7 @@ from mlflow_phi3_onnx import (
     MemoryBudgetError,
 )
 from mlflow_phi3_onnx.core.request import Grammar, Options
-from mlflow_phi3_onnx.engine.worker import remote
+from mlflow_phi3_onnx.engine.worker import pulse, remote
 from mlflow_phi3_onnx.engine.worker.connection import Connection
 from tests.support.engines import ScriptedLoop, job, until
 from tests.support.hosted import Hosted
@@ -69,6 +69,56 @@ def test_a_request_of_several_jobs(hosted: Hosted) -> None:
     assert [len(delta.token_ids) for delta in by_position[1]] == [3]
     assert [deltas[-1].finish_reason for deltas in by_position] == ["length", "length"]
     assert (engine._jobs, engine._requests) == ({}, {})
+    engine.close()
+
+
+def test_a_worker_that_does_not_come_out_of_a_step_is_ended(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pulse, "GRACE_S", 0.2)
+    engine, stuck, late = hosted.caller(longest=0.2), Taken(), Taken()
+    hosted.loop.gate.clear()
+    engine.submit([job()], stuck)
+    until(lambda: hosted.inside.step_began is not None)
+    until(lambda: len(hosted.workers) == 2)
+    assert isinstance(stuck.last, EngineDeadError)
+    assert "is ended: a step has taken" in caplog.text
+    hosted.loop.gate.set()
+    engine.submit([job()], late)
+    until(lambda: bool(late))
+    engine.close()
+
+
+def test_a_worker_that_is_idle_or_takes_many_steps_is_not_ended(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "GRACE_S", 1.0)
+    beats: list[float] = []
+    answered = pulse.Pulse.answered
+
+    def noted(one: pulse.Pulse, seconds: float) -> None:
+        beats.append(seconds)
+        answered(one, seconds)
+
+    monkeypatch.setattr(pulse.Pulse, "answered", noted)
+    engine, taken = hosted.caller(longest=0.2), Taken()
+    until(lambda: len(beats) > pulse._BEATS)
+    assert not any(beats)
+    step = hosted.loop.step
+
+    def slower() -> None:
+        time.sleep(0.02)
+        step()
+
+    monkeypatch.setattr(hosted.loop, "step", slower)
+    while len(beats) < 3 * pulse._BEATS:
+        engine.submit([job(max_tokens=5)], taken)
+        until(lambda: len(taken) > 0)
+        taken.clear()
+    count = len(beats)
+    until(lambda: len(beats) > count + pulse._BEATS)  # idle again
+    assert beats[-1] == 0
+    assert len(hosted.workers) == 1
     engine.close()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mlflow_phi3_onnx import errors
-from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling
+from mlflow_phi3_onnx.core.request import Grammar, Options, Sampling, Timings
 from mlflow_phi3_onnx.engine.base import Job, TokenDelta, TokenScore
 from mlflow_phi3_onnx.engine.worker.messages import (
     pack_error,
@@ -74,6 +74,7 @@ def test_a_job_arrives_as_it_was_sent(options: Options) -> None:
     "delta",
     [
         TokenDelta(()),
+        TokenDelta((1,), timings=Timings(0.1, 0.25, 0.0)),
         TokenDelta((1, 2), "stop", cached_tokens=3, drafted_tokens=4, accepted_tokens=1),
         TokenDelta(
             (1,),

@@ -29,6 +29,7 @@ TEXTS = ["The sea is wide. And the sea is deep.", f"{CANARY} and then, far away 
 
 needs_export = [
     pytest.mark.export,
+    pytest.mark.timeout(900),  # two models are converted, and loaded several times
     pytest.mark.skipif(not can_build(), reason="converting a model needs the export extra"),
 ]
 

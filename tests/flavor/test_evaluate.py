@@ -11,9 +11,10 @@ import mlflow.pyfunc
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.genai import evaluate as judged
 from mlflow.genai.scorers import scorer
 from mlflow.metrics import exact_match
-from mlflow.pyfunc import ChatModel
+from mlflow.pyfunc.model import ChatModel
 from mlflow.types.llm import ChatChoice, ChatCompletionResponse, ChatMessage
 
 from mlflow_phi3_onnx import load_model, log_model
@@ -100,7 +101,7 @@ def test_scorers_judge_what_ten_threads_ask_at_once(
     monkeypatch.setenv("MLFLOW_GENAI_EVAL_SKIP_TRACE_VALIDATION", "true")
     config = {"temperature": 0, "max_tokens": 20}
     uri = log_model(demo, name="judged", model_config=config).model_uri
-    loaded = load_model(uri) if native else mlflow.pyfunc.load_model(uri)
+    loaded: Any = load_model(uri) if native else mlflow.pyfunc.load_model(uri)
     asked, all_asked = threading.Semaphore(10), threading.Barrier(10)
 
     def answer(messages: list[dict[str, Any]]) -> Any:
@@ -119,6 +120,6 @@ def test_scorers_judge_what_ten_threads_ask_at_once(
         }
         for country, city in CITIES.items()
     ] * 5
-    found = mlflow.genai.evaluate(data=rows, predict_fn=answer, scorers=[says_the_city])
+    found = judged(data=rows, predict_fn=answer, scorers=[says_the_city])
     assert found.metrics == {"says_the_city/mean": 1}
     assert not all_asked.broken

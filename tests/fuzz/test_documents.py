@@ -13,6 +13,7 @@ import pytest
 from tests.fuzz.worker import DOCUMENTS
 
 ROOT = Path(__file__).parents[2]
+MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "60"))
 MEGABYTES = 1024
 SECONDS_PER_CASE = 30
 """A bound on hanging, not on speed: on a quiet machine none takes five."""
@@ -42,13 +43,8 @@ def run(document: str, first: int, count: int, folder: Path) -> None:
     assert len({line["outcome"] for line in ends}) > 1
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_some_mutations(document: str, tmp_path: Path) -> None:
-    run(document, 0, 30, tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_many_mutations(document: str, tmp_path: Path) -> None:
-    run(document, 1000, 250, tmp_path)
+def test_mutations(document: str, tmp_path: Path) -> None:
+    run(document, 0, MUTATIONS, tmp_path)

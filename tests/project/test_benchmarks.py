@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.measures import MEASURES
+from benchmarks.measures.servers import LLAMA_SERVER
 from benchmarks.models import VOCABULARY, can_build, model_folder
 from benchmarks.report import DOCS, PAGES, page, published, rows, table
 from benchmarks.results import TARGETS
@@ -52,8 +53,10 @@ def test_prompts_of_built_models_are_those_of_the_demo_model(tiny: Path, demo: P
     assert wide.encode("<|end|>").tolist() == [VOCABULARY - 9]
 
 
+SERVERS = ("clients", "ping", "overload", "served-token", "served-clients")
+
 # Servers take longer to start than all the rest, and building takes the export extra.
-SLOW = {"clients", "ping", "transformers", "conversion", "llama"}
+SLOW = {*SERVERS, "servers", "transformers", "conversion", "llama"}
 
 
 def check(folder: Path, names: Sequence[str]) -> None:
@@ -94,8 +97,25 @@ def test_what_is_measured_is_not_measured_again(
 @pytest.mark.export
 @needs_builder
 def test_a_server_is_measured_from_another_process(tmp_path: Path) -> None:
-    assert main(["--quick", "--results", str(tmp_path), "--only", "clients", "ping"]) == 0
-    check(tmp_path, ["clients", "ping"])
+    assert main(["--quick", "--results", str(tmp_path), "--only", *SERVERS]) == 0
+    check(tmp_path, SERVERS)
+
+
+@pytest.mark.export
+@needs_builder
+def test_servers_that_are_not_here_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LLAMA_SERVER, raising=False)
+    assert main(["--quick", "--results", str(tmp_path), "--only", "servers"]) == 0
+    shown = capsys.readouterr().out
+    assert "is left out" in shown
+    assert "tokens/s, clients: 8" in shown
+    (ours, *_) = json.loads((tmp_path / "servers.json").read_text(encoding="utf-8"))["rows"]
+    assert ours["program"] == "this package, tiny-int4"
+    assert {what: len(samples) for what, samples in ours["samples"].items()} == dict.fromkeys(
+        ("tokens/s 1", "first 1", "tokens/s 8", "first 8"), 1
+    )
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -32,6 +32,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = (
     *("README.md", "docs/guide.md", "docs/comparison.md", "docs/evaluation.md"),
     "docs/serving.md",
+    "docs/tracing.md",
 )
 IN_A_NOTEBOOK = re.compile(r"^( *).+  # in a notebook: (.+)$", re.MULTILINE)
 
@@ -132,6 +133,26 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
     assert re.search(r"identical answers +100\.0%", run_page("comparison.md", tmp_path))
 
 
+def test_the_commands_of_the_page_on_load_tests_run(tmp_path: Path) -> None:
+    environment = {
+        **without_registry(),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+    }
+    commands = "".join(blocks("bash", (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")))
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Logged as run ") == 2
+    assert "of model / compare" in done.stdout
+
+
 def test_the_page_on_evaluation_runs(tmp_path: Path) -> None:
     assert "The capital of Italy is Rome." in run_page("evaluation.md", tmp_path)
 
@@ -140,6 +161,14 @@ def test_the_page_on_serving_runs(tmp_path: Path) -> None:
     assert run_page("serving.md", tmp_path).strip() == "Madrid."
 
 
+def test_the_page_on_traces_runs(tmp_path: Path) -> None:
+    shown = run_page("tracing.md", tmp_path).splitlines()
+    spans = ["chat", "template and tokenization", "queue", "prefill", "decode"]
+    assert sorted(shown[:5]) == sorted(f"{name} OK" for name in spans)
+    assert shown[5:] == ["The capital of Spain is Madrid."]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [*PROGRAMS, "docs/clouds.md", pytest.param("docs/spark.md", marks=NEEDS_SPARK)],

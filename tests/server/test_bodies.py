@@ -10,16 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.doors import CANARY, SPAIN
-from tests.support.http_server import Reply, Running, running
+from tests.support.http_server import CHAT_HEAD, Reply, Running, read_reply, running
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
 CHAT = "/v1/chat/completions"
-HEAD = (
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-)
 POSTS = (CHAT, "/v1/completions", "/invocations", "/tokenize", "/detokenize",
          "/endpoints/demo/invocations")  # fmt: skip
 
@@ -160,30 +156,16 @@ def raw(served: Running, request: bytes) -> Reply:
         return read_reply(connection)
 
 
-def read_reply(connection: socket.socket) -> Reply:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = connection.recv(65536)
-        assert part, data
-        data += part
-    head, _, body = data.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines)
-    while len(body) < int(headers["content-length"]):
-        body += connection.recv(65536)
-    return Reply(int(first.split()[1]), headers, body)
-
-
 def test_the_largest_body_in_chunks(strict: Running) -> None:
-    head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+    head = CHAT_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     assert raw(strict, head + chunked(padded(2048))).status == 200
     assert raw(strict, head + chunked(padded(2049))).status == 413
 
 
 def test_a_length_that_lies(strict: Running) -> None:
-    assert raw(strict, HEAD + b"Content-Length: 99999999999999999999\r\n\r\n{").status == 413
-    assert raw(strict, HEAD + b"Content-Length: -5\r\n\r\n{}").status == 400
-    reply = raw(strict, HEAD + b"Content-Length: 50\r\n\r\n{")
+    assert raw(strict, CHAT_HEAD + b"Content-Length: 99999999999999999999\r\n\r\n{").status == 413
+    assert raw(strict, CHAT_HEAD + b"Content-Length: -5\r\n\r\n{}").status == 400
+    reply = raw(strict, CHAT_HEAD + b"Content-Length: 50\r\n\r\n{")
     assert (reply.status, reply.error["code"]) == (408, "request_timeout")
 
 
@@ -215,7 +197,7 @@ def test_headers_that_never_end(strict: Running) -> None:
     [b"nonsense\r\n\r\n", b"GET /health HTTP/9\r\n\r\n",
      b"GET /h\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
      b"GET / HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n",
-     HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}"],
+     CHAT_HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}"],
 )  # fmt: skip
 def test_what_is_no_http(server: Running, request_: bytes) -> None:
     reply = raw(server, request_)

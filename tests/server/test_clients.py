@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from tests.support.http_server import running
+from tests.support.http_server import running, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +78,44 @@ def test_litellm(server: Running, provider: str) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == MADRID
     with pytest.raises(litellm.NotFoundError):
         litellm.completion(**{**asked, "model": f"{provider}/other"})
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """OpenAI's client for Node, installed once into this user's cache."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("needs node and npm")
+    folder = Path.home() / ".cache" / "mlflow-phi3-onnx" / "node"
+    found = folder / "node_modules" / "openai" / "package.json"
+    if not found.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "openai"]
+        subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return folder / "node_modules"
+
+
+def test_openai_for_node(server: Running, node_modules: Path) -> None:
+    script = Path(__file__).with_name("openai_client.cjs")
+    done = subprocess.run(
+        ["node", str(script), server.url, QUESTION],
+        env={**os.environ, "NODE_PATH": str(node_modules), "NO_PROXY": "*"},
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    found = json.loads(done.stdout)
+    call = found.pop("tool")
+    assert call["name"] == "capital_of"
+    for text in (call["arguments"], found.pop("structured")):
+        assert json.loads(text)["country"] in ("Spain", "Peru")
+    assert found == {
+        "models": ["demo"],
+        **dict.fromkeys(("chat", "stream", "final", "response", "events"), MADRID),
+        "completion": " Madrid.",
+        "unknown": ["NotFoundError", 404, "model_not_found", "model"],
+        "bad": ["BadRequestError", 400, None, "temperature"],
+    }
+    until(lambda: server.metric("num_requests_running") == 0)  # of the stream that it left
 
 
 @pytest.fixture(scope="module")

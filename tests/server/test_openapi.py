@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -71,5 +75,22 @@ def test_it_lets_good_requests_through_and_no_plain_bad_number(document: dict[st
         assert not jsonschema.Draft202012Validator(schema).is_valid(case.fields), case
 
 
-def test_the_page_is_there(server: Running) -> None:
-    assert b"swagger" in server.get("/docs").body
+def test_the_page_tells_the_same_and_loads_nothing(
+    server: Running, document: dict[str, Any]
+) -> None:
+    reply = server.get("/docs")
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    page = reply.body.decode()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert f"{method.upper()} {path}</code>" in page
+            assert escape(operation["summary"]) in page
+    for name in body_of(document, "/v1/chat/completions")["properties"]:
+        assert f"<code>{name}</code>" in page
+    assert re.findall(r'(?:href|src|action)="([^"]*)', page) == ["data:,", "openapi.json"]
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = reply.headers["content-security-policy"]
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; ")
+    assert not re.search(r"<script|style=|@import|url\(|//[a-z]", page)
+    assert server.post("/docs", {}).status == 405

@@ -126,6 +126,21 @@ def test_curl_shows_it(server: Running) -> None:
     assert out.endswith("}\n\ndata: [DONE]\n\n")
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_curl_shows_it_while_it_is_written() -> None:
+    with running() as served:
+        command = ["curl", "-sN", "--noproxy", "*", served.url + CHAT, "-d", json.dumps(LONG)]
+        command += ["-H", "Content-Type: application/json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for _ in range(3):
+                assert process.stdout.readline().startswith(b"data: {")
+                assert process.stdout.readline() == b"\n"
+            assert served.metric("num_requests_running") == 1
+            process.kill()
+        until(lambda: cancelled(served) == 1)
+
+
 def cancelled(served: Running) -> float:
     return served.metric("requests_cancelled_total")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +11,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from mlflow_phi3_onnx.engine.worker import remote
+from mlflow_phi3_onnx.engine.worker import pulse, remote
+from mlflow_phi3_onnx.server import models
 from tests.support.doors import SPAIN
 from tests.support.http_server import Running, running, until
 
@@ -87,3 +89,23 @@ def test_it_is_not_ready_while_its_engine_is_dead(monkeypatch: pytest.MonkeyPatc
         assert served.metric("worker_restarts_total") == 1
         served.server.door.models.served[0].close()
         assert served.metric("worker_restarts_total") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "isolation",
+    [
+        "worker",
+        pytest.param("shared", marks=pytest.mark.skipif(os.name == "nt", reason="needs Unix")),
+    ],
+)
+def test_a_worker_that_hangs_is_ended(isolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "GRACE_S", 2.0)
+    monkeypatch.setattr(models, "_LATER", 0.0)
+    with running(timeout=3, model_config={"loop": "slots", "isolation": isolation}) as served:
+        psutil.Process(engine(served).facts["pid"]).suspend()
+        reply = served.chat({"messages": SPAIN})
+        assert (reply.status, reply.error["code"]) == (504, "timeout")
+        assert served.get("/health").status == 200
+        until(lambda: served.metric("worker_restarts_total") == 1)
+        until(lambda: served.chat({"messages": SPAIN}).status == 200)

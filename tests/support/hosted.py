@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Hosted"]
 
+PID = -1
+"""Of a worker that is no process."""
+
 
 class ThreadWorker:
     """A worker that is no process of its own."""
@@ -29,6 +32,10 @@ class ThreadWorker:
 
     def stop(self) -> None:
         self.connection.close()
+
+    def kill(self, pid: int) -> None:
+        assert pid == PID
+        self.stop()
 
     def ended(self) -> str:
         self.connection.free()
@@ -52,7 +59,7 @@ class Hosted:
         self.host = EngineHost(self.emptied.set)
         self.inside = EngineUnderTest(loop, tokenizer).engine
         self.inside.after_step = self.host.flush
-        self.host.open(self.inside, {"kv_tokens": self.inside.kv_tokens})
+        self.host.open(self.inside, {"kv_tokens": self.inside.kv_tokens, "pid": PID})
         self.workers: list[ThreadWorker] = []
         self._tokenizer = tokenizer
 

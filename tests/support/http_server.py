@@ -22,9 +22,23 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
     from pathlib import Path
 
-__all__ = ["Capital", "Reply", "Running", "in_process", "running", "until"]
+__all__ = [
+    "CHAT_HEAD",
+    "Capital",
+    "Reply",
+    "Running",
+    "in_process",
+    "read_reply",
+    "running",
+    "until",
+]
 
 TIMEOUT = 60
+
+CHAT_HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
+"""The beginning of a request."""
 
 
 class Capital(BaseModel):
@@ -125,6 +139,21 @@ class Running:
             if line.startswith((f"onnx_genai:{name}{{", f"onnx_genai:{name} "))
         ]
         return sum(float(value) for head, _, value in samples if all(w in head for w in wanted))
+
+
+def read_reply(connection: socket.socket) -> Reply:
+    """Read one response, and no more."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        part = connection.recv(65536)
+        assert part, data
+        data += part
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(65536)
+    return Reply(int(first.split()[1]), headers, body)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import mlflow
+import mlflow.tracing
 import pytest
 
 import mlflow_phi3_onnx

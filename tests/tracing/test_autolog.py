@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
+import mlflow.tracing
 import pytest
 from mlflow.utils.autologging_utils import disable_autologging
 
@@ -14,6 +15,10 @@ from mlflow_phi3_onnx import GenAIModel, InvalidRequestError
 from mlflow_phi3_onnx.model.observers import observe, stop_observing
 from tests.support.doors import ONE_LOOP
 from tests.support.traces import all_traces, only_trace
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx.errors import GenAIError
+    from mlflow_phi3_onnx.model.planned import Asked, PlannedRequest
 
 pytestmark = pytest.mark.usefixtures("traced")
 
@@ -82,10 +87,11 @@ def test_silent_keeps_back_what_mlflow_says(
 class Faulty:
     """An observer that always fails."""
 
-    def refused(self, *_: object) -> None:
-        raise ValueError("CANARY")
+    def refused(self, asked: Asked, error: GenAIError) -> None:
+        raise ValueError(asked, error)
 
-    began = refused
+    def began(self, planned: PlannedRequest) -> None:
+        raise ValueError(planned)
 
 
 @ONE_LOOP

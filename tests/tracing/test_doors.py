@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import mlflow.genai
 import pandas as pd
 import pytest
 
@@ -272,7 +273,7 @@ def test_a_pyfunc_s_rows_and_streams(demo: Path, loop: str) -> None:
     pyfunc = mlflow.pyfunc.load_model(info.model_uri)
     frame = pd.DataFrame({"messages": [CAPITAL, CAPITAL], "max_tokens": [3, 4]})
     answers = pyfunc.predict(frame)
-    chunks = list(pyfunc.predict_stream({"messages": CAPITAL, "max_tokens": 5}))
+    chunks: list[Any] = list(pyfunc.predict_stream({"messages": CAPITAL, "max_tokens": 5}))
     native = mlflow_phi3_onnx.load_model(info.model_uri)
     native.chat(CAPITAL, max_tokens=6)
     with mlflow.start_span("outer"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from mlflow_phi3_onnx.engine.base import Engine, Job, JobHandle, TokenDelta
+    from mlflow_phi3_onnx.engine.base import Job, JobHandle, TokenDelta
+    from mlflow_phi3_onnx.engine.inprocess import InProcessEngine
 
 __all__ = ["EngineHost"]
 
@@ -42,7 +44,7 @@ class EngineHost:
         self._greeting: tuple[Any, ...] | None = None
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_COMPILING, thread_name_prefix="onnx-genai-compile")
-        self.engine: Engine | None = None
+        self.engine: InProcessEngine | None = None
 
     @property
     def callers(self) -> int:
@@ -58,7 +60,7 @@ class EngineHost:
                 caller.connection.send(*self._greeting)
         threading.Thread(target=caller.run, name="onnx-genai-caller", daemon=True).start()
 
-    def open(self, engine: Engine, facts: dict[str, Any]) -> None:
+    def open(self, engine: InProcessEngine, facts: dict[str, Any]) -> None:
         """Take jobs from now on.
 
         Args:
@@ -81,6 +83,11 @@ class EngineHost:
         """Send what was added to any connection."""
         for caller in self._callers:
             caller.connection.flush()
+
+    def seconds_in_step(self) -> float:
+        """Tell for how long the engine has been in a step; 0 where it is in none."""
+        began = self.engine and self.engine.step_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def run_aside(self, work: Callable[[], object]) -> None:
         """Run what may take long, beside a caller's other messages."""
@@ -141,6 +148,8 @@ class _Caller:
         elif kind == "cancel":
             for number in content[0]:
                 self._cancel(number)
+        elif kind == "beat":
+            self.connection.add("beat", self._host.seconds_in_step())
 
     def _submit(self, request: int, numbered: list[tuple[int, Job]]) -> None:
         numbers = [number for number, _ in numbered]

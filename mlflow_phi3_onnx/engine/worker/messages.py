@@ -1,7 +1,8 @@
 """What crosses between an engine's process and its callers, as JSON: reading it runs no code.
 
-A message is a list, its kind first. A caller sends ``job``, ``submit`` and ``cancel``. The engine
-says ``ready`` or ``failed``, ``taken`` or ``refused``, ``delta`` or ``error``, and ``log``.
+A message is a list, its kind first. A caller sends ``job``, ``submit``, ``cancel`` and ``beat``,
+and the engine ``ready`` or ``failed``, ``taken`` or ``refused``, ``delta`` or ``error``, ``beat``
+and ``log``.
 """
 
 from __future__ import annotations

@@ -69,6 +69,10 @@ class OwnWorker:
         self.connection.close()
         self._process.kill()
 
+    def kill(self, pid: int) -> None:  # noqa: ARG002 - of a shared worker
+        """End it."""
+        self.stop()
+
     def ended(self) -> str:
         """Wait until it has ended, after its connection has, and tell how."""
         self.connection.free()
@@ -127,6 +131,12 @@ class SharedWorker:
 
     def stop(self) -> None:
         """Leave it."""
+        self.connection.close()
+
+    def kill(self, pid: int) -> None:
+        """End it, for all that use it."""
+        with contextlib.suppress(ProcessLookupError):  # another was faster
+            os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
         self.connection.close()
 
     def ended(self) -> str:

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +20,7 @@ from mlflow_phi3_onnx.engine.worker.messages import (
     unpack_delta,
     unpack_error,
 )
+from mlflow_phi3_onnx.engine.worker.pulse import Pulse
 from mlflow_phi3_onnx.errors import (
     CancelledError,
     EngineDeadError,
@@ -50,6 +52,14 @@ class Worker(Protocol):
 
     def stop(self) -> None:
         """End it, or leave it where others use it too."""
+        ...
+
+    def kill(self, pid: int) -> None:
+        """End it, whoever else uses it.
+
+        Args:
+            pid: Its process.
+        """
         ...
 
     def ended(self) -> str:
@@ -108,6 +118,7 @@ class WorkerEngine:
         self._thread: threading.Thread | None = None
         self._worker: Worker | None = None
         self._ready = False
+        self._pulse: Pulse | None = None
         self._failure: GenAIError | None = None
         self._jobs: dict[int, _RemoteJob] = {}
         self._requests: dict[int, Future[None]] = {}
@@ -256,6 +267,8 @@ class WorkerEngine:
         except BaseException as error:  # noqa: BLE001 - what it says cannot be read: end it
             _logger.error("The engine's worker process is ended: %s", type(error).__name__)
             worker.stop()
+        if self._pulse is not None:
+            self._pulse.stop()
         with self._changed:
             was_ready, self._ready = self._ready, False
             self._worker = None
@@ -316,6 +329,11 @@ class WorkerEngine:
                 self.facts = content[0]
                 self._ready = True
                 self._changed.notify_all()
+            if self._longest is not None and (worker := self._worker) is not None:
+                end = partial(worker.kill, self.facts["pid"])
+                self._pulse = Pulse(worker.connection, self._longest, end)
+        elif kind == "beat" and self._pulse is not None:
+            self._pulse.answered(content[0])
         elif kind == "log":
             name, level, text = content
             logging.getLogger(name).log(level, "%s", text)

@@ -138,6 +138,22 @@ def test_an_adapter_answers_as_a_model_that_it_is_merged_into(tmp_path: Path) ->
     assert all(one != other for one, other in zip(base, wanted, strict=True))
 
 
+@pytest.mark.parametrize("isolation", ["worker", "shared"])
+def test_rows_of_every_adapter_answer_the_same_in_another_process(
+    folder: Path, files: dict[str, Path], expected: list[Any], isolation: str
+) -> None:
+    settings = {"max_batch_size": 1, "prefix_cache": False, "isolation": isolation}
+    with GenAIModel(folder, adapters=files, model_config=settings) as model:
+        assert model.adapters == ("warm", "cold")
+        assert [answered(answer) for answer in model.run("llm/v1/chat", ROWS)] == expected
+        stream = model.stream_chat(**asked(QUESTIONS[0], adapter="warm"))
+        said = [chunk["choices"][0]["delta"].get("content", "") for chunk in stream]
+        whole = model.chat(**asked(QUESTIONS[0], adapter="warm"))
+        assert answered(whole) == ("warm", ["".join(said)])
+        with pytest.raises(InvalidRequestError, match="adapter must be one of warm, cold"):
+            model.chat(**asked(QUESTIONS[0], adapter="hot"))
+
+
 @pytest.mark.parametrize("batch", [2, 5, 32])
 def test_rows_of_every_adapter_together_answer_as_each_alone(
     folder: Path, files: dict[str, Path], expected: list[Any], batch: int

@@ -1,0 +1,1 @@
+"""Load tests: requests sent as callers send them, what came back in what time, and ratios."""
