@@ -91,6 +91,7 @@ class _RequestSpan:
 
     def __init__(self, asked: Asked, caller: Caller, *, content: bool) -> None:
         self.asked = asked
+        self.caller = caller
         self.content = content
         self.line = Timeline()
         self.outputs: Any = None if content else {}  # {}, for MLflow warns of a span without
@@ -179,7 +180,7 @@ class _Watch(_RequestSpan):
         if not self.content:
             return
         name = mlflow_compat.STREAM_CHUNK_EVENT_NAME_FORMAT.format(index=self._chunks)
-        value = json.dumps(chunk, cls=mlflow_compat.TraceJSONEncoder)
+        value = json.dumps(self._as_sent(chunk), cls=mlflow_compat.TraceJSONEncoder)
         attributes: dict[str, Any] = {mlflow_compat.STREAM_CHUNK_EVENT_VALUE_KEY: value}
         self.live.add_event(SpanEvent(name, attributes=attributes))
         self._chunks += 1
@@ -197,7 +198,7 @@ class _Watch(_RequestSpan):
         elif outcome.left and not self.asked.stream:
             self.fail(CancelledError("Nobody waited for the answer."))
         if self.content and outcome.response is not None:
-            self.outputs = outcome.response
+            self.outputs = self._as_sent(outcome.response)
         self.line.write(self.live, self._planned, self._submitted, outcome)
         if not outcome.completions:
             return
@@ -209,6 +210,12 @@ class _Watch(_RequestSpan):
         before = self._submitted - self.asked.came
         for name, value in totals(outcome.completions, before).items():
             self.live.set_attribute(PREFIX + name, value)
+
+    def _as_sent(self, answer: Any) -> Any:
+        """Return a response or a chunk with the model's name that the caller reads in it."""
+        if self.caller.model is None or not isinstance(answer, dict):
+            return answer
+        return {**answer, "model": self.caller.model}
 
 
 def _fields(asked: Asked) -> dict[str, Any]:
