@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["KEY_VARIABLE", "BaseURL", "HTTPError", "is_url", "member"]
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Holds the key that servers are asked with, as OpenAI's own client reads it."""
@@ -53,7 +54,7 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
 
 
-def member(found: Mapping[str, Any], name: str, check: Check[T], default: T) -> T:
+def member(found: Mapping[str, Any], name: str, check: Check[T], default: D) -> T | D:
     """Return a member of what a server sent, checked; the default where it is missing or null.
 
     Raises:

@@ -29,7 +29,7 @@ _COUNT = integer(0)
 @allows("a list of objects")
 def _objects(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise ValueError  # noqa: TRY004 - as checks do
+        raise ValueError
     return [json_object(item) for item in value]
 
 
@@ -95,7 +95,8 @@ class URLSide:
         for event in self._base.events(self._path, self._payload(prompt, tokens)):
             for choice in member(event, "choices", _objects, []):
                 delta = member(choice, "delta", json_object, {}) or choice
-                if any([member(delta, name, string, "") for name in _TEXTS]):
+                texts = [member(delta, name, string, "") for name in _TEXTS]
+                if any(texts):
                     chunk()
             if told := member(event, "usage", json_object, {}):
                 counts = [member(told, name, _COUNT, None) for name in Usage._fields]

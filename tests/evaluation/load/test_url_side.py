@@ -170,8 +170,10 @@ def test_where_no_server_is_that_is_told() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http:///v1", "http://a:b@host/v1", "http://host/v1?key=a", "http://host:port/v1"]
-    + ["http://host/v\xe9", "http://host/a b", "HTTP://host/v1#a"],
+    [
+        *("http:///v1", "http://a:b@host/v1", "http://host/v1?key=a", "http://host:port/v1"),
+        *("http://host/v\xe9", "http://host/a b", "HTTP://host/v1#a"),
+    ],
 )
 def test_a_url_is_a_place_and_no_more(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="must be a base URL") as refused:
