@@ -24,6 +24,7 @@ __all__ = ["arrivals", "closed_loop", "failure", "open_loop"]
 Done: TypeAlias = Callable[[], object]
 
 _FAILURES = (GenAIError, OSError, HTTPException)
+_EMPTY = "empty answer"
 
 
 def closed_loop(
@@ -145,6 +146,8 @@ def _send(
         error = failure(problem)
     ended = time.perf_counter() - begin
     told = usage and usage.completion_tokens
+    if error is None and not chunks and not told:
+        error = _EMPTY
     return Exchange(
         due=sent if due is None else due,
         sent=sent,
@@ -160,5 +163,5 @@ def _send(
 def failure(error: Exception) -> str:
     """Name the kind of a failure, without its message: that may have anybody's text in it."""
     if isinstance(error, HTTPError):
-        return f"HTTP {error.status_code}"
+        return error.kind
     return type(error).__name__

@@ -11,15 +11,22 @@ import json
 import os
 import socket
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.files import parse_json_object
 from mlflow_phi3_onnx.errors import GenerationError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Mapping
 
-__all__ = ["KEY_VARIABLE", "BaseURL", "HTTPError", "is_url"]
+    from mlflow_phi3_onnx.core.checks import Check
+
+__all__ = ["KEY_VARIABLE", "BaseURL", "HTTPError", "is_url", "member"]
+
+T = TypeVar("T")
+D = TypeVar("D")
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 """Holds the key that servers are asked with, as OpenAI's own client reads it."""
@@ -33,16 +40,37 @@ class HTTPError(GenerationError):
     Args:
         message: What was asked and what came.
         status_code: The HTTP status.
+        kind: What failures of this kind are called; by default they go by their status.
     """
 
-    def __init__(self, message: str, status_code: int) -> None:
+    def __init__(self, message: str, status_code: int, kind: str | None = None) -> None:
         super().__init__(message)
         self.status_code = status_code
+        self.kind = kind or f"HTTP {status_code}"
 
 
 def is_url(place: object) -> bool:
     """Tell whether a place is a URL of HTTP."""
-    return isinstance(place, str) and place.startswith(("http://", "https://"))
+    return isinstance(place, str) and place.lower().startswith(("http://", "https://"))
+
+
+def member(found: Mapping[str, Any], name: str, check: Check[T], default: D) -> T | D:
+    """Return a member of what a server sent, checked; the default where it is missing or null.
+
+    Raises:
+        HTTPError: If it is not what it may be.
+    """
+    value = found.get(name)
+    if value is None:
+        return default
+    try:
+        return check(value)
+    except (ValueError, OverflowError) as error:
+        raise _broken(f"{name} must be {check.allowed}; it is {describe_kind(value)}.") from error
+
+
+def _broken(why: str) -> HTTPError:
+    return HTTPError(f"The server's answer is broken: {why}", 200, "broken answer")
 
 
 class BaseURL:
@@ -54,7 +82,8 @@ class BaseURL:
         timeout: Seconds after which a server that says nothing is given up.
 
     Raises:
-        InvalidRequestError: If it is no URL of a server, or has more in it than a place.
+        InvalidRequestError: If it is no URL of a server, or has more in it than a place; or if the
+            key is none that a header can have.
     """
 
     def __init__(self, url: str, param: str, timeout: float) -> None:
@@ -63,34 +92,44 @@ class BaseURL:
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError:
             parts, self._host = urlsplit(""), ""
-        if not self._host or parts.username or parts.password or parts.query or parts.fragment:
+        more = parts.username or parts.password or parts.query or parts.fragment
+        if not self._host or more or not _is_plain(url):
             raise InvalidRequestError(
                 f"{param} must be a base URL with a host and maybe a port and a path, such as"
-                f" http://127.0.0.1:8000/v1. A key belongs into {KEY_VARIABLE}.",
+                " http://127.0.0.1:8000/v1, with other characters than ASCII's percent-encoded."
+                f" A key belongs into {KEY_VARIABLE}.",
                 param=param,
             )
+        key = os.environ.get(KEY_VARIABLE)
+        if key and not _is_plain(key):
+            raise InvalidRequestError(
+                f"{KEY_VARIABLE} must be printable ASCII characters without spaces and line breaks,"
+                " as headers of HTTP have them. Set it to the key alone.",
+                param=param,
+            )
+        self._key = key
         secure = parts.scheme == "https"
         self._connection = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._path = parts.path.rstrip("/")
         self._timeout = timeout
         self.shown = f"{parts.scheme}://{parts.netloc}{self._path}"
 
-    def get(self, path: str) -> Any:
-        """Return the JSON that is at a path.
+    def get(self, path: str) -> dict[str, Any]:
+        """Return the JSON object that is at a path.
 
         Raises:
-            HTTPError: If the server answers with another status than 200, or with no JSON.
+            HTTPError: If the server answers with another status than 200, or with no JSON object.
             OSError: If there is no connection, or it breaks.
         """
         with self._asked("GET", path, None) as response:
-            return self._json(path, response.read())
+            return parse_json_object(response.read(), path, _broken)
 
     def events(self, path: str, payload: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Post a request, and yield the objects of the event stream that comes back.
 
         Raises:
-            HTTPError: If the server answers with another status than 200, or with an error in its
-                stream.
+            HTTPError: If the server answers with another status than 200, or with an error or
+                anything but JSON objects in its stream.
             OSError: If there is no connection, or it breaks, or the stream has no end.
         """
         with self._asked("POST", path, json.dumps(payload).encode()) as response:
@@ -100,28 +139,20 @@ class BaseURL:
                 data = line.removeprefix(_DATA).strip()
                 if data == _DONE:
                     return
-                event = self._json(path, data)
-                if "error" in event:
-                    raise HTTPError(f"{self.shown}{path} sent an error in its stream.", 200)
+                event = parse_json_object(data, "an event", _broken)
+                if event.get("error") is not None:
+                    message = f"{self.shown}{path} sent an error in its stream."
+                    raise HTTPError(message, 200, "error in the stream")
                 yield event
         raise ConnectionError("the stream has no end")
-
-    def _json(self, path: str, text: bytes) -> Any:
-        try:
-            found = json.loads(text)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise HTTPError(f"{self.shown}{path} sent no JSON object.", 200)
-        return found
 
     @contextmanager
     def _asked(
         self, method: str, path: str, body: bytes | None
     ) -> Generator[http.client.HTTPResponse]:
         headers = {} if body is None else {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         connection = self._connection(self._host, self._port, timeout=self._timeout)
         with closing(connection):
             connection.connect()
@@ -132,3 +163,8 @@ class BaseURL:
                 status = response.status
                 raise HTTPError(f"{self.shown}{path} answered with HTTP {status}.", status)
             yield response
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether a text can be in a line of HTTP as it is."""
+    return text.isascii() and text.isprintable() and " " not in text

@@ -6,6 +6,7 @@ import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.progress import rows_done
@@ -200,7 +201,7 @@ def _warm_up(side: LoadSide, point: Point, seed: object) -> None:
         # What a busy server says is no fault of the request; it is counted in the load.
         if 400 <= error.status_code < 500 and error.status_code not in (408, 429):
             raise
-    except OSError:
+    except (OSError, HTTPException):
         pass
     if point.callers is not None and point.callers > 1:
         prompts = [side.prompt(*lengths, seed, number + 1) for number in range(point.callers)]

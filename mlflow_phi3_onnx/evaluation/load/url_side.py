@@ -5,8 +5,9 @@ from __future__ import annotations
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.checks import allows, integer, json_object, string
 from mlflow_phi3_onnx.errors import InvalidRequestError, SourceUnreachableError
-from mlflow_phi3_onnx.evaluation.load.http_stream import KEY_VARIABLE, BaseURL, HTTPError
+from mlflow_phi3_onnx.evaluation.load.http_stream import KEY_VARIABLE, BaseURL, HTTPError, member
 from mlflow_phi3_onnx.evaluation.load.side import WORDS, Usage, words
 from mlflow_phi3_onnx.evaluation.side import Place
 
@@ -21,6 +22,16 @@ _COMPLETIONS, _CHAT = "/completions", "/chat/completions"
 _PROBE_WORDS, _PROBE_TOKENS = 64, 4
 _NO_ROUTE = (404, 405, 501)
 _REFUSED = (400, 422)
+_TEXTS = ("text", "content", "reasoning_content")
+_COUNT = integer(0)
+
+
+@allows("a list of objects")
+def _objects(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError
+    return [json_object(item) for item in value]
+
 
 # Beyond OpenAI's own parameters; in the order in which they are given up where they are refused.
 _EXTRAS: dict[str, tuple[dict[str, Any], str]] = {
@@ -64,7 +75,7 @@ class URLSide:
             self._tokens_per_word = self._probe()
         except HTTPError as error:
             raise _advised(error, param) from error
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, UnicodeError) as error:  # the last of a host's name
             raise SourceUnreachableError(
                 f"{param}: nothing answers at {self._base.shown} as a server does"
                 f" ({type(error).__name__}).",
@@ -80,14 +91,17 @@ class URLSide:
 
     def send(self, prompt: LoadPrompt, tokens: int, chunk: Callable[[], object]) -> Usage:
         """Let the server continue a prompt, and read its stream."""
-        usage: dict[str, Any] = {}
+        usage = Usage(None, None)
         for event in self._base.events(self._path, self._payload(prompt, tokens)):
-            for choice in event.get("choices") or ():
-                delta = choice.get("delta") or choice
-                if delta.get("text") or delta.get("content") or delta.get("reasoning_content"):
+            for choice in member(event, "choices", _objects, []):
+                delta = member(choice, "delta", json_object, {}) or choice
+                texts = [member(delta, name, string, "") for name in _TEXTS]
+                if any(texts):
                     chunk()
-            usage = event.get("usage") or usage
-        return Usage(usage.get("prompt_tokens"), usage.get("completion_tokens"))
+            if told := member(event, "usage", json_object, {}):
+                counts = [member(told, name, _COUNT, None) for name in Usage._fields]
+                usage = Usage(*counts)
+        return usage
 
     def _payload(self, prompt: LoadPrompt, tokens: int) -> dict[str, Any]:
         chat = self._path == _CHAT
@@ -99,13 +113,12 @@ class URLSide:
         return payload
 
     def _first_model(self, param: str) -> str:
-        listed = self._base.get("/models").get("data") or ()
-        names = [one.get("id") for one in listed if isinstance(one, dict)]
-        if not names or not isinstance(names[0], str):
+        listed = member(self._base.get("/models"), "data", _objects, [])
+        if not listed or not (name := member(listed[0], "id", string, "")):
             raise InvalidRequestError(
                 f"{param}: {self._base.shown}/models lists no model. Name one.", param=param
             )
-        return names[0]
+        return name
 
     def _probe(self) -> float:
         """Find out what the server takes, and how many tokens it makes of a word."""

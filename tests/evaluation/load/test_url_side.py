@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import traceback
 from typing import Any
 
 import pytest
@@ -91,7 +92,9 @@ FAILURES = {
     "HTTP 429": (429, ["{}"]),
     "HTTP 500": (500, ["no JSON"]),
     "ConnectionError": (200, CUT),
-    "HTTP 200": (200, [*CUT, 'data: {"error": {"message": "a secret"}}']),
+    "error in the stream": (200, [*CUT, 'data: {"error": {"message": "a secret"}}']),
+    "broken answer": (200, [*CUT, "data: {oops"]),
+    "empty answer": (200, ["data: [DONE]"]),
 }
 
 
@@ -107,6 +110,44 @@ def test_failures_under_load_are_counted_by_kind(kind: str) -> None:
         found = summarize(closed_loop(open_side(url), ["prompt"] * 9, 3, callers=1))
     assert found.failures == {kind: 3}
     assert (found.requests, found.failed, found.completion_tokens) == (9, 3, 18)
+
+
+BROKEN = {
+    "no JSON": "{oops",
+    "no text": "\xff",
+    "no object": "[1]",
+    "deep": "[" * 200_000,
+    "choices of text": '{"choices": "abc"}',
+    "no choice": '{"choices": [null]}',
+    "no delta": '{"choices": [{"delta": "x"}]}',
+    "a number for a text": '{"choices": [{"text": 7}]}',
+    "a list of usage": '{"usage": [1]}',
+    "a count of text": '{"usage": {"prompt_tokens": "64"}}',
+    "less than none": '{"usage": {"completion_tokens": -2}}',
+    "no number": '{"usage": {"completion_tokens": NaN}}',
+    "a part of a token": '{"usage": {"prompt_tokens": 1e-300}}',
+    "too many": f'{{"usage": {{"completion_tokens": {10**400}}}}}',
+}
+
+
+@pytest.mark.parametrize("event", BROKEN.values(), ids=BROKEN)
+def test_a_broken_answer_is_a_failure_and_before_the_load_an_error(event: str) -> None:
+    answers = [stream("a", usage=USAGE), [f"data: {event}", *stream("a", usage=USAGE)]]
+    with scripted_server(lambda *_: (200, answers.pop(0))) as (url, _):
+        (one,) = closed_loop(open_side(url), ["prompt"], 3, callers=1)
+        assert one.error == "broken answer"
+    with (
+        scripted_server(lambda *_: (200, [f"data: {event}"])) as (url, _),
+        pytest.raises(GenAIError, match="model: The server's answer is broken: "),
+    ):
+        open_side(url)
+
+
+def test_an_error_that_is_null_is_none() -> None:
+    lines = ['data: {"error": null, "choices": null}', *stream("a", usage=USAGE)]
+    with scripted_server(lambda *_: (200, lines)) as (url, _):
+        (one,) = closed_loop(open_side(url), ["prompt"], 3, callers=1)
+    assert (one.error, len(one.chunks)) == (None, 1)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +169,11 @@ def test_where_no_server_is_that_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http:///v1", "http://a:b@host/v1", "http://host/v1?key=a", "http://host:port/v1"]
+    "url",
+    [
+        *("http:///v1", "http://a:b@host/v1", "http://host/v1?key=a", "http://host:port/v1"),
+        *("http://host/v\xe9", "http://host/a b", "HTTP://host/v1#a"),
+    ],
 )
 def test_a_url_is_a_place_and_no_more(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="must be a base URL") as refused:
@@ -143,6 +188,21 @@ def test_a_key_is_brought_along(monkeypatch: pytest.MonkeyPatch) -> None:
             open_side(f"{served.url}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-twenty-letters")
         assert open_side(f"{served.url}/v1").label.startswith("demo at ")
+
+
+@pytest.mark.parametrize("key", ["a-secret\n", "a-secret\r\nX: y", "a-secr\xe9t\u20ac", "a secret"])
+def test_a_key_that_no_header_can_have_is_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InvalidRequestError, match="OPENAI_API_KEY must be printable") as refused:
+        open_side("http://127.0.0.1:9/v1")
+    assert "secr" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_host_that_cannot_be_is_not_there() -> None:
+    with pytest.raises(SourceUnreachableError):
+        open_side("http://a..b/v1")
 
 
 def test_this_package_s_server_takes_everything() -> None:
