@@ -19,7 +19,7 @@ from mlflow_phi3_onnx.errors import CancelledError
 from mlflow_phi3_onnx.mlflow_compat import CostKey, SpanAttributeKey, TokenUsageKey
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
-from mlflow_phi3_onnx.tracing.remote import RemoteParent
+from mlflow_phi3_onnx.tracing.remote import RemoteParent, flush
 from mlflow_phi3_onnx.tracing.timeline import Timeline, totals
 
 if TYPE_CHECKING:
@@ -131,8 +131,21 @@ class _RequestSpan:
 
     def end(self) -> None:
         """End the span; it is written."""
+        if self._is_late():
+            flush()
         self.live.end(outputs=self.outputs, status=self.status)
         self._parent.release()
+
+    def _is_late(self) -> bool:
+        """Whether the trace has ended before, as where a stream is left in a span.
+
+        MLflow hands a trace over with its first batch of spans that finds none open, and then loses
+        those that wait for the next batch, and with them the trace. So nothing else may wait.
+        """
+        manager = mlflow_compat.InMemoryTraceManager.get_instance()
+        with manager.get_trace(self.live.trace_id) as trace:
+            root = None if trace is None else trace.get_root_span()
+        return root is not None and root.end_time_ns is not None
 
     def _link(self, request_id: str | None) -> None:
         """Link the trace to the model, unless it is linked to one, and to the HTTP request."""

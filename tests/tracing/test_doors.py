@@ -203,6 +203,22 @@ def test_a_stream_that_is_left_ends_with_what_came(model: GenAIModel, *, awaited
 
 @ONE_LOOP
 @pytest.mark.usefixtures("traced")
+def test_a_stream_that_ends_after_its_trace_loses_nothing(
+    model: GenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")  # which hands on some at a time
+    mlflow.tracing.reset()
+    for _ in range(3):
+        with mlflow.start_span("agent"):
+            chunks = model.stream_chat(CAPITAL, n=2, max_tokens=100)
+            assert len([next(chunks) for _ in range(8)]) == 8
+        chunks.close()
+    spans = [main_span(trace) for trace in all_traces()]
+    assert [span.status.status_code for span in spans] == ["OK"] * 3
+
+
+@ONE_LOOP
+@pytest.mark.usefixtures("traced")
 def test_a_stream_that_nobody_reads_is_no_trace(model: GenAIModel) -> None:
     model.stream_chat(CAPITAL)
     model.stream_chat(CAPITAL).close()
