@@ -93,6 +93,7 @@ class _RequestSpan:
         self.asked = asked
         self.content = content
         self.line = Timeline()
+        self.begun = time.monotonic()
         self.outputs: Any = None if content else {}  # {}, for MLflow warns of a span without
         self.status: SpanStatus | None = None
         self._parent = RemoteParent(caller.traceparent)
@@ -219,7 +220,7 @@ class _Watch(_RequestSpan):
         if isinstance(outcome.response, dict) and not outcome.left:
             reasons = [choice["finish_reason"] for choice in outcome.response["choices"]]
         self.live.set_attribute(f"{PREFIX}finish_reasons", reasons)
-        before = self._submitted - self.asked.came
+        before = self.begun - self.asked.came  # without the time that tracing takes itself
         for name, value in totals(outcome.completions, before).items():
             self.live.set_attribute(PREFIX + name, value)
 
