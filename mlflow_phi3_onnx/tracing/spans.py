@@ -97,12 +97,13 @@ class _RequestSpan:
         self.outputs: Any = None if content else {}  # {}, for MLflow warns of a span without
         self.status: SpanStatus | None = None
         self._parent = RemoteParent(caller.traceparent)
+        self.fields = _writable(_fields(asked)) if content else _fields(asked)
         name, kind = _KINDS[asked.task]
         with self._parent.attached():
             self.live = mlflow.start_span_no_context(
                 name,
                 span_type=kind,
-                inputs=_fields(asked) if content else {},
+                inputs=self.fields if content else {},
                 start_time_ns=self.line.ns(asked.came),
             )
         self.recorded = isinstance(self.live, LiveSpan)
@@ -119,6 +120,8 @@ class _RequestSpan:
         )
         if caller.request_id is not None:
             self.live.set_attribute(f"{PREFIX}request_id", caller.request_id)
+        if asked.model_id is not None:
+            self.live.set_attribute(f"{PREFIX}model_id", asked.model_id)
         self._link(caller.request_id)
 
     def fail(self, error: Exception) -> None:
@@ -126,9 +129,10 @@ class _RequestSpan:
         name = type(error).__name__
         self.live.set_attribute("error.type", name)
         if self.content:
-            self.live.add_event(SpanEvent.from_exception(error))
+            event = SpanEvent.from_exception(error)
+            self.live.add_event(SpanEvent(event.name, attributes=_writable(event.attributes)))
         told = f"{name}: {error}" if self.content else name
-        self.status = SpanStatus(SpanStatusCode.ERROR, told)
+        self.status = SpanStatus(SpanStatusCode.ERROR, _writable(told))
 
     def end(self) -> None:
         """End the span; it is written."""
@@ -178,8 +182,8 @@ class _Watch(_RequestSpan):
         adapter = planned.jobs[0].options.adapter
         if adapter is not None and caller.model is None:
             self.live.set_attribute(SpanAttributeKey.MODEL, adapter)
-        fields, known = _fields(asked), PARAMETERS[asked.task]
-        parameters = {name: value for name, value in fields.items() if name in known}
+        known = PARAMETERS[asked.task]
+        parameters = {name: value for name, value in self.fields.items() if name in known}
         if content:
             if tools := parameters.pop("tools", None):
                 with suppress(mlflow.MlflowException):  # MLflow knows fewer forms
@@ -213,13 +217,17 @@ class _Watch(_RequestSpan):
         if self.content and outcome.response is not None:
             self.outputs = outcome.response
         self.line.write(self.live, self._planned, self._submitted, outcome)
+        reasons: list[str | None] = [one.finish_reason for one in outcome.completions]
+        if isinstance(outcome.response, dict) and not outcome.left:
+            reasons = [choice["finish_reason"] for choice in outcome.response["choices"]]
+        elif outcome.left and not reasons:
+            reasons = [None for _ in self._planned.jobs]
+        if reasons:
+            told = [reason or "cancelled" for reason in reasons]
+            self.live.set_attribute(f"{PREFIX}finish_reasons", told)
         if not outcome.completions:
             return
         self.live.set_attributes(_usage(self._planned, outcome))
-        reasons = [completion.finish_reason or "cancelled" for completion in outcome.completions]
-        if isinstance(outcome.response, dict) and not outcome.left:
-            reasons = [choice["finish_reason"] for choice in outcome.response["choices"]]
-        self.live.set_attribute(f"{PREFIX}finish_reasons", reasons)
         before = self.begun - self.asked.came  # without the time that tracing takes itself
         for name, value in totals(outcome.completions, before).items():
             self.live.set_attribute(PREFIX + name, value)
@@ -232,6 +240,15 @@ def _fields(asked: Asked) -> dict[str, Any]:
         return {INPUT_FIELDS[asked.task]: fields}
     given = {**beside, **fields}
     return {name: unpacked(value) for name, value in given.items() if value is not None}
+
+
+def _writable(value: Any) -> Any:
+    """Return a value without lone surrogates, which no store of MLflow's can write."""
+    with suppress(TypeError, ValueError):  # where it is no JSON, it is MLflow's to write
+        written = json.dumps(value, cls=mlflow_compat.TraceJSONEncoder, ensure_ascii=False)
+        encoded = written.encode(errors="replace")
+        return value if encoded.decode() == written else json.loads(encoded)
+    return value
 
 
 def _usage(planned: PlannedRequest, outcome: Outcome) -> dict[str, Any]:

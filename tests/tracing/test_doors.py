@@ -172,6 +172,7 @@ def test_a_failure_is_a_status_with_its_type(model: GenAIModel) -> None:
     assert spans[0].status.description == f"ContextLengthError: {refused.value.message}"
     assert spans[1].outputs is None
     assert spans[2].outputs["choices"][0]["finish_reason"] is None
+    assert spans[2].attributes["onnx_genai.finish_reasons"] == ["cancelled"]
 
 
 @ONE_LOOP
@@ -241,6 +242,7 @@ def test_an_awaited_call_that_is_cancelled_has_failed(model: GenAIModel) -> None
     asyncio.run(leave())
     span = main_span(only_trace())
     assert span.attributes["error.type"] == "CancelledError"
+    assert span.attributes["onnx_genai.finish_reasons"] == ["cancelled"]
     assert span.outputs is None
 
 
@@ -304,6 +306,8 @@ def test_a_pyfunc_s_rows_and_streams(demo: Path, loop: str) -> None:
     assert [main_span(traces[most]).outputs for most in (3, 4)] == answers
     assert main_span(traces[5]).outputs["id"] == chunks[0]["id"]
     linked = {most: trace.info.trace_metadata["mlflow.modelId"] for most, trace in traces.items()}
+    told = {main_span(trace).attributes["onnx_genai.model_id"] for trace in traces.values()}
+    assert told == {info.model_id}
     assert linked == {**dict.fromkeys((3, 4, 5, 6, 7), info.model_id), 8: other.model_id}
     assert mlflow.get_active_model_id() is None
 
