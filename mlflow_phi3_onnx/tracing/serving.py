@@ -42,8 +42,8 @@ def set_up(option: str) -> None:
             mlflow.set_experiment(experiment_id=mlflow_compat.get_experiment_id())
     except Exception as error:
         raise InvalidRequestError(
-            f"{option}: the experiment that {_EXPERIMENT[0]} or {_EXPERIMENT[1]} names cannot be found"
-            f" ({type(error).__name__}). See that MLFLOW_TRACKING_URI is right and the tracking"
+            f"{option}: the experiment that {_EXPERIMENT[0]} or {_EXPERIMENT[1]} names cannot be"
+            f" found ({type(error).__name__}). See that MLFLOW_TRACKING_URI is right and the tracking"
             f" server answers, or leave {option} out.",
             param=option,
         ) from error

@@ -76,7 +76,7 @@ def test_requests_do_not_wait_for_the_experiment(
 ) -> None:
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
-    with pytest.raises(InvalidRequestError, match="autolog: the experiment .* cannot be found"):
+    with pytest.raises(InvalidRequestError, match="autolog: the experiment that"):
         mlflow_phi3_onnx.autolog()
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "named")
