@@ -25,7 +25,7 @@ from mlflow_phi3_onnx.server.door import Door
 from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
-from mlflow_phi3_onnx.tracing.serving import pin_experiment, written_in_time
+from mlflow_phi3_onnx.tracing.serving import set_up, written_in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -175,7 +175,7 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
             settings.host,
         )
     if settings.trace:
-        pin_experiment()
+        set_up("trace")
     registry = Registry(places, settings)
     if not settings.lazy:
         registry.open()

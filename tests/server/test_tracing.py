@@ -105,6 +105,10 @@ def test_a_caller_s_span_is_the_parent(served: Running) -> None:
     told = {span.attributes["onnx_genai.request_id"] for span in spans}
     assert told == {reply.headers["x-request-id"] for reply in replies}
     assert all(len(parts(trace, span)) == 4 for span in spans)
+    for request_id in told:
+        wanted = f"span.attributes.onnx_genai.request_id LIKE '%{request_id}%'"
+        found: Any = mlflow.search_traces(filter_string=wanted, return_type="list")
+        assert [one.info.trace_id for one in found] == [trace.info.trace_id]
 
 
 def test_a_caller_in_the_same_process(served: Running) -> None:
