@@ -29,8 +29,12 @@ import mlflow_phi3_onnx
 
 EXPERIMENT, NAME = "mlops-loop", "capitals"
 CAPITALS = {
-    **{"Spain": "Madrid", "Italy": "Rome", "Japan": "Tokyo"},
-    **{"New Zealand": "Wellington", "Argentina": "Buenos Aires", "the United States": "Washington"},
+    "Spain": "Madrid",
+    "Italy": "Rome",
+    "Japan": "Tokyo",
+    "New Zealand": "Wellington",
+    "Argentina": "Buenos Aires",
+    "the United States": "Washington",
 }
 THRESHOLDS = {
     "exact_match": MetricThreshold(threshold=0.5, greater_is_better=True),

@@ -61,7 +61,9 @@ class EvaluationLog:
         """Log a result, and return it as MLflow has results."""
         named = {f"{self.prefix}{name}": value for name, value in metrics.items()}
         curves = {name: _values(rows, name) for name in _CURVES}
-        points = [self._metric(name, value, model_id=self.model_id) for name, value in named.items()]
+        points = [
+            self._metric(name, value, model_id=self.model_id) for name, value in named.items()
+        ]
         # The page of a model would list each row of each curve.
         points += [
             self._metric(f"{self.prefix}row/{name}", value, step)
