@@ -43,8 +43,8 @@ def set_up(option: str) -> None:
     except Exception as error:
         raise InvalidRequestError(
             f"{option}: the experiment that {_EXPERIMENT[0]} or {_EXPERIMENT[1]} names cannot be"
-            f" found ({type(error).__name__}). See that MLFLOW_TRACKING_URI is right and the tracking"
-            f" server answers, or leave {option} out.",
+            f" found ({type(error).__name__}). See that MLFLOW_TRACKING_URI is right and the"
+            f" tracking server answers, or leave {option} out.",
             param=option,
         ) from error
     mlflow_compat.tracer_provider.get_or_init_tracer(__name__)
