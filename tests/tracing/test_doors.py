@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import mlflow.genai
+import mlflow.tracing
 import pandas as pd
 import pytest
 
