@@ -62,14 +62,11 @@ class EvaluationLog:
         named = {f"{self.prefix}{name}": value for name, value in metrics.items()}
         curves = {name: _values(rows, name) for name in _CURVES}
         points = [
-            self._metric(name, value, model_id=self.model_id) for name, value in named.items()
-        ]
-        # The page of a model would list each row of each curve.
-        points += [
             self._metric(f"{self.prefix}row/{name}", value, step)
             for name, values in curves.items()
             for step, value in values.items()
         ]
+        points += [self._metric(name, value) for name, value in named.items()]
         client = MlflowClient()
         for start in range(0, len(points), _MOST_METRICS):
             client.log_batch(self.run_id, metrics=points[start : start + _MOST_METRICS])
@@ -85,15 +82,13 @@ class EvaluationLog:
         }
         return EvaluationResult(named, artifacts, self.run_id)
 
-    def _metric(
-        self, name: str, value: float, step: int = 0, model_id: str | None = None
-    ) -> Metric:
+    def _metric(self, name: str, value: float, step: int = 0) -> Metric:
         return Metric(
             name,
             value,
             int(time.time() * 1000),
             step,
-            model_id=model_id,
+            model_id=self.model_id,
             dataset_name=self.dataset.name,
             dataset_digest=self.dataset.digest,
             run_id=self.run_id,
