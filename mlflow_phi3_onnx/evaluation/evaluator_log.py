@@ -80,11 +80,14 @@ class EvaluationLog:
         named = {f"{self.prefix}{name}": value for name, value in metrics.items()}
         curves = {name: _values(rows, name) for name in _CURVES}
         points = [
+            self._metric(name, value, model_id=self.model_id) for name, value in named.items()
+        ]
+        # The page of a model would list each row of each curve.
+        points += [
             self._metric(f"{self.prefix}row/{name}", value, step)
             for name, values in curves.items()
             for step, value in values.items()
         ]
-        points += [self._metric(name, value) for name, value in named.items()]
         client = MlflowClient()
         for start in range(0, len(points), _MOST_METRICS):
             client.log_batch(self.run_id, metrics=points[start : start + _MOST_METRICS])
@@ -100,13 +103,15 @@ class EvaluationLog:
         }
         return EvaluationResult(named, artifacts, self.run_id)
 
-    def _metric(self, name: str, value: float, step: int = 0) -> Metric:
+    def _metric(
+        self, name: str, value: float, step: int = 0, model_id: str | None = None
+    ) -> Metric:
         return Metric(
             name,
             value,
             int(time.time() * 1000),
             step,
-            model_id=self.model_id,
+            model_id=model_id,
             dataset_name=self.dataset.name,
             dataset_digest=self.dataset.digest,
             run_id=self.run_id,
@@ -125,13 +130,16 @@ def _values(rows: Sequence[ScoredRow], name: str) -> dict[int, float]:
 def _image(curves: dict[str, dict[int, float]]) -> Any:
     """Draw how many rows have which values; no text of a row is on it."""
     known = {name: list(values.values()) for name, values in curves.items() if values}
-    figure = Figure(figsize=(3.6 * max(len(known), 1), 3))
-    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.22, top=0.95, wspace=0.3)
+    lines = max((len(known) + 1) // 2, 1)
+    figure = Figure(figsize=(8, 3 * lines))
+    low = 0.22 / lines
+    figure.subplots_adjust(0.08, low, 0.97, 1 - low / 4, wspace=0.25, hspace=0.35)
     for place, (name, values) in enumerate(known.items(), 1):
-        axes = figure.add_subplot(1, len(known), place)
+        axes = figure.add_subplot(lines, min(len(known), 2), place)
         axes.hist(values, bins=min(len(values), 30), color=_COLOR)
-        axes.set(xlabel=_CURVES[name], ylabel="rows" if place == 1 else "")
+        axes.set(xlabel=_CURVES[name], ylabel="rows")
         axes.locator_params(nbins=4)
+        axes.ticklabel_format(useOffset=False)
     written = io.BytesIO()
     figure.savefig(written, format="png")
     image = Image.open(written)

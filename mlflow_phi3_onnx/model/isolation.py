@@ -64,6 +64,7 @@ def open_engine(
         "adapters": {name: str(path.absolute()) for name, path in adapters.items()},
         "options": asdict(options),
         "policy": asdict(policy),
+        "niceness": policy.niceness,
     }
     if isolation == "worker":
         start = partial(OwnWorker, _ENTRY, recipe)

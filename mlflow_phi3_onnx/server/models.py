@@ -120,6 +120,8 @@ class Served:
                 default_loop="auto",
                 may_hold_gil=False,
                 default_isolation="worker",
+                # Requests are refused, and told how long to wait, while the engine is at work.
+                niceness=10,
                 # The server's own, which has more words, comes first.
                 request_deadline=self._longest + _LATER,
             )

@@ -25,7 +25,7 @@ from mlflow_phi3_onnx.server.door import Door
 from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
-from mlflow_phi3_onnx.tracing.serving import pin_experiment, written_in_time
+from mlflow_phi3_onnx.tracing.serving import set_up, written_in_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Server", "make_server", "serve"]
 
 _logger = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL = 0.0005
+"""Seconds that a thread keeps the interpreter's lock while another waits; 0.005 otherwise."""
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 """The names of this machine that a request may ask for, where it needs no key."""
@@ -172,7 +175,7 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
             settings.host,
         )
     if settings.trace:
-        pin_experiment()
+        set_up("trace")
     registry = Registry(places, settings)
     if not settings.lazy:
         registry.open()
@@ -235,6 +238,8 @@ def serve(
     # What is here stays: else each full collection looks through all of it, and nothing answers.
     gc.collect()
     gc.freeze()
+    # A thread that reads a request holds the event loop up for as long as this, again and again.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_cert else "http"
     shown = f"[{host}]" if ":" in host else host

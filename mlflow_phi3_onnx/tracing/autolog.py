@@ -6,11 +6,14 @@ import threading
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import mlflow
+
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
 from mlflow_phi3_onnx.core.checks import boolean
-from mlflow_phi3_onnx.core.options import Option, read, table
+from mlflow_phi3_onnx.core.options import Option, table
 from mlflow_phi3_onnx.model.observers import observe, stop_observing
+from mlflow_phi3_onnx.tracing.serving import set_up
 from mlflow_phi3_onnx.tracing.spans import Tracer
 
 if TYPE_CHECKING:
@@ -54,7 +57,8 @@ def autolog(
             Without, they hold names, numbers and times.
 
     Raises:
-        InvalidRequestError: If an argument is not true or false.
+        InvalidRequestError: If an argument is not true or false, or the experiment that MLflow's
+            environment variables name cannot be looked up.
     """
     given = {
         "disable": disable,
@@ -62,7 +66,12 @@ def autolog(
         "log_traces": log_traces,
         "log_content": log_content,
     }
-    read(_ARGUMENTS, given, "an argument of autolog", shown=True)
+    for name, value in given.items():
+        _ARGUMENTS[name].read(value, shown=True)
+    # Without an address, one may follow, and MLflow would make a database here meanwhile.
+    if log_traces and not disable and mlflow.is_tracking_uri_set():
+        with _quiet(silent=silent):
+            set_up("autolog")
     # What is decorated is not run where it is disabled.
     with _lock:
         _integrate(**given)
@@ -93,24 +102,16 @@ class _Autologging:
     def refused(self, asked: Asked, error: GenAIError) -> None:
         """Pass on."""
         if not mlflow_compat.autologging_is_off(FLAVOR_NAME):
-            with self.quiet():
+            with _quiet(silent=self._silent):
                 self._tracer.refused(asked, error)
 
     def began(self, planned: PlannedRequest) -> Watcher | None:
         """Pass on."""
         if mlflow_compat.autologging_is_off(FLAVOR_NAME):
             return None
-        with self.quiet():
+        with _quiet(silent=self._silent):
             watcher = self._tracer.began(planned)
-        return _Silent(self, watcher) if watcher is not None and self._silent else watcher
-
-    def quiet(self) -> AbstractContextManager[Any]:
-        """Keep MLflow silent, if that is wanted."""
-        if not self._silent:
-            return nullcontext()
-        return mlflow_compat.MlflowEventsAndWarningsBehaviorGlobally(
-            disable_event_logs=True, disable_warnings=True, reroute_warnings=False
-        )
+        return _Silent(watcher) if watcher is not None and self._silent else watcher
 
 
 class _Silent:
@@ -118,16 +119,24 @@ class _Silent:
 
     thorough = True
 
-    def __init__(self, autologging: _Autologging, watcher: Watcher) -> None:
-        self._autologging = autologging
+    def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
 
     def wrote(self, chunk: Any) -> None:
         """Pass on."""
-        with self._autologging.quiet():
+        with _quiet(silent=True):
             self._watcher.wrote(chunk)
 
     def ended(self, outcome: Outcome) -> None:
         """Pass on."""
-        with self._autologging.quiet():
+        with _quiet(silent=True):
             self._watcher.ended(outcome)
+
+
+def _quiet(*, silent: bool) -> AbstractContextManager[Any]:
+    """Keep MLflow silent, if that is wanted."""
+    if not silent:
+        return nullcontext()
+    return mlflow_compat.MlflowEventsAndWarningsBehaviorGlobally(
+        disable_event_logs=True, disable_warnings=True, reroute_warnings=False
+    )

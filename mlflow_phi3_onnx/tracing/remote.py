@@ -20,10 +20,17 @@ from mlflow_phi3_onnx import mlflow_compat
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["RemoteParent"]
+__all__ = ["RemoteParent", "flush"]
 
 _lock = threading.Lock()
 _held: Counter[int] = Counter()
+
+
+def flush() -> None:
+    """Hand ended spans to whatever sends them, which is done some at a time otherwise."""
+    force_flush = getattr(mlflow_compat.tracer_provider.get(), "force_flush", None)
+    if force_flush is not None:
+        force_flush()
 
 
 class RemoteParent:
@@ -66,9 +73,7 @@ class RemoteParent:
                 return
             del _held[self._trace]
             # Ended spans wait to be handed to whatever sends them, which looks the trace up.
-            flush = getattr(mlflow_compat.tracer_provider.get(), "force_flush", None)
-            if flush is not None:
-                flush()
+            flush()
             mlflow_compat.InMemoryTraceManager.get_instance().pop_trace(self._trace)
 
     @staticmethod

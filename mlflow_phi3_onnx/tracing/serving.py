@@ -1,4 +1,4 @@
-"""Where the traces of a server go, and how a tracking server that is down holds nothing up."""
+"""Where traces go, and how a tracking server that is slow or down holds nothing up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlflow_phi3_onnx.errors import InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["pin_experiment", "written_in_time"]
+__all__ = ["set_up", "written_in_time"]
 
 _logger = logging.getLogger(__name__)
 
@@ -25,25 +25,29 @@ _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _EXPERIMENT = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
 
 
-def pin_experiment() -> None:
-    """Look the experiment of MLflow's environment variables up once, and make it if need be.
+def set_up(option: str) -> None:
+    """Do what MLflow would do at the first trace, for which a request would wait.
 
-    MLflow would ask the tracking server again for each request, which would wait for it.
+    The experiment of MLflow's environment variables is looked up, and made if need be; MLflow would
+    ask the tracking server again for each request. The store is opened.
+
+    Args:
+        option: What was asked for, for messages.
 
     Raises:
         InvalidRequestError: If there is no such experiment, or it cannot be looked up.
     """
-    if not any(name in os.environ for name in _EXPERIMENT):
-        return
     try:
-        mlflow.set_experiment(experiment_id=mlflow_compat.get_experiment_id())
+        if any(name in os.environ for name in _EXPERIMENT):
+            mlflow.set_experiment(experiment_id=mlflow_compat.get_experiment_id())
     except Exception as error:
         raise InvalidRequestError(
-            f"trace: the experiment that {_EXPERIMENT[0]} or {_EXPERIMENT[1]} names cannot be found"
-            f" ({type(error).__name__}). See that MLFLOW_TRACKING_URI is right and the tracking"
-            " server answers, or start without trace.",
-            param="trace",
+            f"{option}: the experiment that {_EXPERIMENT[0]} or {_EXPERIMENT[1]} names cannot be"
+            f" found ({type(error).__name__}). See that MLFLOW_TRACKING_URI is right and the"
+            f" tracking server answers, or leave {option} out.",
+            param=option,
         ) from error
+    mlflow_compat.tracer_provider.get_or_init_tracer(__name__)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mlflow_phi3_onnx.errors import CancelledError
 from mlflow_phi3_onnx.mlflow_compat import CostKey, SpanAttributeKey, TokenUsageKey
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
-from mlflow_phi3_onnx.tracing.remote import RemoteParent
+from mlflow_phi3_onnx.tracing.remote import RemoteParent, flush
 from mlflow_phi3_onnx.tracing.timeline import Timeline, totals
 
 if TYPE_CHECKING:
@@ -91,17 +91,20 @@ class _RequestSpan:
 
     def __init__(self, asked: Asked, caller: Caller, *, content: bool) -> None:
         self.asked = asked
+        self.caller = caller
         self.content = content
         self.line = Timeline()
+        self.begun = time.monotonic()
         self.outputs: Any = None if content else {}  # {}, for MLflow warns of a span without
         self.status: SpanStatus | None = None
         self._parent = RemoteParent(caller.traceparent)
+        self.fields = _writable(_fields(asked)) if content else _fields(asked)
         name, kind = _KINDS[asked.task]
         with self._parent.attached():
             self.live = mlflow.start_span_no_context(
                 name,
                 span_type=kind,
-                inputs=_fields(asked) if content else {},
+                inputs=self.fields if content else {},
                 start_time_ns=self.line.ns(asked.came),
             )
         self.recorded = isinstance(self.live, LiveSpan)
@@ -118,6 +121,8 @@ class _RequestSpan:
         )
         if caller.request_id is not None:
             self.live.set_attribute(f"{PREFIX}request_id", caller.request_id)
+        if asked.model_id is not None:
+            self.live.set_attribute(f"{PREFIX}model_id", asked.model_id)
         self._link(caller.request_id)
 
     def fail(self, error: Exception) -> None:
@@ -125,14 +130,28 @@ class _RequestSpan:
         name = type(error).__name__
         self.live.set_attribute("error.type", name)
         if self.content:
-            self.live.add_event(SpanEvent.from_exception(error))
+            event = SpanEvent.from_exception(error)
+            self.live.add_event(SpanEvent(event.name, attributes=_writable(event.attributes)))
         told = f"{name}: {error}" if self.content else name
-        self.status = SpanStatus(SpanStatusCode.ERROR, told)
+        self.status = SpanStatus(SpanStatusCode.ERROR, _writable(told))
 
     def end(self) -> None:
         """End the span; it is written."""
+        if self._is_late():
+            flush()
         self.live.end(outputs=self.outputs, status=self.status)
         self._parent.release()
+
+    def _is_late(self) -> bool:
+        """Whether the trace has ended before, as where a stream is left in a span.
+
+        MLflow hands a trace over with its first batch of spans that finds none open, and then loses
+        those that wait for the next batch, and with them the trace. So nothing else may wait.
+        """
+        manager = mlflow_compat.InMemoryTraceManager.get_instance()
+        with manager.get_trace(self.live.trace_id) as trace:
+            root = None if trace is None else trace.get_root_span()
+        return root is not None and root.end_time_ns is not None
 
     def _link(self, request_id: str | None) -> None:
         """Link the trace to the model, unless it is linked to one, and to the HTTP request."""
@@ -164,8 +183,8 @@ class _Watch(_RequestSpan):
         adapter = planned.jobs[0].options.adapter
         if adapter is not None and caller.model is None:
             self.live.set_attribute(SpanAttributeKey.MODEL, adapter)
-        fields, known = _fields(asked), PARAMETERS[asked.task]
-        parameters = {name: value for name, value in fields.items() if name in known}
+        known = PARAMETERS[asked.task]
+        parameters = {name: value for name, value in self.fields.items() if name in known}
         if content:
             if tools := parameters.pop("tools", None):
                 with suppress(mlflow.MlflowException):  # MLflow knows fewer forms
@@ -179,7 +198,7 @@ class _Watch(_RequestSpan):
         if not self.content:
             return
         name = mlflow_compat.STREAM_CHUNK_EVENT_NAME_FORMAT.format(index=self._chunks)
-        value = json.dumps(chunk, cls=mlflow_compat.TraceJSONEncoder)
+        value = json.dumps(self._as_sent(chunk), cls=mlflow_compat.TraceJSONEncoder)
         attributes: dict[str, Any] = {mlflow_compat.STREAM_CHUNK_EVENT_VALUE_KEY: value}
         self.live.add_event(SpanEvent(name, attributes=attributes))
         self._chunks += 1
@@ -197,18 +216,28 @@ class _Watch(_RequestSpan):
         elif outcome.left and not self.asked.stream:
             self.fail(CancelledError("Nobody waited for the answer."))
         if self.content and outcome.response is not None:
-            self.outputs = outcome.response
+            self.outputs = self._as_sent(outcome.response)
         self.line.write(self.live, self._planned, self._submitted, outcome)
+        reasons: list[str | None] = [one.finish_reason for one in outcome.completions]
+        if isinstance(outcome.response, dict) and not outcome.left:
+            reasons = [choice["finish_reason"] for choice in outcome.response["choices"]]
+        elif outcome.left and not reasons:
+            reasons = [None for _ in self._planned.jobs]
+        if reasons:
+            told = [reason or "cancelled" for reason in reasons]
+            self.live.set_attribute(f"{PREFIX}finish_reasons", told)
         if not outcome.completions:
             return
         self.live.set_attributes(_usage(self._planned, outcome))
-        reasons = [completion.finish_reason or "cancelled" for completion in outcome.completions]
-        if isinstance(outcome.response, dict) and not outcome.left:
-            reasons = [choice["finish_reason"] for choice in outcome.response["choices"]]
-        self.live.set_attribute(f"{PREFIX}finish_reasons", reasons)
-        before = self._submitted - self.asked.came
+        before = self.begun - self.asked.came  # without the time that tracing takes itself
         for name, value in totals(outcome.completions, before).items():
             self.live.set_attribute(PREFIX + name, value)
+
+    def _as_sent(self, answer: Any) -> Any:
+        """Return a response or a chunk with the model's name that the caller reads in it."""
+        if self.caller.model is None or not isinstance(answer, dict):
+            return answer
+        return {**answer, "model": self.caller.model}
 
 
 def _fields(asked: Asked) -> dict[str, Any]:
@@ -218,6 +247,15 @@ def _fields(asked: Asked) -> dict[str, Any]:
         return {INPUT_FIELDS[asked.task]: fields}
     given = {**beside, **fields}
     return {name: unpacked(value) for name, value in given.items() if value is not None}
+
+
+def _writable(value: Any) -> Any:
+    """Return a value without lone surrogates, which no store of MLflow's can write."""
+    with suppress(TypeError, ValueError):  # where it is no JSON, it is MLflow's to write
+        written = json.dumps(value, cls=mlflow_compat.TraceJSONEncoder, ensure_ascii=False)
+        encoded = written.encode(errors="replace")
+        return value if encoded.decode() == written else json.loads(encoded)
+    return value
 
 
 def _usage(planned: PlannedRequest, outcome: Outcome) -> dict[str, Any]:

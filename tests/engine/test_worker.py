@@ -29,6 +29,7 @@ from mlflow_phi3_onnx import (
     InvalidModelError,
     InvalidRequestError,
 )
+from mlflow_phi3_onnx.engine.options import ServingPolicy
 from tests.support.doors import SPAIN
 from tests.support.engines import until
 
@@ -263,6 +264,16 @@ def test_a_copy_has_a_worker_of_its_own(demo: Path) -> None:
         copy = stack.enter_context(pickle.loads(pickle.dumps(model)))  # noqa: S301 - just made
         assert process_of(copy).pid != process_of(model).pid
         assert copy.generate("The capital of Spain is") == " Madrid."
+
+
+@pytest.mark.parametrize("niceness", [0, 3])
+def test_a_worker_stands_back_as_far_as_it_is_told(demo: Path, niceness: int) -> None:
+    config = {"isolation": "worker"}
+    with GenAIModel(demo, model_config=config, policy=ServingPolicy(niceness=niceness)) as model:
+        threads = psutil.Process(process_of(model).pid).threads()
+        found = {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in threads}
+    assert len(threads) > 2
+    assert found == {min(os.getpriority(os.PRIO_PROCESS, 0) + niceness, 19)}
 
 
 def test_a_worker_does_not_load_mlflow(demo: Path) -> None:

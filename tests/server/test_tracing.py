@@ -72,12 +72,14 @@ def test_each_answer_is_a_trace_with_the_request_s_id(
     spans = [main_span(trace) for trace in traces]
     assert [span.attributes["onnx_genai.request_id"] for span in spans] == [*ids, ids[-1]]
     assert {span.attributes["mlflow.llm.model"] for span in spans} == {"demo"}
-    assert spans[0].outputs["choices"] == replies[0].json["choices"]
+    assert spans[0].outputs == replies[0].json
     text = "".join(
         json.loads(event)["choices"][0]["delta"].get("content", "")
         for event in replies[1].events[:-1]
     )
     assert spans[1].outputs["choices"][0]["message"]["content"] == text
+    (chunk, *_) = spans[1].events
+    assert json.loads(chunk.attributes["mlflow.chunk.value"])["model"] == "demo"  # type: ignore[arg-type] - a string
     assert spans[5].attributes["error.type"] == "InvalidRequestError"
     lines = [getattr(record, "request", {}) for record in caplog.records]
     assert {*ids} < {line.get("request_id") for line in lines}
@@ -103,6 +105,10 @@ def test_a_caller_s_span_is_the_parent(served: Running) -> None:
     told = {span.attributes["onnx_genai.request_id"] for span in spans}
     assert told == {reply.headers["x-request-id"] for reply in replies}
     assert all(len(parts(trace, span)) == 4 for span in spans)
+    for request_id in told:
+        wanted = f"span.attributes.onnx_genai.request_id LIKE '%{request_id}%'"
+        found: Any = mlflow.search_traces(filter_string=wanted, return_type="list")
+        assert [one.info.trace_id for one in found] == [trace.info.trace_id]
 
 
 def test_a_caller_in_the_same_process(served: Running) -> None:

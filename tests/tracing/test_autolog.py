@@ -17,6 +17,8 @@ from tests.support.doors import ONE_LOOP
 from tests.support.traces import all_traces, only_trace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflow_phi3_onnx.errors import GenAIError
     from mlflow_phi3_onnx.model.planned import Asked, PlannedRequest
 
@@ -62,9 +64,34 @@ def test_calling_it_again_writes_nothing_twice(model: GenAIModel) -> None:
 
 @pytest.mark.parametrize("name", ["disable", "silent", "log_traces", "log_content"])
 def test_an_argument_that_is_neither_true_nor_false_is_refused(name: str) -> None:
-    given: Any = {name: "no"}
-    with pytest.raises(InvalidRequestError, match=f"{name} must be true or false; got 'no'"):
-        mlflow_phi3_onnx.autolog(**given)
+    for value, came in (("no", "'no'"), (None, "null")):
+        given: Any = {name: value}
+        with pytest.raises(InvalidRequestError, match=f"{name} must be true or false; got {came}"):
+            mlflow_phi3_onnx.autolog(**given)
+
+
+@ONE_LOOP
+def test_requests_do_not_wait_for_the_experiment(
+    model: GenAIModel, traced: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
+    with pytest.raises(InvalidRequestError, match="autolog: the experiment that"):
+        mlflow_phi3_onnx.autolog()
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "named")
+    mlflow_phi3_onnx.autolog()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")  # is looked up by none
+    model.generate("Once", max_tokens=2)
+    assert mlflow.get_experiment(only_trace().info.experiment_id or "").name == "named"
+    mlflow_phi3_onnx.autolog(disable=True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri("")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    mlflow_phi3_onnx.autolog()  # an address may follow
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+    mlflow.set_tracking_uri(traced)
 
 
 @ONE_LOOP

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx import GenAIModel
+from mlflow_phi3_onnx import GenAIModel, InvalidRequestError, UnsupportedParameterError
 from tests.support.doors import ONE_LOOP
 from tests.support.thinking import THOUGHT, thinker
 from tests.support.tool_cases import TOOLS, WEATHER, check_calls, closed, tool
@@ -98,6 +98,20 @@ def test_with_content_it_is_there(model: GenAIModel, traced: str) -> None:
     tools = main_span(traces[0]).attributes["mlflow.chat.tools"]
     assert [one["function"]["name"] for one in tools] == [CANARY]
     assert main_span(traces[0]).attributes["stop"] == [CANARY]
+
+
+@ONE_LOOP
+@pytest.mark.usefixtures("traced")
+def test_what_cannot_be_encoded_loses_no_trace(model: GenAIModel) -> None:
+    asked = [{"role": "user", "content": "\ud800 Who are you?"}]
+    with pytest.raises(InvalidRequestError, match="messages holds a lone surrogate"):
+        model.chat(asked, max_tokens=2)
+    with pytest.raises(UnsupportedParameterError):
+        model.chat(asked, **{"\ud800": 1})
+    text, name = map(main_span, all_traces())
+    assert text.inputs["messages"] == [{"role": "user", "content": "? Who are you?"}]
+    assert name.inputs["?"] == 1
+    assert "? is not" in name.status.description
 
 
 @ONE_LOOP

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 import mlflow.genai
+import mlflow.tracing
 import pandas as pd
 import pytest
 
@@ -117,7 +118,9 @@ def test_times_add_up(model: GenAIModel, stop: dict[str, Any]) -> None:
             seconds = (part.end_time_ns - part.start_time_ns) / 1e9
             assert seconds == pytest.approx(told[f"onnx_genai.{part.name}_seconds"], abs=1e-6)
             assert seconds > 0
-        first = (decode.start_time_ns - span.start_time_ns) / 1e9
+        assert before.end_time_ns
+        first = (before.end_time_ns - span.start_time_ns) / 1e9
+        first += told["onnx_genai.queue_seconds"] + told["onnx_genai.prefill_seconds"]
         assert first == pytest.approx(told["onnx_genai.time_to_first_token_seconds"], abs=1e-3)
         later = told[USAGE]["output_tokens"] - 1
         speed = later / told["onnx_genai.decode_seconds"]
@@ -170,6 +173,7 @@ def test_a_failure_is_a_status_with_its_type(model: GenAIModel) -> None:
     assert spans[0].status.description == f"ContextLengthError: {refused.value.message}"
     assert spans[1].outputs is None
     assert spans[2].outputs["choices"][0]["finish_reason"] is None
+    assert spans[2].attributes["onnx_genai.finish_reasons"] == ["cancelled"]
 
 
 @ONE_LOOP
@@ -203,6 +207,22 @@ def test_a_stream_that_is_left_ends_with_what_came(model: GenAIModel, *, awaited
 
 @ONE_LOOP
 @pytest.mark.usefixtures("traced")
+def test_a_stream_that_ends_after_its_trace_loses_nothing(
+    model: GenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")  # which hands on some at a time
+    mlflow.tracing.reset()
+    for _ in range(3):
+        with mlflow.start_span("agent"):
+            chunks = model.stream_chat(CAPITAL, n=2, max_tokens=100)
+            assert len([next(chunks) for _ in range(8)]) == 8
+        chunks.close()
+    spans = [main_span(trace) for trace in all_traces()]
+    assert [span.status.status_code for span in spans] == ["OK"] * 3
+
+
+@ONE_LOOP
+@pytest.mark.usefixtures("traced")
 def test_a_stream_that_nobody_reads_is_no_trace(model: GenAIModel) -> None:
     model.stream_chat(CAPITAL)
     model.stream_chat(CAPITAL).close()
@@ -223,6 +243,7 @@ def test_an_awaited_call_that_is_cancelled_has_failed(model: GenAIModel) -> None
     asyncio.run(leave())
     span = main_span(only_trace())
     assert span.attributes["error.type"] == "CancelledError"
+    assert span.attributes["onnx_genai.finish_reasons"] == ["cancelled"]
     assert span.outputs is None
 
 
@@ -286,6 +307,8 @@ def test_a_pyfunc_s_rows_and_streams(demo: Path, loop: str) -> None:
     assert [main_span(traces[most]).outputs for most in (3, 4)] == answers
     assert main_span(traces[5]).outputs["id"] == chunks[0]["id"]
     linked = {most: trace.info.trace_metadata["mlflow.modelId"] for most, trace in traces.items()}
+    told = {main_span(trace).attributes["onnx_genai.model_id"] for trace in traces.values()}
+    assert told == {info.model_id}
     assert linked == {**dict.fromkeys((3, 4, 5, 6, 7), info.model_id), 8: other.model_id}
     assert mlflow.get_active_model_id() is None
 

@@ -26,4 +26,6 @@ def main(given: dict[str, Any]) -> None:
         if os.fork():
             os._exit(0)
         os.setsid()
+    if hasattr(os, "nice"):  # before libraries start threads, each of which has its own
+        os.nice(given.get("niceness", 0))
     importlib.import_module(given["entry"]).main(given)
