@@ -10,7 +10,12 @@ from mlflow_phi3_onnx.errors import GenerationError
 from mlflow_phi3_onnx.evaluation.load.plan import OPTIONS, Plan
 from mlflow_phi3_onnx.evaluation.load.report import table
 from mlflow_phi3_onnx.evaluation.load.run import run_load_test
-from mlflow_phi3_onnx.evaluation.load.tracking import log_load_test, write_files
+from mlflow_phi3_onnx.evaluation.load.tracking import (
+    check_folder,
+    check_tracking,
+    log_load_test,
+    write_files,
+)
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -46,11 +51,23 @@ def configure(parser: ArgumentParser) -> None:
 
 def _run(options: Namespace) -> None:
     plan = Plan.check(given_flags(options, OPTIONS))
+    folder = None if options.output is None else Path(options.output)
+    if folder is not None:
+        check_folder(folder)
+    if not options.no_log:
+        check_tracking()
     test = run_load_test(options.model, options.compare, plan)
     print(table(test))
-    if options.output is not None:
-        write_files(test, Path(options.output))
-    if not options.no_log:
-        print(f"Logged as run {log_load_test(test)}.")
+    try:
+        if folder is not None:
+            write_files(test, folder)
+    finally:  # what was measured is kept where it can be
+        if not options.no_log:
+            print(f"Logged as run {log_load_test(test)}.")
+    if idle := test.idle:
+        raise GenerationError(
+            f"No request was sent in the loads {', '.join(idle)}. Give them more seconds, or a"
+            " higher rate."
+        )
     if failures := sum(test.failures.values()):
         raise GenerationError(f"{failures:,} of {test.requests:,} requests failed.")

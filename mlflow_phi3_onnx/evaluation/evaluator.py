@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -10,7 +12,7 @@ from mlflow.models.evaluation import ModelEvaluator
 
 from mlflow_phi3_onnx import mlflow_compat
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME
-from mlflow_phi3_onnx.core.checks import anything, boolean, describe_kind, string
+from mlflow_phi3_onnx.core.checks import allows, anything, boolean, describe_kind, some_of, string
 from mlflow_phi3_onnx.core.options import Option, read, table
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.evaluation.evaluator_log import EvaluationLog
@@ -18,12 +20,15 @@ from mlflow_phi3_onnx.evaluation.memory import PeakMemory
 from mlflow_phi3_onnx.evaluation.scored_rows import COLUMNS, aggregated, score_rows
 from mlflow_phi3_onnx.flavor.rows import rows
 from mlflow_phi3_onnx.model.native import GenAIModel
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
+from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mlflow.data.evaluation_dataset import EvaluationDataset
 
+    from mlflow_phi3_onnx.core.tasks import Task
     from mlflow_phi3_onnx.evaluation.scored_rows import ScoredRow
 
 __all__ = ["EVALUATOR_CONFIG", "OnnxGenAIEvaluator"]
@@ -34,11 +39,24 @@ _TEXT_TYPES = (None, "question-answering", "text", "text-summarization")
 
 _OF_DEFAULT = "What MLflow's own evaluators take: one evaluator_config may be for all evaluators."
 
+_PREFIX = re.compile(r"(\w[\w. -]*/)*(\w[\w. -]*)?", re.ASCII)
+
+
+@allows(
+    "up to 100 letters, digits, '_', '-', '.' and spaces, maybe in folders with '/' behind each",
+    type="string",
+)
+def _prefix(value: Any) -> str:
+    if not _PREFIX.fullmatch(string(value)) or len(value) > 100:
+        raise ValueError
+    return value
+
+
 EVALUATOR_CONFIG = table(
     Option(
         "log_inputs",
-        "Whether the table has each row's inputs and target; without, it has no text but the"
-        " answers.",
+        "Whether the table has each row's inputs and target, and errors their messages; without,"
+        " it has no text but the answers.",
         boolean,
         default=True,
     ),
@@ -46,7 +64,7 @@ EVALUATOR_CONFIG = table(
     Option(
         "metric_prefix",
         "What the names of metrics and files begin with, for several evaluations in one run.",
-        string,
+        _prefix,
         default="",
     ),
     *(
@@ -103,7 +121,8 @@ class OnnxGenAIEvaluator(ModelEvaluator):
             process, so that other evaluators may have it.
 
         Raises:
-            InvalidRequestError: If the configuration or the data are not what they may be.
+            InvalidRequestError: If the configuration or the data are not what they may be, or the
+                run has an evaluation of that prefix.
         """
         native = _native(model)
         if native is None:
@@ -128,6 +147,8 @@ class OnnxGenAIEvaluator(ModelEvaluator):
                 " evaluators=['default', 'onnx-genai'].",
                 " and ".join(others),
             )
+        log = EvaluationLog(run_id, model_id, dataset, settings["metric_prefix"])
+        log.refuse_second()
         data = _frame(dataset.features_data, dataset.feature_names)
         targets = _targets(dataset)
         task = model.metadata.flavors[FLAVOR_NAME]["task"]
@@ -135,11 +156,13 @@ class OnnxGenAIEvaluator(ModelEvaluator):
         checked, _params = mlflow_compat.validate_prediction_input(
             data, None, model.metadata.get_input_schema(), None
         )
+        requests = rows(checked, task)
+        _check_columns(requests, task)
+        _check_names(data, dataset.targets_name, settings)
         with PeakMemory() as memory:
-            scored = score_rows(native, task, rows(checked, task), targets)
+            scored = score_rows(native, task, requests, targets, messages=settings["log_inputs"])
         metrics = aggregated(scored, targets=targets is not None)
         metrics["peak_memory_bytes"] = memory.bytes
-        log = EvaluationLog(run_id, model_id, dataset, settings["metric_prefix"])
         return log.write(
             metrics, scored, _table(data, dataset.targets_name, targets, scored, settings)
         )
@@ -167,13 +190,37 @@ def _targets(dataset: EvaluationDataset) -> list[str] | None:
     if dataset.labels_data is None:
         return None
     targets = list(dataset.labels_data)
-    for place, target in enumerate(targets):
-        if not isinstance(target, str):
-            raise InvalidRequestError(
-                f"targets must be strings; row {place} has {describe_kind(target)}.",
-                param="targets",
-            )
+    if wrong := [str(place) for place, one in enumerate(targets) if not isinstance(one, str)]:
+        raise InvalidRequestError(
+            f"targets must be strings; row {wrong[0]} has {describe_kind(targets[int(wrong[0])])}."
+            f" No strings are in the rows {some_of(wrong)}. Give them targets, or drop them:"
+            " data.dropna(subset=...) drops those that have none.",
+            param="targets",
+        )
     return targets
+
+
+def _check_columns(requests: list[dict[str, Any]], task: Task) -> None:
+    known = {INPUT_FIELDS[task], *PARAMETERS[task]}
+    if unknown := sorted({name for row in requests for name in row} - known):
+        raise InvalidRequestError(
+            f"The columns {some_of(unknown)} are no fields of a request of {task}. Drop them:"
+            " data.drop(columns=...).",
+            param="data",
+        )
+
+
+def _check_names(data: pd.DataFrame, targets_name: str | None, settings: Mapping[str, Any]) -> None:
+    """Refuse columns that the table would have twice."""
+    if not settings["log_inputs"]:
+        return
+    names = [*map(str, data), *filter(None, [targets_name]), "outputs", *COLUMNS]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InvalidRequestError(
+            f"The table would have the columns {some_of(twice)} twice: from the data, and as what"
+            " is measured. Rename them in the data, or set log_inputs to false.",
+            param="data",
+        )
 
 
 def _table(

@@ -16,6 +16,8 @@ from mlflow.models.evaluation import EvaluationResult
 from mlflow.models.evaluation.artifacts import ImageEvaluationArtifact, JsonEvaluationArtifact
 from PIL import Image
 
+from mlflow_phi3_onnx.errors import InvalidRequestError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,6 +30,9 @@ __all__ = ["EvaluationLog"]
 
 # Not the name of the default evaluator's table: to one that exists, MLflow appends rows.
 _TABLE, _PLOT = "onnx_genai_results_table", "onnx_genai_plot"
+
+_IN_EVERY = "peak_memory_bytes"
+"""A metric that every evaluation has, and hardly anything else."""
 
 _CURVES = {
     "perplexity": "perplexity of the target",
@@ -54,6 +59,19 @@ class EvaluationLog:
     model_id: str | None
     dataset: EvaluationDataset
     prefix: str
+
+    def refuse_second(self) -> None:
+        """Refuse to evaluate again under names that the run has: MLflow would append to its table.
+
+        Raises:
+            InvalidRequestError: If the run has an evaluation of this prefix.
+        """
+        if f"{self.prefix}{_IN_EVERY}" in MlflowClient().get_run(self.run_id).data.metrics:
+            raise InvalidRequestError(
+                "metric_prefix: the run has an evaluation with this one already. Set another, or"
+                " evaluate in another run.",
+                param="metric_prefix",
+            )
 
     def write(
         self, metrics: dict[str, float], rows: Sequence[ScoredRow], table: pd.DataFrame

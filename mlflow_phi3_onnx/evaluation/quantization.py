@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 from mlflow_phi3_onnx.core.checks import describe_kind, integer
-from mlflow_phi3_onnx.core.options import Option
+from mlflow_phi3_onnx.core.options import Option, check_mapping
 from mlflow_phi3_onnx.core.progress import rows_done
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
-from mlflow_phi3_onnx.errors import ConversionError, InvalidRequestError
+from mlflow_phi3_onnx.errors import ContextLengthError, ConversionError, InvalidRequestError
 from mlflow_phi3_onnx.evaluation.memory import PeakMemory, own_children
 from mlflow_phi3_onnx.evaluation.open_side import OnnxSide, open_side
 from mlflow_phi3_onnx.evaluation.quantization_result import (
@@ -30,6 +30,7 @@ from mlflow_phi3_onnx.evaluation.result import Scores, likeness
 from mlflow_phi3_onnx.evaluation.side import Place
 from mlflow_phi3_onnx.evaluation.tracking import log_result, will_log
 from mlflow_phi3_onnx.model.native import GenAIModel
+from mlflow_phi3_onnx.model.settings import Settings
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from mlflow_phi3_onnx.sources.convert.checkpoint import is_of_transformers, write_checkpoint
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.artifact.folder import ModelFolder
 
-__all__ = ["quantization_report"]
+__all__ = ["encoded", "quantization_report"]
 
 _logger = logging.getLogger(__name__)
 
@@ -152,11 +153,11 @@ def quantization_report(
         if in_memory:  # written once, for all forms
             source, given = Path(stack.enter_context(_folder())), None
             write_checkpoint(model, tokenizer, source)
-        forms, failed = _made(source, given, conversions, stack)
+        forms, failed, prompts = _made(source, given, conversions, read, limit, stack)
         if not forms or not (in_memory or "fp32" not in failed):
             why = " ".join(f"{form}: {reason}" for form, reason in failed.items())
             raise ConversionError(f"The reference could not be made, or no form at all. {why}")
-        prompts = _take_turns(forms, read, limit, turns, config)
+        _take_turns(forms, prompts, limit, turns, config)
         if in_memory:
             side = open_side(model, "model", tokenizer, stack)
             label, scores = side.label, [Scores(*side.score(ids)) for ids in prompts]
@@ -243,7 +244,7 @@ def _check_texts(texts: Any) -> list[str]:
 
 
 def _check_config(model_config: Mapping[str, Any] | None) -> dict[str, Any]:
-    config = dict(model_config or {})
+    config = dict(check_mapping(model_config, "model_config"))
     for name in _SET_HERE:
         if name in config:
             raise InvalidRequestError(
@@ -251,7 +252,9 @@ def _check_config(model_config: Mapping[str, Any] | None) -> dict[str, Any]:
                 " its own and computes every prompt anew. Leave it out.",
                 param=name,
             )
-    return {**config, "isolation": "worker", "prefix_cache": False}
+    config |= {"isolation": "worker", "prefix_cache": False}
+    Settings.check(config, COMPLETIONS)
+    return config
 
 
 def _folder() -> tempfile.TemporaryDirectory[str]:
@@ -262,9 +265,18 @@ def _made(
     source: Any,
     tokenizer: Any,
     conversions: Mapping[str, tuple[str, Mapping[str, Any] | None]],
+    texts: list[str],
+    limit: int,
     stack: ExitStack,
-) -> tuple[list[_Form], dict[str, str]]:
-    """Convert a model into each form, for as long as the stack lasts; tell why some cannot be."""
+) -> tuple[list[_Form], dict[str, str], list[list[int]]]:
+    """Convert a model into each form, for as long as the stack lasts; tell why some cannot be.
+
+    The first that can brings the tokenizer, so the texts are checked before the others are made.
+
+    Returns:
+        The forms, why others could not be made, and the token ids of the texts.
+    """
+    prompts: list[list[int]] = []
     forms: list[_Form] = []
     failed: dict[str, str] = {}
     with rows_done(len(conversions)) as bar:
@@ -280,31 +292,46 @@ def _made(
             else:
                 size = sum(file.stat().st_size for file in bundle.files.values())
                 forms.append(_Form(name, bundle.variants[0].model, size))
+                prompts = prompts or encoded(forms[0].folder, texts, limit)
             bar.update()
-    return forms, failed
+    return forms, failed, prompts
 
 
 def _take_turns(
-    forms: list[_Form], texts: list[str], limit: int, turns: int, config: Mapping[str, Any]
-) -> list[list[int]]:
-    """Measure the forms in turns; return the token ids of the texts."""
-    prompts: list[list[int]] = []
+    forms: list[_Form],
+    prompts: list[list[int]],
+    limit: int,
+    turns: int,
+    config: Mapping[str, Any],
+) -> None:
+    """Measure the forms in turns."""
     with rows_done(turns * len(forms)) as bar:
         for turn in range(turns):
             for form in forms if turn % 2 == 0 else forms[::-1]:
-                prompts = prompts or _encoded(form, texts)
                 _take_turn(form, prompts, limit, config)
                 bar.update()
-    return prompts
 
 
-def _encoded(form: _Form, texts: list[str]) -> list[list[int]]:
-    tokenizer = PromptTokenizer(form.folder.tokenizer_path)
+def encoded(folder: ModelFolder, texts: list[str], limit: int) -> list[list[int]]:
+    """Return the token ids of texts that a model can read, and continue by so many tokens.
+
+    Raises:
+        InvalidRequestError: If a text has fewer than two tokens.
+        ContextLengthError: If one, with what follows it, does not fit into the model's context.
+    """
+    tokenizer = PromptTokenizer(folder.tokenizer_path)
     prompts = [tokenizer.encode(text, f"texts[{i}]").tolist() for i, text in enumerate(texts)]
     for place, ids in enumerate(prompts):
         if len(ids) < 2:
             raise InvalidRequestError(
                 f"texts[{place}] has fewer than two tokens; the first is never scored.",
+                param="texts",
+            )
+        if len(ids) + limit > folder.context_length:
+            raise ContextLengthError(
+                f"texts[{place}] has {len(ids):,} tokens, and {limit:,} are written after it; the"
+                f" model's context length is {folder.context_length:,} tokens. Shorten the text, or"
+                " lower max_tokens.",
                 param="texts",
             )
     return prompts

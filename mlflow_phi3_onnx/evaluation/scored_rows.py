@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlflow_phi3_onnx.core.progress import rows_done
-from mlflow_phi3_onnx.errors import GenAIError
+from mlflow_phi3_onnx.errors import GenAIError, UnsupportedParameterError
 from mlflow_phi3_onnx.evaluation.text_scores import exact_match, token_f1
 from mlflow_phi3_onnx.flavor.output import Answering
 from mlflow_phi3_onnx.model.tokens import perplexity
@@ -97,33 +97,45 @@ def score_rows(
     task: Task,
     rows: Sequence[Mapping[str, Any]],
     targets: Sequence[str] | None,
+    *,
+    messages: bool,
 ) -> list[ScoredRow]:
     """Answer rows as streams, one after the other, and score their targets.
 
     What a model does once, at first, is not timed. A row that fails has its error, and the others
     go on.
+
+    Args:
+        model: The model.
+        task: What it is asked for.
+        rows: The fields of each request.
+        targets: The right answers, where there are any.
+        messages: Whether errors have their messages, which may quote a request's fields.
     """
+    told = _in_full if messages else _by_kind
     text, tokens = _WARM_UP
     model.greedy_tokens(model.tokenize(text), tokens)
     scored: list[ScoredRow] = []
     with rows_done(len(rows)) as bar:
         for place, fields in enumerate(rows):
             row = ScoredRow()
-            _answer(row, model, task, fields)
+            try:
+                _answer(row, model, task, fields)
+            except GenAIError as error:
+                row.error = told(error)
             if targets is not None:
                 # Scored afterwards, for a prompt that was computed before is answered sooner.
-                _score(row, model, task, fields, targets[place])
+                try:
+                    _score(row, model, task, fields, targets[place])
+                except GenAIError as error:
+                    row.target_error = told(error)
             scored.append(row)
             bar.update()
     return scored
 
 
 def _answer(row: ScoredRow, model: GenAIModel, task: Task, fields: Mapping[str, Any]) -> None:
-    try:
-        answer = model.run_timed(task, fields)
-    except GenAIError as error:
-        row.error = _told(error)
-        return
+    answer = model.run_timed(task, fields)
     (row.output,) = _AS_TEXT.written([answer.response], task)
     _time(row, answer)
 
@@ -142,16 +154,18 @@ def _score(
     # Where there is no answer, there is no right one.
     row.exact_match = 0.0 if row.output is None else exact_match(row.output, target)
     row.token_f1 = 0.0 if row.output is None else token_f1(row.output, target)
-    try:
-        tokens = model.target_logprobs(task, fields, target)
-    except GenAIError as error:
-        row.target_error = _told(error)
-    else:
-        row.target_logprobs = [token["logprob"] for token in tokens]
+    tokens = model.target_logprobs(task, fields, target)
+    row.target_logprobs = [token["logprob"] for token in tokens]
 
 
-def _told(error: GenAIError) -> str:
+def _in_full(error: GenAIError) -> str:
     return f"{type(error).__name__}: {error.message}"
+
+
+def _by_kind(error: GenAIError) -> str:
+    # A parameter that is not known is a text of the request.
+    unknown = isinstance(error, UnsupportedParameterError)
+    return type(error).__name__ + ("" if unknown or not error.param else f": {error.param}")
 
 
 def aggregated(rows: Sequence[ScoredRow], *, targets: bool) -> dict[str, float]:

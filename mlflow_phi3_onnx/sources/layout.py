@@ -133,8 +133,8 @@ def choose(files: Collection[str], *, subfolder: str, convert: bool, place: str)
             return Part("checkpoint", subfolder)
         if models:
             raise InvalidRequestError(
-                "precision, export_options and tokenizer are for models that are converted, but"
-                f" {place[0].lower()}{place[1:]} is in ONNX form already.",
+                f"model: {place[0].lower()}{place[1:]} is in ONNX form already, so it is not"
+                " converted. precision, export_options and tokenizer are for models of PyTorch.",
                 param="precision",
             )
     elif "" in models:

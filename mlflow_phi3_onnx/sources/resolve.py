@@ -232,8 +232,8 @@ class Source:
     def _from_saved(self, path: Path, origin: dict[str, Any]) -> ResolvedSource:
         if self._must_convert:
             raise InvalidRequestError(
-                "precision and export_options are for models that are converted, but the MLflow"
-                " model is in ONNX form already.",
+                "model: the MLflow model is in ONNX form already, so it is not converted."
+                " precision and export_options are for models of PyTorch.",
                 param="precision",
             )
         saved = read_saved(path)

@@ -357,7 +357,10 @@ def test_it_is_for_models_that_write_text(kind: str, models: dict[str, Any]) -> 
     [
         ({"log_input": False}, UnsupportedParameterError, "log_input is not a setting.*log_inputs"),
         ({"log_inputs": "no"}, InvalidRequestError, "log_inputs must be true or false; got 'no'"),
-        ({"metric_prefix": 3}, InvalidRequestError, "metric_prefix must be a string; got 3"),
+        ({"metric_prefix": 3}, InvalidRequestError, "metric_prefix must be up to .*; got 3"),
+        ({"metric_prefix": "a b/c#"}, InvalidRequestError, "metric_prefix must be up to"),
+        ({"metric_prefix": "../a"}, InvalidRequestError, "metric_prefix must be up to"),
+        ({"metric_prefix": "a//b"}, InvalidRequestError, "metric_prefix must be up to"),
     ],
 )
 def test_its_configuration_is_checked(
@@ -374,6 +377,47 @@ def test_what_is_meant_for_other_evaluators_is_let_pass(models: dict[str, Any]) 
 def test_targets_are_texts(models: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="targets must be strings; row 1 has 7"):
         evaluated(models[CHAT], *(ROWS[CHAT][0], ["a", 7, "b"]))  # type: ignore[arg-type] - that is the point
+    given = {"prompt": list("abc")}
+    with pytest.raises(InvalidRequestError, match=r"row 1 has .*in the rows 1, 2\. .*dropna"):
+        evaluated(models[TEXT], given, ["a", None, None])  # type: ignore[list-item] - nor these
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "says"),
+    [
+        ({"number": [1, 2, 3], "max_token": [1, 2, 3]}, "right", "columns max_token, number are"),
+        ({}, "outputs", "the columns outputs twice"),
+        ({}, "error", "the columns error twice"),
+    ],
+)
+def test_columns_are_refused_before_anything_is_answered(
+    columns: dict[str, Any], target: str, says: str, models: dict[str, Any]
+) -> None:
+    data = pd.DataFrame({**ROWS[TEXT][0], **columns, target: ROWS[TEXT][1]})
+    more: dict[str, Any] = {"model_type": "text", "evaluators": ["onnx-genai"], "targets": target}
+    with mlflow.start_run() as run, pytest.raises(InvalidRequestError, match=says):
+        mlflow.models.evaluate(models[TEXT], data, **more)
+    assert MlflowClient().get_run(run.info.run_id).data.metrics == {}
+
+
+def test_a_second_evaluation_in_a_run_needs_a_prefix(models: dict[str, Any]) -> None:
+    with mlflow.start_run():
+        evaluated(models[TEXT], *ROWS[TEXT])
+        with pytest.raises(InvalidRequestError, match="metric_prefix: the run has an evaluation"):
+            evaluated(models[TEXT], *ROWS[TEXT])
+        again = evaluated(models[TEXT], *ROWS[TEXT], metric_prefix="again/")
+    assert len(again.tables[f"again/{TABLE}"]) == 3
+
+
+def test_without_inputs_errors_quote_none(models: dict[str, Any]) -> None:
+    given = {**ROWS[CHAT][0], "regex": [f"[{CANARY}", None, None], "max_tokens": [5, -1, 5]}
+    result = evaluated(models[CHAT], given, ROWS[CHAT][1], log_inputs=False)
+    table = result.tables[TABLE]
+    assert list(table["error"])[:2] == [
+        "InvalidRequestError: regex",
+        "InvalidRequestError: max_tokens",
+    ]
+    assert CANARY not in str(table["target_error"].tolist())
 
 
 def test_memory_is_watched_in_the_background() -> None:

@@ -12,12 +12,15 @@ from mlflow.artifacts import load_image, load_text
 
 from benchmarks.models import MODELS, can_build, checkpoint_folder
 from mlflow_phi3_onnx import (
+    ContextLengthError,
     ConversionError,
     InvalidRequestError,
     SourceError,
     UnsupportedParameterError,
     quantization_report,
 )
+from mlflow_phi3_onnx.artifact.folder import read_folder
+from mlflow_phi3_onnx.evaluation.quantization import encoded
 from mlflow_phi3_onnx.evaluation.quantization_result import Measured, judged
 
 if TYPE_CHECKING:
@@ -96,6 +99,8 @@ def test_speeds_are_related_turn_by_turn() -> None:
             InvalidRequestError,
             "prefix_cache is set by the report",
         ),
+        ({"model_config": "x"}, InvalidRequestError, "model_config must be a mapping"),
+        ({"model_config": {"loop": "x"}}, InvalidRequestError, "loop must be one of"),
         ({"name": "a/b"}, InvalidRequestError, "name must be of letters"),
     ],
 )
@@ -111,6 +116,21 @@ def test_there_must_be_something_to_convert(demo: Path, tmp_path: Path) -> None:
         quantization_report(tmp_path / "none")
     with pytest.raises(InvalidRequestError, match="in ONNX form already"):
         quantization_report(demo)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "error", "message"),
+    [
+        ("a", 2, InvalidRequestError, r"texts\[1\] has fewer than two tokens"),
+        ("word " * 300_000, 2, ContextLengthError, r"texts\[1\] has .* context length is"),
+        ("a text", 10**6, ContextLengthError, r"texts\[0\] has .* lower max_tokens"),
+    ],
+)
+def test_texts_fit_the_first_form(
+    demo: Path, text: str, limit: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        encoded(read_folder(demo), ["a text", text], limit)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ The terms are those of ``vllm bench serve`` and ``genai-perf``:
 
 - TTFT, time to first token: from sending the request to the first chunk with text;
 - E2E latency: from sending it to the end of the response;
-- TPOT, time per output token: (E2E - TTFT) / (completion tokens - 1), one figure a request;
+- TPOT, time per output token: from the first chunk with text to the last one, by (completion
+  tokens - 1), one figure a request;
 - ITL, inter-token latency: the time between two chunks with text, one figure a pair of chunks.
 """
 
@@ -61,10 +62,10 @@ class Exchange:
 
     @property
     def tpot(self) -> float | None:
-        """Time per output token; None where there were fewer than two, or no text came."""
-        if not self.chunks or self.completion_tokens < 2:
+        """Time per output token; None where there were fewer than two, or all came at once."""
+        if len(self.chunks) < 2 or self.completion_tokens < 2:
             return None
-        return (self.ended - self.chunks[0]) / (self.completion_tokens - 1)
+        return (self.chunks[-1] - self.chunks[0]) / (self.completion_tokens - 1)
 
     @property
     def itl(self) -> list[float]:

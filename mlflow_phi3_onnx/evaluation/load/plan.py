@@ -98,12 +98,19 @@ class Plan:
                 f" and {min(plan.prompt_tokens):,}. A prompt has at least one token of its own.",
                 param="prefix_tokens",
             )
+        if max(plan.concurrency, default=1) > plan.requests:
+            raise InvalidRequestError(
+                f"requests must be at least concurrency; got {plan.requests:,} and"
+                f" {max(plan.concurrency):,}. Fewer requests are never so many at once.",
+                param="requests",
+            )
         return plan
 
     @property
     def points(self) -> list[Point]:
         """The loads, in order."""
-        closed = self.concurrency or (() if self.rate else DEFAULT_CONCURRENCY)
+        usual = [one for one in DEFAULT_CONCURRENCY if one <= self.requests]
+        closed = self.concurrency or (() if self.rate else usual)
         loads = [*((one, None) for one in closed), *((None, one) for one in self.rate)]
         lengths = (self.prompt_tokens, self.completion_tokens, self.prefix_tokens)
         return [
@@ -168,7 +175,8 @@ OPTIONS = table(
         "How many callers a closed loop has: each sends a request, waits for the whole completion,"
         " and sends the next.",
         _counts(1, MAX_CALLERS),
-        f"{','.join(map(str, DEFAULT_CONCURRENCY))}, or none where there is a rate",
+        f"{','.join(map(str, DEFAULT_CONCURRENCY))}, up to the requests, or none where there is a"
+        " rate",
     ),
     _option(
         "rate",
@@ -200,7 +208,7 @@ OPTIONS = table(
         "seed",
         "Draws prompts and arrivals. With the same seed a server that has run before may have the"
         " prompts in its cache.",
-        integer(0, bits=64),
+        integer(0, 2**63 - 1),
         "another one each time, which is logged",
     ),
     _option(

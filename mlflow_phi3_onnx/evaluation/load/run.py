@@ -101,6 +101,15 @@ class LoadTest:
         return found
 
     @property
+    def idle(self) -> list[str]:
+        """The loads in which a side got no request."""
+        return [
+            f"{one.point.load} ({one.point.lengths})"
+            for one in self.measured
+            if not all(one.summary(side).requests for side in self.sides)
+        ]
+
+    @property
     def requests(self) -> int:
         """How many requests were sent."""
         return sum(one.summary(side).requests for one in self.measured for side in self.sides)

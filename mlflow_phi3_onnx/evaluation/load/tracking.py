@@ -6,9 +6,12 @@ import importlib.util
 import json
 import logging
 import re
+import tempfile
 from typing import TYPE_CHECKING
 
 import mlflow
+from mlflow.environment_variables import MLFLOW_RUN_ID
+from mlflow.exceptions import MlflowException
 
 from mlflow_phi3_onnx.errors import SaveError
 from mlflow_phi3_onnx.evaluation.load.plan import Plan
@@ -20,13 +23,51 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.evaluation.load.run import LoadTest
 
-__all__ = ["log_load_test", "write_files"]
+__all__ = ["check_folder", "check_tracking", "log_load_test", "metrics_of", "write_files"]
 
 RESULTS, TABLE, PLOT = "results.json", "table.txt", "plot.png"
 
 _logger = logging.getLogger(__name__)
 
-_NOT_IN_A_NAME = re.compile(r"[^\w\-./ ]")
+_NOT_IN_A_NAME = re.compile(r"[^\w\-./]+")
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder for results, and see that it can be written to.
+
+    Raises:
+        SaveError: If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise SaveError(
+            f"output: the results cannot be written there ({type(error).__name__}). Name a folder"
+            " that can be written to.",
+            param="output",
+        ) from error
+
+
+def check_tracking() -> None:
+    """See that there is where a run can be logged, and as which one.
+
+    Raises:
+        SaveError: If there is not.
+    """
+    client, active = mlflow.MlflowClient(), mlflow.active_run()
+    run_id = active.info.run_id if active else MLFLOW_RUN_ID.get()
+    try:
+        if run_id:
+            client.get_run(run_id)
+        else:
+            client.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise SaveError(
+            f"No run can be logged: the tracking store, or its run, cannot be read"
+            f" ({error.error_code}). Check MLFLOW_TRACKING_URI and MLFLOW_RUN_ID, or log nothing"
+            " with --no-log."
+        ) from error
 
 
 def write_files(test: LoadTest, folder: Path) -> None:
@@ -36,7 +77,6 @@ def write_files(test: LoadTest, folder: Path) -> None:
         SaveError: If the folder cannot be written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / RESULTS).write_text(json.dumps(as_json(test), indent=1) + "\n", encoding="utf-8")
         (folder / TABLE).write_text(table(test) + "\n", encoding="utf-8")
         if _can_plot():
@@ -66,7 +106,7 @@ def log_load_test(test: LoadTest) -> str:
         labels = {name: side.label for name, side in test.sides.items()}
         mlflow.log_params({**plan, **labels})
         link_models([side.place.model_id for side in test.sides.values()])
-        mlflow.log_metrics(_metrics(test))
+        mlflow.log_metrics(metrics_of(test))
         mlflow.log_dict(as_json(test), RESULTS)
         mlflow.log_text(table(test), TABLE)
         if _can_plot():
@@ -77,7 +117,8 @@ def log_load_test(test: LoadTest) -> str:
     return run.info.run_id
 
 
-def _metrics(test: LoadTest) -> dict[str, float]:
+def metrics_of(test: LoadTest) -> dict[str, float]:
+    """Return the metrics of a load test, by the names that :func:`log_load_test` describes."""
     many = len({one.point.lengths for one in test.measured}) > 1
     found: dict[str, float] = {}
     for one in test.measured:

@@ -25,7 +25,7 @@ def test_the_latencies_of_one_request() -> None:
     one = exchange(1.5, 1.7, 2.1, sent=1.0, ended=2.2)
     assert one.ttft == pytest.approx(0.5)
     assert one.e2el == pytest.approx(1.2)
-    assert one.tpot == pytest.approx(0.7 / 3)  # four tokens have three gaps
+    assert one.tpot == pytest.approx(0.6 / 3)  # four tokens have three gaps, and the end is none
     assert one.itl == pytest.approx([0.2, 0.4])  # three chunks have two
 
 
@@ -33,7 +33,7 @@ def test_what_has_no_text_or_one_token_has_no_time_per_token() -> None:
     assert (exchange().ttft, exchange().tpot, exchange().itl) == (None, None, [])
     single = exchange(0.5, completion_tokens=1)
     assert (single.ttft, single.tpot, single.itl) == (0.5, None, [])
-    assert exchange(0.5, ended=1.0, completion_tokens=2).tpot == pytest.approx(0.5)
+    assert exchange(0.5, ended=1.0, completion_tokens=2).tpot is None  # both came at once
 
 
 def test_percentiles_lie_where_those_of_numpy_do() -> None:
@@ -88,8 +88,8 @@ def test_where_nothing_came_there_is_no_latency() -> None:
 
 def test_goodput_counts_what_meets_every_goal() -> None:
     loads = [
-        exchange(0.5, 0.6, ended=1.0),  # TTFT 0.5 s, TPOT 0.17 s
-        exchange(0.4, 0.6, ended=2.0),  # TPOT 0.53 s
+        exchange(0.5, 0.6, ended=1.0),  # TTFT 0.5 s, TPOT 0.03 s
+        exchange(0.4, 0.5, 1.3, ended=2.0),  # TPOT 0.3 s
         exchange(0.6, 0.7, ended=1.0),  # TTFT 0.6 s
         exchange(0.1, 0.2, ended=0.3, error="HTTP 500"),
     ]

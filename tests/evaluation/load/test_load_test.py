@@ -19,6 +19,7 @@ from mlflow_phi3_onnx.evaluation.load.exchange import Summary
 from mlflow_phi3_onnx.evaluation.load.plan import Plan
 from mlflow_phi3_onnx.evaluation.load.run import COMPARED, LoadTest, run_load_test, run_sides
 from mlflow_phi3_onnx.evaluation.load.side import WORDS
+from mlflow_phi3_onnx.evaluation.load.tracking import metrics_of
 from tests.support.http_server import running
 from tests.support.loads import ScriptedSide
 
@@ -234,6 +235,11 @@ BAD = {
         ["http://127.0.0.1:1/v1", "--model-config", '{"loop": "slots"}'],
         "model_config is not for a URL",
     ),
+    "more callers than requests": (
+        ["--concurrency", "8", "--requests", "1"],
+        "requests must be at least concurrency; got 1 and 8",
+    ),
+    "no seed": (["--seed", "9" * 30], "seed must be an integer from 0 to 9223372036854775807"),
     "nobody to compare with": (["--compare-id", "a"], "compare_id and compare_config are for a"),
 }
 
@@ -251,9 +257,44 @@ def test_what_cannot_be_run_is_refused_in_one_line(
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "file").write_text("")
-    given = [*SMALL, "--concurrency", "1", "--no-log", "--output", str(tmp_path / "file")]
+    given = ["nowhere", "--no-log", "--output", str(tmp_path / "file")]
+    assert main(["bench", *given]) == 1  # before the model is looked for
+    assert "output: the results cannot be written there" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tracking")
+def test_where_no_run_can_be_logged_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    assert main(["bench", "nowhere"]) == 1
+    assert "No run can be logged: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tracking")
+def test_files_that_cannot_be_written_leave_the_run(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "results.json").mkdir()
+    given = [*SMALL, "--concurrency", "1", "--output", str(tmp_path)]
     assert main(["bench", *given]) == 1
-    assert "cannot be written" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "Logged as run" in shown.out
+    assert "cannot be written" in shown.err
+
+
+def test_a_load_without_a_request_is_an_error(capsys: Captured) -> None:
+    given = [*SMALL, "--concurrency", "1", "--seconds", "1e-9", "--no-log"]
+    assert main(["bench", *given]) == 1
+    assert "No request was sent in the loads 1 at once (24+8)." in capsys.readouterr().err
+
+
+def test_names_of_metrics_have_no_spaces() -> None:
+    test, _ = run_scripted(concurrency="2", requests=2, rounds=1, prompt_tokens="9,8")
+    shared, _ = run_scripted(
+        concurrency="2", requests=2, rounds=1, prompt_tokens="9,8", prefix_tokens="0,4"
+    )
+    assert "concurrency_2/9_64/requests" in metrics_of(test)
+    assert "compare/concurrency_2/8_64_4_shared/requests" in metrics_of(shared)
+    assert not any(" " in name for name in metrics_of(shared))
 
 
 @pytest.mark.export
