@@ -86,6 +86,14 @@ def evaluated(name: str, prompt: Any, **config: Any) -> tuple[Any, Any]:
     return info, result
 
 
+def registered(info: Any) -> Any:
+    """Register a candidate, with the description that MLflow leaves with the logged model."""
+    version = mlflow.register_model(info.model_uri, NAME).version
+    described = client.get_logged_model(info.model_id).tags["mlflow.note.content"]
+    client.update_model_version(NAME, version, described)
+    return version
+
+
 def version_with(alias: str) -> Any:
     """Return the version that has an alias; None if none has it."""
     held = client.get_registered_model(NAME).aliases
@@ -127,7 +135,7 @@ for name, candidate in {
     except ModelValidationFailedException:
         print(f"{told}: below the thresholds, not registered")
         continue
-    version = mlflow.register_model(info.model_uri, NAME).version
+    version = registered(info)
     client.set_registered_model_alias(NAME, "challenger", version)
     outcome = "now the champion" if promote_unless_worse() else "worse than the champion"
     print(f"{told}: version {version}, {outcome}")
@@ -191,7 +199,8 @@ print("\n3. Find the traces of what was served, and evaluate them")
 model_id = get_model_info(f"models:/{NAME}@champion").model_id
 traces = mlflow.search_traces(model_id=model_id)
 checked = mlflow.genai.evaluate(data=traces, scorers=[knows, finished])
-print(f"   {len(traces)} traces of the champion:", checked.metrics)
+told = ", ".join(f"{name} {value:.2f}" for name, value in sorted(checked.metrics.items()))
+print(f"   {len(traces)} traces of the champion: {told}")
 (trace,) = mlflow.search_traces(
     filter_string=f"trace.client_request_id = '{asked}-2'", return_type="list"
 )

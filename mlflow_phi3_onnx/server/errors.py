@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from mlflow_phi3_onnx.errors import CancelledError, GenAIError
@@ -31,20 +32,20 @@ __all__ = [
 
 
 class ServerError(GenAIError):
-    """An error of the server's own."""
+    """An error of the server's own.
+
+    Attributes:
+        headers: Headers of the response.
+    """
 
     http_status: ClassVar[int] = 500
     openai_type = "invalid_request_error"
+    headers: Mapping[str, str] = MappingProxyType({})
 
     @property
     def status(self) -> int:
         """The HTTP status."""
         return self.http_status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the response."""
-        return {}
 
 
 class UnauthorizedError(ServerError):
@@ -53,11 +54,7 @@ class UnauthorizedError(ServerError):
     http_status = 401
     openai_type = "authentication_error"
     openai_code = "invalid_api_key"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the response."""
-        return {"WWW-Authenticate": "Bearer"}
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class HostError(ServerError):
@@ -89,12 +86,8 @@ class BadMethodError(ServerError):
 
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
-        self._allowed = allowed
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the response."""
-        return {"Allow": self._allowed} if self._allowed else {}
+        if allowed:
+            self.headers = {"Allow": allowed}
 
 
 class SlowBodyError(ServerError):
@@ -134,12 +127,7 @@ class QueueFullError(ServerError):
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
-        self._retry_after = retry_after
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the response."""
-        return {"Retry-After": str(self._retry_after)}
+        self.headers = {"Retry-After": str(retry_after)}
 
 
 class TooManyConnectionsError(ServerError):
@@ -148,11 +136,7 @@ class TooManyConnectionsError(ServerError):
     http_status = 503
     openai_type = "server_error"
     openai_code = "too_many_connections"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the response; the connection ends with it."""
-        return {"Retry-After": "1", "Connection": "close"}
+    headers = MappingProxyType({"Retry-After": "1", "Connection": "close"})
 
 
 class DrainingError(ServerError):
@@ -161,11 +145,7 @@ class DrainingError(ServerError):
     http_status = 503
     openai_type = "server_error"
     openai_code = "shutting_down"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the response."""
-        return {"Retry-After": "5"}
+    headers = MappingProxyType({"Retry-After": "5"})
 
 
 class ModelUnavailableError(ServerError):

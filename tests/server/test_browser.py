@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.browser import chromium
 from tests.support.http_server import running, until
 from tests.support.thinking import thinker
 from tests.support.tool_cases import TOOLS
@@ -25,19 +24,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
 KEY = "a-key-of-the-page"
 SPAIN, MADRID = "What is the capital of Spain?", "The capital of Spain is Madrid."
 LONG = json.dumps({"min_tokens": 4000})
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    module = pytest.importorskip("playwright.sync_api", reason="needs the browser extra")
-    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip("there is no Chromium")
-    with module.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=program)
+    with chromium() as found:
         yield found
-        found.close()
 
 
 class Visit:

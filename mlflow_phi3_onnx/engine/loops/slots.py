@@ -186,7 +186,7 @@ class SlotsLoop(Loop):
             state = self._prefilling.pop(0)
             with Failing([state]):
                 self._prefill(state)
-        self._remove_finished()
+            self._remove_finished()
         if self._decoding:
             slots = [self._table.slots[index] for index in self._decoding]
             decoded = [(slot, slot.state) for slot in slots if slot.state is not None]
