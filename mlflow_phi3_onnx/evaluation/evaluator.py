@@ -100,7 +100,6 @@ class OnnxGenAIEvaluator(ModelEvaluator):
         extra_metrics: list[Any] | None = None,
         custom_artifacts: list[Any] | None = None,
         predictions: str | None = None,
-        model_id: str | None = None,
         **_: Any,
     ) -> Any:  # MLflow's own method says nothing, which type checkers take for None
         """Answer the rows, and log what was measured.
@@ -114,7 +113,6 @@ class OnnxGenAIEvaluator(ModelEvaluator):
             extra_metrics: What MLflow's own evaluator is to compute.
             custom_artifacts: The same.
             predictions: The column of the answer, of models that have several.
-            model_id: The logged model's id, if it is one.
 
         Returns:
             An ``EvaluationResult``; None if the model is none of this flavor, loaded in this
@@ -147,7 +145,7 @@ class OnnxGenAIEvaluator(ModelEvaluator):
                 " evaluators=['default', 'onnx-genai'].",
                 " and ".join(others),
             )
-        log = EvaluationLog(run_id, model_id, dataset, settings["metric_prefix"])
+        log = EvaluationLog(run_id, dataset, settings["metric_prefix"])
         log.refuse_second()
         data = _frame(dataset.features_data, dataset.feature_names)
         targets = _targets(dataset)

@@ -51,13 +51,11 @@ class EvaluationLog:
 
     Attributes:
         run_id: The run.
-        model_id: The logged model whose page shows the metrics too, if it is one.
         dataset: The data set that they are of.
         prefix: What names begin with.
     """
 
     run_id: str
-    model_id: str | None
     dataset: EvaluationDataset
     prefix: str
 
@@ -80,22 +78,19 @@ class EvaluationLog:
         """Log a result, and return it as MLflow has results."""
         named = {f"{self.prefix}{name}": value for name, value in metrics.items()}
         curves = {name: _values(rows, name) for name in _CURVES}
-        client = MlflowClient()
-        client.log_batch(
-            self.run_id,
-            metrics=[self._metric(name, value, self.model_id) for name, value in named.items()],
-        )
-        points = [
-            self._metric(f"{self.prefix}row/{name}", value, step=step)
+        points = [self._metric(name, value) for name, value in named.items()]
+        points += [
+            self._metric(f"{self.prefix}row/{name}", value, step)
             for name, values in curves.items()
             for step, value in values.items()
         ]
-        # They would fill the page of a model, and to a metric without one MLflow gives the model
-        # that is active in its thread: the one that is evaluated. In a new thread none is.
-        with ThreadPoolExecutor(1) as pool:
+        client = MlflowClient()
+        # MLflow gives the named ones to the model, too. Here it would do so with each row, for a
+        # model is active in this thread.
+        with ThreadPoolExecutor(1) as other:
             for start in range(0, len(points), _MOST_METRICS):
                 part = points[start : start + _MOST_METRICS]
-                pool.submit(client.log_batch, self.run_id, part).result()
+                other.submit(client.log_batch, self.run_id, part).result()
         table_file, plot_file = f"{self.prefix}{_TABLE}.json", f"{self.prefix}{_PLOT}.png"
         mlflow.log_table(table, table_file, run_id=self.run_id)
         image = _image(curves)
@@ -108,15 +103,12 @@ class EvaluationLog:
         }
         return EvaluationResult(named, artifacts, self.run_id)
 
-    def _metric(
-        self, name: str, value: float, model_id: str | None = None, step: int = 0
-    ) -> Metric:
+    def _metric(self, name: str, value: float, step: int = 0) -> Metric:
         return Metric(
             name,
             value,
             int(time.time() * 1000),
             step,
-            model_id=model_id,
             dataset_name=self.dataset.name,
             dataset_digest=self.dataset.digest,
             run_id=self.run_id,
