@@ -58,7 +58,7 @@ class Loop(NamedTuple):
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     folder = tmp_path_factory.mktemp("loop")
-    with running(SERVER, "/health", folder) as (url, _):
+    with running(SERVER, "/health", folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false") as (url, _):
         done = subprocess.run(
             [sys.executable, str(EXAMPLE)],
             env={**os.environ, "MLFLOW_TRACKING_URI": url},
