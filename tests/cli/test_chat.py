@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 pty = pytest.importorskip("pty", reason="there are no pseudo-terminals")
 
 COMMAND = [sys.executable, "-m", "mlflow_phi3_onnx.cli", "chat", "--temperature", "0"]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.deployments import OnnxGenAIDeploymentClient
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = [{"messages": [{"role": "user", "content": "What is the capital of Spain?"}]}]
 
 FRESH = """
@@ -83,7 +85,6 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     assert "Traceback" not in done.output
 
 
-@pytest.mark.slow
 def test_every_command_finds_the_deployment_that_another_made(
     command: Callable[..., subprocess.Popen[str]],
     serving: Callable[[], list[int]],

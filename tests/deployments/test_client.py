@@ -33,6 +33,8 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "What is the capital of Spain?"
 MADRID = "The capital of Spain is Madrid."
 REQUEST = {"messages": [{"role": "user", "content": QUESTION}]}

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, demo: Path, loop: str) -> Iterator[Server]:
@@ -140,7 +142,6 @@ def test_32_threads_get_what_each_gets_alone(server: Server, references: list[An
             future.result()
 
 
-@pytest.mark.slow
 def test_work_stops_at_the_server_s_timeout(demo: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 CANARY = "canary-2718281"
 
 PROMPT = "<|user|>\nWhat is the capital of Spain?<|end|>\n<|assistant|>\n"
@@ -77,6 +79,18 @@ def test_chat_payloads_four_at_a_time(chat: Server) -> None:
         assert status == 200
         assert content(body[0]) == f"The capital of {country} is {countries[country]}."
         assert body[0]["object"] == "chat.completion"
+
+
+def test_short_answers_do_not_wait_for_a_long_one(chat: Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(chat.post, {"messages": SPAIN, "min_tokens": 2500})
+        answered = 0
+        while not long.done():
+            _, body = chat.post({"messages": SPAIN})
+            answered += content(body[0]) == ANSWER
+    assert long.result()[0] == 200
+    # If they took turns, one might come before it, and one that waited for it would be the last.
+    assert answered > 2
 
 
 def test_chat_options_in_the_payload(chat: Server) -> None:

@@ -268,7 +268,7 @@ def test_a_copy_has_a_worker_of_its_own(demo: Path) -> None:
 
 @pytest.mark.parametrize("niceness", [0, 3])
 def test_a_worker_stands_back_as_far_as_it_is_told(demo: Path, niceness: int) -> None:
-    config = {"isolation": "worker"}
+    config = {"isolation": "worker", "intra_op_num_threads": 2}
     with GenAIModel(demo, model_config=config, policy=ServingPolicy(niceness=niceness)) as model:
         threads = psutil.Process(process_of(model).pid).threads()
         found = {os.getpriority(os.PRIO_PROCESS, thread.id) for thread in threads}

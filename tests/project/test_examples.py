@@ -18,6 +18,8 @@ from mlflow.artifacts import load_dict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "custom_python_wrapper.ipynb"
@@ -188,7 +190,6 @@ def printed(path: Path) -> dict[str, str]:
     return cells
 
 
-@pytest.mark.slow
 def test_project_logs_evaluates_and_queries(
     tracking: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,7 +221,6 @@ def test_project_logs_evaluates_and_queries(
     assert "The capital of New Zealand is Wellington." in capfd.readouterr().out
 
 
-@pytest.mark.slow
 def test_project_does_it_all_in_one_run(tracking: str, tmp_path: Path) -> None:
     done = run("-m", "mlflow", "run", EXAMPLES, "--env-manager", "local", cwd=tmp_path)
     assert "contains_keyword: 0.888889" in done.stdout

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"messages": SPAIN, "max_tokens": 5}
 REMOTE = "0af7651916cd43dd8448eb211c80319c"

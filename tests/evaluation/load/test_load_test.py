@@ -26,6 +26,8 @@ from tests.support.loads import ScriptedSide
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 Captured = pytest.CaptureFixture[str]
 
 LENGTHS = ["--prompt-tokens", "24", "--completion-tokens", "8"]
