@@ -128,6 +128,7 @@ class SharedWorker:
                 raise _no_socket(path, error) from error
             raise
         self.connection = Connection(ours)
+        self._path = path
 
     def stop(self) -> None:
         """Leave it."""
@@ -135,8 +136,10 @@ class SharedWorker:
 
     def kill(self, pid: int) -> None:
         """End it, for all that use it."""
-        with contextlib.suppress(ProcessLookupError):  # another was faster
+        # Nobody is to be connected with it while it dies.
+        with locked(self._path.with_name("lock")), contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            self._path.unlink(missing_ok=True)
         self.connection.close()
 
     def ended(self) -> str:
