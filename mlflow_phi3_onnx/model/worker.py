@@ -19,7 +19,7 @@ from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.lora.adapters import fitted
 from mlflow_phi3_onnx.engine.options import EngineOptions, ServingPolicy
 from mlflow_phi3_onnx.engine.worker.host import EngineHost
-from mlflow_phi3_onnx.engine.worker.process import is_same_user, lent_socket, locked
+from mlflow_phi3_onnx.engine.worker.process import is_same_user, lent_socket, locked, remove_own
 from mlflow_phi3_onnx.errors import GenAIError
 from mlflow_phi3_onnx.model.start import start_engine
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
@@ -108,8 +108,7 @@ class _Lobby:
         with suppress(OSError), locked(self._path.parent / "lock"):
             if self._let_in():
                 return
-            if self._path.stat().st_ino == self._own:
-                self._path.unlink()
+            remove_own(self._path, self._own)
             os._exit(0)
         if not self._let_in():
             os._exit(0)

@@ -375,6 +375,35 @@ def test_a_shared_worker_whose_socket_is_gone_still_ends(
 
 
 @UNIX
+@pytest.mark.parametrize("removed", ["nothing", "socket", "folder"])
+def test_a_shared_worker_that_is_killed_takes_no_connection_while_it_dies(
+    demo: Path, private: Path, removed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"isolation": "shared"}
+    there: list[bool] = []
+
+    def kill(pid: int, number: int, end: Any = os.kill) -> None:
+        there.append(socket.exists())
+        end(pid, number)
+
+    with GenAIModel(demo, model_config=config) as model, contextlib.ExitStack() as stack:
+        process, engine = process_of(model), model._engine
+        (socket,) = private.glob("*/*.sock")
+        if removed == "socket":  # another worker has its place now
+            socket.unlink()
+            stack.enter_context(GenAIModel(demo, model_config=config))
+            others = socket.stat().st_ino
+        elif removed == "folder":
+            shutil.rmtree(socket.parent)
+        monkeypatch.setattr(os, "kill", kill)
+        engine._worker.kill(process.pid)  # type: ignore[attr-defined] - no public name has it
+        until(lambda: has_ended(process))
+        assert there == [removed == "socket"]
+        if removed == "socket":
+            assert socket.stat().st_ino == others
+
+
+@UNIX
 def test_a_folder_that_others_can_enter_is_refused(demo: Path, private: Path) -> None:
     GenAIModel(demo, model_config={"isolation": "shared"}).close()
     (folder,) = private.iterdir()

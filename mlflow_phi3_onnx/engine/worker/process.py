@@ -28,7 +28,7 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
-__all__ = ["OwnWorker", "SharedWorker", "is_same_user", "lent_socket", "locked"]
+__all__ = ["OwnWorker", "SharedWorker", "is_same_user", "lent_socket", "locked", "remove_own"]
 
 _BOOT = """
 import json, sys
@@ -120,6 +120,7 @@ class SharedWorker:
                 if not _connects(ours, path):
                     _start_listening(entry, recipe, path)
                     ours.connect(str(path))
+                self._own = path.stat().st_ino if path.exists() else 0
             if not is_same_user(ours):
                 raise EngineDeadError(f"The socket {path} is another user's. Remove it.")
         except BaseException as error:
@@ -136,10 +137,11 @@ class SharedWorker:
 
     def kill(self, pid: int) -> None:
         """End it, for all that use it."""
-        # Nobody is to be connected with it while it dies.
-        with locked(self._path.with_name("lock")), contextlib.suppress(ProcessLookupError):
+        # Nobody is to be connected with it while it dies. It may hold the folder's lock.
+        with contextlib.suppress(OSError):
+            remove_own(self._path, self._own)
+        with contextlib.suppress(ProcessLookupError):  # another was faster
             os.kill(pid, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
-            self._path.unlink(missing_ok=True)
         self.connection.close()
 
     def ended(self) -> str:
@@ -184,6 +186,20 @@ def locked(path: Path) -> Generator[None]:
             # A process that was forked meanwhile holds the same lock, until it is taken back.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def remove_own(path: Path, own: int) -> None:
+    """Remove a worker's socket, unless another worker's is there by now.
+
+    Args:
+        path: Where it was.
+        own: Its inode.
+
+    Raises:
+        OSError: If nothing is there.
+    """
+    if path.stat().st_ino == own:
+        path.unlink()
 
 
 def _start(
