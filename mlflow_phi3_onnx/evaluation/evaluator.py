@@ -141,8 +141,8 @@ class OnnxGenAIEvaluator(ModelEvaluator):
         }
         if others := [name for name, value in given.items() if value]:
             _logger.warning(
-                "The evaluator onnx-genai leaves %s to MLflow's own evaluator, which must run too:"
-                " evaluators=['default', 'onnx-genai'].",
+                "The evaluator onnx-genai does nothing with %s. MLflow's own evaluator does, where"
+                " it runs too, as with evaluators=['default', 'onnx-genai'].",
                 " and ".join(others),
             )
         log = EvaluationLog(run_id, dataset, settings["metric_prefix"])

@@ -8,7 +8,9 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
@@ -168,10 +170,20 @@ def _told_what_is_missing(place: str, param: str) -> Generator[None]:
         # What is no URI at all has the same code as failures inside MLflow.
         if error.error_code not in _NOT_FOUND and "Not a proper" not in error.message:
             raise
-        local = not _SCHEME.match(place)
-        nothing = f"there is nothing at the path {show_path(place)}"
+        nothing = f"MLflow has no model at {place}"
+        if _URI.match(place):
+            nothing += f" in {_store(place)}. MLFLOW_TRACKING_URI chooses another"
+        elif not _SCHEME.match(place):
+            nothing = f"there is nothing at the path {show_path(place)}"
         raise SourceNotFoundError(
-            f"{param}: {nothing if local else f'MLflow has no model at {place}'}."
-            f" Expected {EXPECTED_PLACES}.",
-            param=param,
+            f"{param}: {nothing}. Expected {EXPECTED_PLACES}.", param=param
         ) from error
+
+
+def _store(uri: str) -> str:
+    """Say where MLflow has looked; of most stores the kind only, as an address may hold a key."""
+    of_models = uri.startswith("models:")
+    parts = urlsplit(mlflow.get_registry_uri() if of_models else mlflow.get_tracking_uri())
+    if parts.scheme not in ("http", "https"):
+        return f"its {parts.scheme or 'file'} store"
+    return f"the store {parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -328,7 +328,7 @@ def test_it_stands_beside_mlflow_s_own_evaluator(
     )
     assert result.metrics["exact_match/v1"] == result.metrics["exact_match"] == 1
     assert len(result.tables[TABLE]) == 3
-    assert "leaves extra_metrics to MLflow's own evaluator" in caplog.text
+    assert "does nothing with extra_metrics. MLflow's own evaluator does" in caplog.text
 
 
 def test_all_evaluators_leave_other_models_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import parse_request
 from tests.support.doors import SPAIN
 
@@ -80,6 +82,56 @@ EDGES = [
 ]
 
 
+# Of each honoured parameter a value that is not its default.
+CHOSEN: dict[str, Any] = {
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "top_k": 5,
+    "min_p": 0.5,
+    "do_sample": True,
+    "seed": 1,
+    "max_tokens": 5,
+    "max_completion_tokens": 5,
+    "max_length": 5,
+    "min_tokens": 5,
+    "stop": "x",
+    "stop_token_ids": [5],
+    "ignore_eos": True,
+    "n": 2,
+    "repetition_penalty": 1.5,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "logit_bias": {"5": 1},
+    "logprobs": 1,
+    "top_logprobs": 2,
+    "echo": True,
+    "tools": tools(1),
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
+    "reasoning_effort": "low",
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "chat_template_kwargs": {"enable_thinking": True},
+    "response_format": {"type": "json_object"},
+    "regex": "x",
+    "grammar": "start: /x/",
+    "choice": ["x"],
+    "timeout": 5,
+    "prompt_lookup_num_tokens": 5,
+    "prediction": {"type": "content", "content": "x"},
+    "adapter": "one",
+    "model": "one",
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+NEEDS: dict[str, dict[str, Any]] = {
+    "top_logprobs": {"logprobs": True},
+    "tool_choice": {"tools": tools(1)},
+    "parallel_tool_calls": {"tools": tools(1)},
+}
+TURNS = [*SPAIN, {"role": "assistant", "content": "It is"}]
+
+
 def check(task: Task, given: dict[str, Any], edge: Edge) -> None:
     for value in edge.taken:
         assert parse_request({**given, **edge.beside, edge.name: value}, task)
@@ -120,3 +172,15 @@ def test_token_ids_have_31_bits() -> None:
     for prompt in ([2**31], [-1], [[0, 2**31]]):
         with pytest.raises(InvalidRequestError, match="a token id, an integer from 0"):
             parse_request({"prompt": prompt}, "llm/v1/completions")
+
+
+@pytest.mark.parametrize("task", ALL_TASKS)
+def test_each_honoured_parameter_changes_what_is_asked_for(task: Task) -> None:
+    """One that stands in the table only would be taken, and do nothing."""
+    values = {**CHOSEN, "logprobs": True} if task == CHAT else CHOSEN
+    field, prompt = ("messages", TURNS) if task == CHAT else ("prompt", "x")
+    for name, option in PARAMETERS[task].items():
+        if option.status == "honoured":
+            plain = {field: prompt, **NEEDS.get(name, {})}
+            chosen = parse_request({**plain, name: values[name]}, task, adapters=["one"])
+            assert chosen != parse_request(plain, task, adapters=["one"]), name

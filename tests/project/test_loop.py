@@ -104,6 +104,20 @@ def test_what_was_served_is_found_and_judged(loop: Loop) -> None:
     assert judged == [known, known, unknown, {}]
 
 
+def test_a_model_that_is_not_there_is_told_with_the_store(loop: Loop) -> None:
+    url = loop.url.replace("://", "://someone:secret@")
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow_phi3_onnx.cli", "inspect", f"models:/{NAME}/99"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = f"MLflow has no model at models:/{NAME}/99 in the store {loop.url}. MLFLOW_TRACKING_URI"
+    assert said in done.stderr
+    assert "secret" not in done.stderr
+
+
 class Pages:
     """MLflow's own pages, in a browser."""
 
@@ -146,7 +160,7 @@ def test_a_trace_is_shown_as_a_chat(loop: Loop, pages: Pages) -> None:
 def test_a_run_shows_its_plots(loop: Loop, pages: Pages) -> None:
     run = f"experiments/{loop.experiment}/runs/{loop.version('champion').run_id}"
     page = pages.open(f"{run}/model-metrics", *(f"(row/{name})" for name in CURVES))
-    # A point of each row of the data, on each of the curves.
+    # Other metrics have one value, and are shown as bars.
     curves = page.locator(".js-plotly-plot .scatterlayer .trace")
     until(lambda: curves.count() >= len(CURVES))
     page = pages.open(f"{run}/artifacts/onnx_genai_plot.png", "onnx_genai_results_table.json")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.models import MODELS, can_build, checkpoint_folder
-from tests.support.pages import ROOT, blocks, without_registry
+from tests.support.pages import ROOT, at_a_terminal, blocks, without_registry
 from tests.support.spark import MARKS as NEEDS_SPARK
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +27,7 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
     program.write_text("\n".join(blocks("python")), encoding="utf-8")
     (commands,) = [body for body in blocks("bash") if "deployments create" in body]
     environment = {
-        **without_registry(),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+        **at_a_terminal(),
         "MLFLOW_PHI3_ONNX_DEPLOYMENTS_DIR": str(tmp_path / "deployments"),
     }
     shown = ""
@@ -91,15 +91,10 @@ def test_the_page_on_comparing_runs(tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_page_on_load_tests_run(tmp_path: Path) -> None:
-    environment = {
-        **without_registry(),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
-    }
     commands = "".join(blocks("bash", (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")))
     done = subprocess.run(
         ["bash", "-e", "-c", commands],
-        env=environment,
+        env=at_a_terminal(),
         capture_output=True,
         text=True,
         check=False,

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
-__all__ = ["BLOCK", "PAGES", "PROGRAMS", "README", "ROOT", "blocks", "without_registry"]
+__all__ = [
+    "BLOCK",
+    "PAGES",
+    "PROGRAMS",
+    "README",
+    "ROOT",
+    "at_a_terminal",
+    "blocks",
+    "without_registry",
+]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +34,15 @@ PROGRAMS = (
 def blocks(language: str, page: str = README) -> list[str]:
     """List a page's blocks of a language."""
     return [body for kind, body in BLOCK.findall(page) if kind == language]
+
+
+def at_a_terminal() -> dict[str, str]:
+    """Return an environment in which commands are found by name, with a store of their folder's."""
+    return {
+        **without_registry(),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db",
+    }
 
 
 def without_registry() -> dict[str, str]:

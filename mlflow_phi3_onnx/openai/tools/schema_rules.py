@@ -172,7 +172,7 @@ class SchemaRules(ABC):
 
     def string(self, schema: Mapping[str, Any]) -> str:
         """Write a text within other values, in Lark."""
-        raise NotImplementedError
+        raise NotImplementedError  # a form that writes no nested values has no such texts
 
     def check_key(self, key: str, fits: bool) -> None:
         """Refuse an argument's name that cannot be written."""
