@@ -115,7 +115,7 @@ def _hidden_stop(folder: ModelFolder) -> Defect | None:
     return Defect(
         "end beyond the vocabulary",
         f"genai_config.json ends completions at the id {max(folder.unknown_eos_ids):,}, but the"
-        f" vocabulary has {folder.vocab_size:,}: it never comes, and onnxruntime-genai fails at it.",
+        f" vocabulary has {folder.vocab_size:,}: it never comes, and onnxruntime-genai would fail.",
         "Such ids are left out.",
         {"eos_token_id": folder.eos_token_ids[0]},  # a list would be added to the folder's
     )

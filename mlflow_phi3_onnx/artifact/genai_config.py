@@ -248,9 +248,7 @@ def _providers(decoder: Document) -> tuple[str, ...]:
 
 
 def _read_search(search: Document) -> dict[str, Any]:
-    clean = {
-        name: search.read(name, _SEARCH.get(name, _NUMBER)) for name in search.values
-    }
+    clean = {name: search.read(name, _SEARCH.get(name, _NUMBER)) for name in search.values}
     if clean.get("max_length") == 0:
         del clean["max_length"]
     if clean.get("num_beams", 1) != 1:

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_phi3_onnx.core.bounds import MAX_JSON_BYTES, MAX_RANK
+from mlflow_phi3_onnx.core.characters import check_characters
 from mlflow_phi3_onnx.core.dtypes import SAFETENSORS
 from mlflow_phi3_onnx.core.files import open_file, parse_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
@@ -45,7 +46,9 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
             length = int.from_bytes(file.read(8), "little")
             if length > min(size, MAX_JSON_BYTES):
                 raise ValueError(length)
-            header = parse_json_object(file.read(length), path.name)
+            data = file.read(length)
+        header = parse_json_object(data, path.name)
+        check_characters(data, header, lambda _, what: ValueError(what))
         header.pop("__metadata__", None)
         tensors = {name: _tensor(facts, 8 + length) for name, facts in header.items()}
     except (OSError, ValueError, KeyError, TypeError, InvalidModelError) as error:

@@ -51,6 +51,9 @@ JSON: dict[str, tuple[bytes, str]] = {
     "an escape": (b'{"a": "\\x"}', r"Invalid \\escape: line 1, column 8\."),
     "not UTF-8": (b'{"a": "\xff"}', "it is not text in UTF-8"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "it is not text in UTF-8"),
+    "half a character": (b'{"a": [{"b": "\\uD83d"}]}', r"a holds a lone surrogate \(U\+D83D\)"),
+    "half a character in a key": (b'{"a": {"\\udc00": 1}}', r"a holds a lone surrogate"),
+    "half a character in the first key": (b'{"\\udc00": 1}', "The name of a field holds a lone"),
     "deep": (b'{"a":' * 65 + b"1" + b"}" * 65, "nested deeper than 64 levels"),
     "very deep": (b"[" * 100_000, "nested deeper than 64 levels"),
 }

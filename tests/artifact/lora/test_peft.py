@@ -188,7 +188,7 @@ def place(start: int, end: int) -> Callable[[dict[str, Any]], Any]:
 
 
 PLACES: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
-    "bytes behind the last tensor": (lambda tensor: None, 5 << 30, "and its tensors end at"),
+    "bytes behind the last tensor": (dict.copy, 5 << 30, "and its tensors end at"),
     "bytes before the first": (place(4, 260), 0, "overlap, or bytes of none"),
     "tensors in one place": (place(256, 512), 0, "overlap, or bytes of none"),
     "a shape of other bytes": (lambda t: t.update(shape=[2, 2**62]), 0, "is not a safetensors"),
