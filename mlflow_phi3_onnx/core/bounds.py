@@ -44,8 +44,8 @@ MAX_WORD_CHARACTERS = 1000
 MAX_UNUSED_IDS = 1 << 16
 """Token ids below a tokenizer's highest that no token has. A grammar's masks count them."""
 
-MAX_TEXT_GROWTH = 64
-"""The most characters that a tokenizer's normalizer or decoder may make of one."""
+MAX_TEXT_GROWTH = 128
+"""The most characters that all steps of a tokenizer may make of one. T5's could make 72."""
 
 MAX_GRAPH_FIELDS = 2_000_000
 """Fields of the protocol buffer that a graph is; two millions are read in some seconds."""
