@@ -47,8 +47,14 @@ ByteLevel writes one for each byte, and before every piece of a text one more, a
 """
 
 _FORMS = {
-    **{"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 2},
-    **{"Nmt": 1, "Strip": 1, "StripAccents": 1},
+    "NFC": 3,
+    "NFD": 4,
+    "NFKC": 18,
+    "NFKD": 18,
+    "Lowercase": 2,
+    "Nmt": 1,
+    "Strip": 1,
+    "StripAccents": 1,
 }
 """What Unicode decides, in the same way. Several in a row make no more of one than the largest."""
 
