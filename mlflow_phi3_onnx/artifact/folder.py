@@ -10,7 +10,7 @@ from mlflow_phi3_onnx.artifact.genai_config import CONFIG_FILE, GenAIConfig, rea
 from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, join, read_graph
 from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
-from mlflow_phi3_onnx.core.files import inside, read_json_object, show_path
+from mlflow_phi3_onnx.core.files import inside, read_json_object, refuse_unlisted, show_path
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -202,4 +202,5 @@ def _existing(path: Path, name: Any, what: str) -> Path:
     file = inside(path, name, f"{what} leads out of the model folder")
     if not file.is_file():
         raise InvalidModelError(f"The model folder has no {name} ({what}).")
+    refuse_unlisted(path, name)
     return file

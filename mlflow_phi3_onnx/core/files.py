@@ -39,6 +39,7 @@ __all__ = [
     "read_text",
     "read_yaml_object",
     "refuse_link_out",
+    "refuse_unlisted",
     "show_path",
 ]
 
@@ -245,6 +246,23 @@ def refuse_link_out(root: Path, path: Path) -> None:
             f"{path.relative_to(root).as_posix()} is a symbolic link that leads out of the model:"
             " copy the file itself."
         )
+
+
+def refuse_unlisted(root: Path, name: str) -> None:
+    """Refuse a plain name that :func:`list_own` does not list: of what is not saved with a model.
+
+    Raises:
+        InvalidModelError: If it is hidden, in a folder that is a link, or a link that leads out.
+    """
+    parts = name.split("/")
+    *folders, _ = places = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
+    if any(place.name.startswith(".") for place in places):
+        problem = "is hidden: give it a name without a dot at the beginning"
+    elif any(place.is_symlink() for place in folders):
+        problem = "is in a folder that is a symbolic link: put the folder itself there"
+    else:
+        return refuse_link_out(root, root / name)
+    raise InvalidModelError(f"{name} {problem}. It would not be saved with the model.")
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -67,7 +67,7 @@ def read_templates(path: Path) -> dict[str, str]:
 
 def _named_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     files = {"default": path / TEMPLATE_FILE} if (path / TEMPLATE_FILE).is_file() else {}
-    files |= {file.stem: file for file in (path / TEMPLATE_FOLDER).glob("*.jinja")}
+    files |= {file.stem: file for file in (path / TEMPLATE_FOLDER).glob("[!.]*.jinja")}
     if files:
         return {name: read_text(file, MAX_TEMPLATE_BYTES) for name, file in files.items()}
     value = config.get("chat_template")
