@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlflow_phi3_onnx.core.bounds import MAX_JSON_BYTES
+from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES, MAX_VALUES
 from mlflow_phi3_onnx.core.files import open_file, parse_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
 
@@ -40,9 +40,9 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
         size = path.stat().st_size
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > min(size, MAX_JSON_BYTES):
+            if length > min(size, MAX_LISTING_BYTES):
                 raise ValueError(length)
-            header = parse_json_object(file.read(length), path.name)
+            header = parse_json_object(file.read(length), path.name, values=MAX_VALUES)
         header.pop("__metadata__", None)
         tensors = {name: _tensor(facts, 8 + length) for name, facts in header.items()}
     except (OSError, ValueError, KeyError, TypeError, InvalidModelError) as error:

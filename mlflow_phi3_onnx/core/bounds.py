@@ -4,10 +4,22 @@ Every count and size that comes from a file is held to one of these before memor
 in proportion to it. Each is well above what published models have.
 """
 
-MAX_JSON_BYTES = 1 << 26
-"""A JSON document. The largest tokenizers that are published have 33 MB."""
+MAX_JSON_BYTES = 1 << 20
+"""A JSON document. Configurations have up to 20 kB."""
 
-MAX_YAML_BYTES = 1 << 21
+MAX_LISTING_BYTES = 1 << 24
+"""A JSON document that lists tokens or tensors. Published ones have up to some megabytes."""
+
+MAX_TOKENIZER_BYTES = 3 << 24
+"""A ``tokenizer.json``. The largest that are published have 33 MB."""
+
+MAX_VALUES = 1 << 20
+"""Values of a JSON document."""
+
+MAX_TOKENIZER_VALUES = 3 << 20
+"""Values of a ``tokenizer.json``. Published ones have up to 1.9 million, three for every merge."""
+
+MAX_YAML_BYTES = 1 << 19
 """A YAML document, which takes some seconds for a megabyte. MLmodel files have some kilobytes."""
 
 MAX_DIGITS = 1000

@@ -131,6 +131,25 @@ def test_a_file_without_end_is_not_read_into_memory(folder: Path, name: str) -> 
         GenAIModel(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("genai_config.json", "is larger than 1 MiB"),
+        ("tokenizer_config.json", "could have more than 1,048,576 values"),
+        ("tokenizer.json", "could have more than 3,145,728 values"),
+    ],
+)
+def test_a_document_of_many_small_values_is_not_read(folder: Path, name: str, says: str) -> None:
+    text = (folder / name).read_text(encoding="utf-8").rstrip()
+    values = "[" + "{}," * (5 << 20) + "{}]"
+    (folder / name).write_text(f'{text[:-1]}, "zz": {values}}}', encoding="utf-8")
+    begun = time.process_time()
+    with pytest.raises(InvalidModelError, match=f"^{name} .*{says}"):
+        GenAIModel(folder)
+    # A bound on work, not a figure: before there were bounds this took many times as long.
+    assert time.process_time() - begun < 10
+
+
 def field(number: int, value: int | bytes) -> bytes:
     """Write a field of a protocol buffer."""
     if isinstance(value, int):
