@@ -176,3 +176,16 @@ def test_a_hidden_template_is_not_read(demo: Path, tmp_path: Path) -> None:
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / ".tool_use.jinja").write_text("{% x")
     assert list(read_templates(folder)) == ["default"]
+
+
+def test_a_file_whose_name_cannot_be_saved_is_told_before(demo: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo, tmp_path / "model"))
+    try:
+        Path(folder, os.fsdecode(b"r\xff.txt")).touch()
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    for door in (inspect_model, lambda path: save_model(path, tmp_path / "saved")):
+        with pytest.raises(
+            InvalidModelError, match=r"cannot be saved .*'r\\udcff\.txt' is no plain"
+        ):
+            door(str(folder))

@@ -344,9 +344,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_key_twice_after_many_is_found_at_once(tmp_path: Path) -> None:
-    keys = ",".join(f'"k{i}":0' for i in range(150_000))
-    (tmp_path / "x.json").write_text(f'{{{keys},"k149999":1}}')
-    with pytest.raises(InvalidModelError, match="'k149999' twice"):
+    keys = ",".join(f'"k{i}":0' for i in range(80_000))
+    (tmp_path / "x.json").write_text(f'{{{keys},"k79999":1}}')
+    with pytest.raises(InvalidModelError, match="'k79999' twice"):
         read_json_object(tmp_path / "x.json")
 
 
