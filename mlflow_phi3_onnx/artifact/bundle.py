@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.folder import TOKENIZER_FILES, ModelFolder, read_folder
 from mlflow_phi3_onnx.artifact.package import is_package, read_package
-from mlflow_phi3_onnx.core.files import list_own
+from mlflow_phi3_onnx.core.files import inside, list_own
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def bundle_of_variants(models: Mapping[str, Bundle]) -> Bundle:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    files = {name: folder / name for name in list_own(folder)}
+    refusal = "A file of the model cannot be saved under its name"
+    files = {name: inside(folder, name, refusal) for name in list_own(folder)}
     return {name: path for name, path in files.items() if path.is_file()}
 
 

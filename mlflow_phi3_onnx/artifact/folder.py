@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.genai_config import CONFIG_FILE, GenAIConfig, read_config
 from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, join, read_graph
+from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES
 from mlflow_phi3_onnx.core.characters import half_character
 from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
-from mlflow_phi3_onnx.core.files import inside, read_json_object, show_path
+from mlflow_phi3_onnx.core.files import inside, read_json_object, refuse_unlisted, show_path
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _check_tokenizer(path: Path) -> None:
             " AutoTokenizer as A; A.from_pretrained('CHECKPOINT').save_pretrained('MODEL_FOLDER')\""
         )
     # Infinity is taken: transformers writes one as model_max_length, and only Python reads it.
-    read_json_object(path / "tokenizer_config.json", infinite=True)
+    read_json_object(path / "tokenizer_config.json", infinite=True, most=MAX_LISTING_BYTES)
 
 
 def _read_graph(path: Path, place: str, name: str) -> GraphFacts:
@@ -208,4 +209,5 @@ def _existing(path: Path, name: Any, what: str) -> Path:
     file = inside(path, name, f"{what} leads out of the model folder")
     if not file.is_file():
         raise InvalidModelError(f"The model folder has no {name} ({what}).")
+    refuse_unlisted(path, name)
     return file

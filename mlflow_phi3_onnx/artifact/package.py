@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.artifact.folder import CONFIG_FILE
 from mlflow_phi3_onnx.core.checks import string
 from mlflow_phi3_onnx.core.document import Document
-from mlflow_phi3_onnx.core.files import inside, read_json_object
+from mlflow_phi3_onnx.core.files import inside, read_json_object, refuse_unlisted
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
 
@@ -81,6 +81,7 @@ def read_package(path: Path) -> list[PackageVariant]:
         if (path / file).is_dir():
             file /= COMPONENT_FILE
         folder, where = file.parent, file.as_posix()
+        refuse_unlisted(path, where)
         component = Document(read_json_object(path / file, name=where), where)
     else:
         component = components.section(name)
@@ -97,6 +98,7 @@ def _variant(path: Path, parent: PurePosixPath, name: str, body: Document) -> Pa
     folder = _inside(parent, body.values.get("variant_directory", name), body.file)
     if not (path / folder / CONFIG_FILE).is_file():
         raise InvalidModelError(f"The package's variant {name} has no {CONFIG_FILE}.")
+    refuse_unlisted(path, (folder / CONFIG_FILE).as_posix())
     config = read_json_object(path / folder / CONFIG_FILE)
     if any(_SHARED.match(text) for text in _texts(config)):
         raise InvalidModelError(

@@ -6,7 +6,7 @@ import math
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlflow_phi3_onnx.core.bounds import MAX_JSON_BYTES, MAX_RANK
+from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES, MAX_RANK, MAX_VALUES
 from mlflow_phi3_onnx.core.characters import check_characters
 from mlflow_phi3_onnx.core.dtypes import SAFETENSORS
 from mlflow_phi3_onnx.core.files import open_file, parse_json_object
@@ -44,10 +44,10 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
         size = path.stat().st_size
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > min(size, MAX_JSON_BYTES):
+            if length > min(size, MAX_LISTING_BYTES):
                 raise ValueError(length)
             data = file.read(length)
-        header = parse_json_object(data, path.name)
+        header = parse_json_object(data, path.name, values=MAX_VALUES)
         check_characters(data, header, lambda _, what: ValueError(what))
         header.pop("__metadata__", None)
         tensors = {name: _tensor(facts, 8 + length) for name, facts in header.items()}

@@ -4,10 +4,22 @@ Every count and size that comes from a file is held to one of these before memor
 in proportion to it. Each is well above what published models have.
 """
 
-MAX_JSON_BYTES = 1 << 26
-"""A JSON document. The largest tokenizers that are published have 33 MB."""
+MAX_JSON_BYTES = 1 << 20
+"""A JSON document. Configurations have up to 20 kB."""
 
-MAX_YAML_BYTES = 1 << 21
+MAX_LISTING_BYTES = 1 << 24
+"""A JSON document that lists tokens or tensors. Published ones have up to some megabytes."""
+
+MAX_TOKENIZER_BYTES = 3 << 24
+"""A ``tokenizer.json``. The largest that are published have 33 MB."""
+
+MAX_VALUES = 1 << 20
+"""Values of a JSON document."""
+
+MAX_TOKENIZER_VALUES = 3 << 20
+"""Values of a ``tokenizer.json``. Published ones have up to 1.9 million, three for every merge."""
+
+MAX_YAML_BYTES = 1 << 19
 """A YAML document, which takes some seconds for a megabyte. MLmodel files have some kilobytes."""
 
 MAX_DIGITS = 1000
@@ -44,8 +56,8 @@ MAX_WORD_CHARACTERS = 1000
 MAX_UNUSED_IDS = 1 << 16
 """Token ids below a tokenizer's highest that no token has. A grammar's masks count them."""
 
-MAX_TEXT_GROWTH = 64
-"""The most characters that a tokenizer's normalizer or decoder may make of one."""
+MAX_TEXT_GROWTH = 128
+"""The most characters that all steps of a tokenizer may make of one. T5's could make 72."""
 
 MAX_GRAPH_FIELDS = 2_000_000
 """Fields of the protocol buffer that a graph is; two millions are read in some seconds."""

@@ -80,6 +80,9 @@ class Document:
 
 
 def _object(outer: Document, key: str, value: Any) -> Document:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, dict):
         raise outer.refusal(key, f"must be an object; it is {describe_kind(value)}")
+    for name in value:
+        if not isinstance(name, str):
+            raise outer.refusal(key, f"has a key that is no text; it is {describe_kind(name)}")
     return Document(value, outer.file, f"{outer.place}{key}.")

@@ -14,19 +14,24 @@ import os
 import re
 import shutil
 import stat
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import yaml
 
-from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_DIGITS, MAX_JSON_BYTES, MAX_YAML_BYTES
+from mlflow_phi3_onnx.core.bounds import (
+    MAX_DEPTH,
+    MAX_JSON_BYTES,
+    MAX_VALUES,
+    MAX_YAML_BYTES,
+)
 from mlflow_phi3_onnx.core.characters import check_characters
 from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.plain_yaml import name_twice, plain_yaml
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "LONGEST_NAME",
@@ -40,6 +45,7 @@ __all__ = [
     "read_text",
     "read_yaml_object",
     "refuse_link_out",
+    "refuse_unlisted",
     "show_path",
 ]
 
@@ -47,7 +53,6 @@ _SHOWN = 80
 LONGEST_NAME = 255
 """Bytes of a name, as file systems take them."""
 
-_ALIASES = 1000
 _NOT_IN_NAMES = re.compile(r"[\\:\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -57,6 +62,7 @@ def read_json_object(
     *,
     name: str = "",
     infinite: bool = False,
+    most: int = MAX_JSON_BYTES,
 ) -> dict[str, Any]:
     """Read a JSON document that a folder brings; a byte-order mark before it is taken off.
 
@@ -65,33 +71,47 @@ def read_json_object(
         error: Makes the error of a message.
         name: What the file is called in messages; by default its name, without its folder.
         infinite: Whether ``NaN`` and ``Infinity`` are taken, which JSON has not.
+        most: The most bytes that it may have.
 
     Raises:
-        Exception: What ``error`` makes, if the file is missing, larger than 64 MiB, nested deeper
-            than 64 levels, no JSON in UTF-8 or no object, or has a key twice in one object, or a
-            lone surrogate.
+        Exception: What ``error`` makes, if the file is missing, larger, nested deeper than 64
+            levels, no JSON in UTF-8 or no object, or has too many values, a key twice in one
+            object, or a lone surrogate.
     """
     name = name or path.name
-    data = _read(path, MAX_JSON_BYTES, name, error)
-    value = parse_json_object(data, name, error, infinite=infinite)
+    data = _read(path, most, name, error)
+    value = parse_json_object(data, name, error, infinite=infinite, values=MAX_VALUES)
     check_characters(data, value, lambda _, what: error(f"{name}: {what}"))
     return value
 
 
 def parse_json_object(
-    data: bytes,
+    data: bytes | str,
     name: str,
     error: Callable[[str], Exception] = InvalidModelError,
     *,
     infinite: bool = False,
+    values: int | None = None,
 ) -> dict[str, Any]:
-    """Parse what a JSON file holds; as :func:`read_json_object`, but with lone surrogates."""
+    """Parse what a JSON file holds; as :func:`read_json_object`, but with lone surrogates.
+
+    Args:
+        data: What it holds.
+        name: What it is called in messages.
+        error: Makes the error of a message.
+        infinite: Whether ``NaN`` and ``Infinity`` are taken.
+        values: The most values that it may have; None for any number. They are counted before they
+            are read, by what stands before each of them, within strings too.
+    """
     options: dict[str, Any] = {"object_pairs_hook": _unique}
     if not infinite:
         options |= {"parse_constant": _finite, "parse_float": _finite}
     value = None
     try:
-        value = json.loads(data.decode("utf-8-sig"), **options)
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        if values is not None and sum(map(text.count, ",[{")) > values:
+            raise ValueError(f"it could have more than {values:,} values")
+        value = json.loads(text, **options)
     except UnicodeDecodeError as cause:
         raise error(f"{name} is not valid JSON: it is not text in UTF-8.") from cause
     except json.JSONDecodeError as cause:
@@ -118,15 +138,13 @@ def read_yaml_object(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        InvalidModelError: If the file is missing, larger than 2 MiB, nested deeper than 64 levels,
-            no YAML of plain data in UTF-8 or no mapping, has a key twice in one mapping, tells the
-            type of a value, or refers to itself.
+        InvalidModelError: If the file is missing, larger than 512 KiB, nested deeper than 64
+            levels, no YAML of plain data in UTF-8 or no mapping, has a key twice in one mapping,
+            tells the type of a value, or refers to itself.
     """
     data = _read(path, MAX_YAML_BYTES, path.name, InvalidModelError)
     try:
-        text = data.decode("utf-8-sig")
-        _check_events(yaml.parse(text, Loader=_Loader))
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a loader of plain data
+        value = plain_yaml(data.decode("utf-8-sig"))
     except yaml.MarkedYAMLError as cause:
         line = f" in line {cause.problem_mark.line + 1}" if cause.problem_mark else ""
         raise InvalidModelError(f"{path.name} is not valid YAML: {cause.problem}{line}.") from cause
@@ -251,6 +269,23 @@ def refuse_link_out(root: Path, path: Path) -> None:
         )
 
 
+def refuse_unlisted(root: Path, name: str) -> None:
+    """Refuse a plain name that :func:`list_own` does not list: of what is not saved with a model.
+
+    Raises:
+        InvalidModelError: If it is hidden, in a folder that is a link, or a link that leads out.
+    """
+    parts = name.split("/")
+    *folders, _ = places = [root.joinpath(*parts[: n + 1]) for n in range(len(parts))]
+    if any(place.name.startswith(".") for place in places):
+        problem = "is hidden: give it a name without a dot at the beginning"
+    elif any(place.is_symlink() for place in folders):
+        problem = "is in a folder that is a symbolic link: put the folder itself there"
+    else:
+        return refuse_link_out(root, root / name)
+    raise InvalidModelError(f"{name} {problem}. It would not be saved with the model.")
+
+
 def open_file(path: Path) -> BinaryIO:
     """Open a file that a folder brings.
 
@@ -269,65 +304,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         target.symlink_to(source.resolve())
     except OSError:
         shutil.copyfile(source, target)
-
-
-_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_SafeLoader):
-    """Loads plain data, and no mapping that has a key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [str(key.value) for key, _ in node.value]
-        if "<<" in keys:
-            raise _not_plain("it merges mappings with '<<'", node)
-        if len({*keys}) != len(keys):
-            raise _not_plain(f"it has the key {_twice(keys)} twice in one mapping", node)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _not_plain(problem: str, node_or_event: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node_or_event.start_mark)
-
-
-def _number_or_text(construct: Callable[..., Any]) -> Callable[[_Loader, Any], Any]:
-    """Leave a number to base 60, as ``1:30``, a text: YAML 1.2 has none, and they take long."""
-
-    def make(loader: _Loader, node: Any) -> Any:
-        if len(node.value) > MAX_DIGITS:  # the next reader, MLflow, might compute it
-            raise _not_plain(f"a number has more than {MAX_DIGITS:,} digits", node)
-        return node.value if ":" in node.value else construct(loader, node)
-
-    return make
-
-
-_constructor = yaml.constructor.SafeConstructor
-_Loader.add_constructor("tag:yaml.org,2002:int", _number_or_text(_constructor.construct_yaml_int))
-_Loader.add_constructor(
-    "tag:yaml.org,2002:float", _number_or_text(_constructor.construct_yaml_float)
-)
-
-
-def _check_events(events: Iterable[Any]) -> None:
-    """Refuse tags, and what takes more than its length: deep nesting, and aliases in aliases."""
-    depth = aliases = 0
-    anchored: list[int] = []  # the depths of the anchored collections that are open
-    for event in events:
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if event.anchor is not None:
-                anchored.append(depth)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            if anchored and anchored[-1] == depth:
-                anchored.pop()
-            depth -= 1
-        elif isinstance(event, yaml.AliasEvent):
-            aliases += 1
-        if getattr(event, "tag", None):  # a scalar may not be what its tag says
-            raise _not_plain("it says of what type a value is, with '!'", event)
-        if depth > MAX_DEPTH or aliases > _ALIASES or (anchored and type(event) is yaml.AliasEvent):
-            problem = f"it is nested deeper than {MAX_DEPTH} levels, or by aliases"
-            raise _not_plain(problem, event)
 
 
 def _real(path: Path) -> Path:
@@ -361,7 +337,8 @@ def _read(path: Path, most: int, name: str, error: Callable[[str], Exception]) -
     except OSError as cause:
         raise error(f"{name} cannot be read.") from cause
     if len(data) > most:
-        raise error(f"{name} is larger than {most >> 20} MiB.")
+        bound = f"{most >> 20} MiB" if most >> 20 else f"{most >> 10} KiB"
+        raise error(f"{name} is larger than {bound}.")
     return data
 
 
@@ -369,14 +346,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         keys = (key for key, _ in pairs)
-        raise ValueError(f"it has the key {_twice(keys)} twice in one object")
+        raise ValueError(f"it has the key {name_twice(keys)} twice in one object")
     return value
-
-
-def _twice(keys: Iterable[str]) -> str:
-    """Name a key that stands twice."""
-    ((twice, _),) = Counter(keys).most_common(1)
-    return repr(twice[:_SHOWN])
 
 
 def _finite(text: str) -> float:

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from mlflow_phi3_onnx.core.bounds import MAX_JSON_BYTES, MAX_UNUSED_IDS
+from mlflow_phi3_onnx.core.bounds import (
+    MAX_TOKENIZER_BYTES,
+    MAX_TOKENIZER_VALUES,
+    MAX_UNUSED_IDS,
+)
 from mlflow_phi3_onnx.core.files import parse_json_object, read_text
 from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
@@ -73,8 +77,8 @@ class NativeTokenizer:
         Raises:
             InvalidModelError: If it is missing, out of bounds, or the library cannot use it.
         """
-        text = read_text(folder / TOKENIZER_FILE, MAX_JSON_BYTES)
-        spec = parse_json_object(text.encode("utf-8", "surrogatepass"), TOKENIZER_FILE)
+        text = read_text(folder / TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
+        spec = parse_json_object(text, TOKENIZER_FILE, values=MAX_TOKENIZER_VALUES)
         check_spec(spec)
         made = cls(text)
         made.longest_token = longest_token(spec, made.vocabulary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.bounds import (
@@ -19,13 +20,44 @@ from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.prompt.expressions import is_linear
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 __all__ = ["TOKENIZER_FILE", "check_spec", "longest_token"]
 
 TOKENIZER_FILE = "tokenizer.json"
 
-_PARTS = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+# The parts that have steps, each with what its sequences call theirs.
+_PARTS = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
+_PIPELINES = (("normalizer", "pre_tokenizer", "post_processor"), ("decoder",))
+"""What a text goes through, one after the other, and what tokens go through."""
+
+_GROWTH = {
+    "normalizer": {"BertNormalizer": 3, "ByteLevel": 4},
+    "pre_tokenizer": {"ByteLevel": 5, "Metaspace": 2},
+    "decoder": {"BPEDecoder": 3, "CTC": 3, "WordPiece": 2},
+}
+"""The most characters that a step makes of one, where its kind decides that.
+
+ByteLevel writes one for each byte, and before every piece of a text one more, as Metaspace does.
+"""
+
+_FORMS = {
+    "NFC": 3,
+    "NFD": 4,
+    "NFKC": 18,
+    "NFKD": 18,
+    "Lowercase": 2,
+    "Nmt": 1,
+    "Strip": 1,
+    "StripAccents": 1,
+}
+"""What Unicode decides, in the same way. Several in a row make no more of one than the largest."""
+
 _KEEPING = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"}
 _DROPPING_SPACE_ONLY = {"Whitespace", "WhitespaceSplit"}
 _SHOWN = 80
@@ -40,21 +72,23 @@ def check_spec(spec: Mapping[str, Any]) -> None:
     Raises:
         InvalidModelError: If there is something of that kind.
     """
-    _check_added(spec)
     _check_model(spec)
-    for part in ("normalizer", "decoder"):
-        if _change(spec.get(part))[0] > MAX_TEXT_GROWTH:
+    steps = {part: list(_steps(part, spec.get(part))) for part in _PARTS}
+    for part, found in steps.items():
+        if len(found) > MAX_TOKENIZER_STEPS:
             raise _refusal(
-                f": {part} makes more than {MAX_TEXT_GROWTH} characters of one, so a short text"
-                " could take all memory"
-            )
-    for part in _PARTS:
-        steps = [step for step in _objects(spec.get(part)) if "type" in step]
-        if len(steps) > MAX_TOKENIZER_STEPS:
-            raise _refusal(
-                f": {part} has {len(steps):,} steps, each of which goes over every text; up to"
+                f": {part} has {len(found):,} steps, each of which goes over every text; up to"
                 f" {MAX_TOKENIZER_STEPS} are taken"
             )
+    for parts in _PIPELINES:
+        # Nobody can choose what the largest of Unicode's forms makes of a text.
+        growth, largest = _growth({part: steps[part] for part in parts})
+        if growth / largest > MAX_TEXT_GROWTH:
+            raise _refusal(
+                f": its {', '.join(parts)} could make more than {MAX_TEXT_GROWTH} characters of"
+                " one, so a short text could take all memory"
+            )
+    _check_added(spec, _growth({"normalizer": steps["normalizer"]})[0])
     for step in _objects([spec.get(part) for part in _PARTS]):
         expression = step.get("Regex", "")
         if isinstance(expression, str) and not is_linear(expression):
@@ -78,7 +112,7 @@ def longest_token(spec: Mapping[str, Any], vocabulary: Collection[str]) -> int |
     """
     model = spec["model"]
     fused = model.get("fuse_unk") and not model.get("byte_fallback")
-    _, shrinking = _change(spec.get("normalizer"))
+    shrinking = math.prod(map(_shrunk, _steps("normalizer", spec.get("normalizer"))))
     if model.get("type") != "BPE" or fused or shrinking == math.inf:
         return None
     if not _keeps(spec.get("pre_tokenizer")):
@@ -90,7 +124,7 @@ def _refusal(what: str) -> InvalidModelError:
     return InvalidModelError(f"{TOKENIZER_FILE}{what}.")
 
 
-def _check_added(spec: Mapping[str, Any]) -> None:
+def _check_added(spec: Mapping[str, Any], growth: float) -> None:
     added = spec.get("added_tokens")
     added = added if isinstance(added, list) else []
     if len(added) > MAX_ADDED_TOKENS:
@@ -106,6 +140,12 @@ def _check_added(spec: Mapping[str, Any]) -> None:
         raise _refusal(
             f" has added tokens of {sum(lengths):,} characters together; up to"
             f" {MAX_ADDED_CHARACTERS:,} are read"
+        )
+    normalized = [token for token in added if isinstance(token, dict) and token.get("normalized")]
+    if growth * sum(len(str(token.get("content"))) for token in normalized) > MAX_ADDED_CHARACTERS:
+        raise _refusal(
+            f" has added tokens that its normalizer could make more than {MAX_ADDED_CHARACTERS:,}"
+            " characters of"
         )
 
 
@@ -146,36 +186,67 @@ def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
             yield from _objects(item)
 
 
-def _change(part: Any) -> tuple[float, float]:
-    """Count how many characters a normalizer or decoder makes of one, and one of how many, at most.
+def _steps(part: str, step: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the steps of a part, those of its sequences one after the other.
 
-    Unicode's own forms make up to 18 of one, and are not counted: nobody can choose them.
+    Raises:
+        InvalidModelError: If one does not say of what type it is: the library would guess it.
     """
-    match part:
-        case {"type": "Sequence", "normalizers": list(parts)}:
-            return _changes(parts)
-        case {"type": "Sequence", "decoders": list(parts)}:
-            return _changes(parts)
+    if step is None:
+        return
+    if not isinstance(step, dict) or not isinstance(step.get("type"), str):
+        raise _refusal(f": a step of {part} is no object with a type; it is {describe_kind(step)}")
+    if step["type"] != "Sequence":
+        yield step
+        return
+    inner = step.get(_PARTS[part])
+    for one in inner if isinstance(inner, list) else ():
+        yield from _steps(part, one)
+
+
+def _growth(parts: Mapping[str, Iterable[Mapping[str, Any]]]) -> tuple[float, float]:
+    """Count the most characters that steps make of one, and those that one form of Unicode does.
+
+    A form after what a file can choose, as Replace is, counts again.
+    """
+    steps = [(step, _GROWTH.get(part, {})) for part, found in parts.items() for step in found]
+    growth: float = 1
+    forms = [1]
+    for is_form, run in groupby(steps, lambda one: one[0]["type"] in _FORMS):
+        if is_form:
+            forms.append(max(_FORMS[step["type"]] for step, _ in run))
+        else:
+            growth *= math.prod(_grown(step, known) for step, known in run)
+    return growth * math.prod(forms), max(forms)
+
+
+def _grown(step: Mapping[str, Any], known: Mapping[str, int]) -> float:
+    match step:
         case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
-            growth = max(1, len(content) / len(pattern)) if pattern else 1 + len(content)
-            return growth, 1 if len(content) >= len(pattern) else math.inf
+            return max(1, len(content) / len(pattern)) if pattern else 1 + len(content)
         case {"type": "Replace", "content": str(content)}:
-            return 1 + len(content), math.inf  # an expression can match nothing, before everything
+            return 1 + len(content)  # an expression can match nothing, before everything
         case {"type": "Prepend", "prepend": str(content)}:
-            return max(1, len(content)), 1
+            return 1 + len(content)
         case {"type": "Precompiled", "precompiled_charsmap": str(table)}:
-            return _longest_entry(table), math.inf
-        case {"type": "NFC" | "NFKC"}:
-            return 1, _COMPOSITION
-        case None | {"type": "Lowercase" | "NFD" | "NFKD" | "ByteLevel" | "Strip"}:
-            return 1, 1
+            return _longest_entry(table)
+        case {"type": "TemplateProcessing", "single": list(pieces)}:
+            return max(1, sum(isinstance(piece, dict) and "Sequence" in piece for piece in pieces))
         case _:
-            return 1, math.inf
+            return known.get(step["type"], 1)
 
 
-def _changes(parts: list[Any]) -> tuple[float, float]:
-    changes = [_change(part) for part in parts]
-    return math.prod(grown for grown, _ in changes), math.prod(shrunk for _, shrunk in changes)
+def _shrunk(step: Mapping[str, Any]) -> float:
+    """Count of how many characters a normalizer makes one, at most."""
+    match step:
+        case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
+            return 1 if len(content) >= len(pattern) else math.inf
+        case {"type": "NFC" | "NFKC"}:
+            return _COMPOSITION
+        case {"type": "Lowercase" | "NFD" | "NFKD" | "ByteLevel" | "Strip" | "Prepend"}:
+            return 1
+        case _:
+            return math.inf
 
 
 def _longest_entry(table: str) -> int:
@@ -188,7 +259,7 @@ def _longest_entry(table: str) -> int:
     except ValueError:
         return 1  # the library refuses it
     texts = data[4 + int.from_bytes(data[:4], "little") :]
-    return max(map(len, texts.split(b"\0")), default=1)
+    return max(len(text.decode("utf-8", "replace")) for text in texts.split(b"\0"))
 
 
 def _keeps(pre_tokenizer: Mapping[str, Any] | None) -> bool:

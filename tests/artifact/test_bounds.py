@@ -176,6 +176,25 @@ def test_a_file_without_end_is_not_read_into_memory(folder: Path, name: str) -> 
         GenAIModel(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("genai_config.json", "is larger than 1 MiB"),
+        ("tokenizer_config.json", "could have more than 1,048,576 values"),
+        ("tokenizer.json", "could have more than 3,145,728 values"),
+    ],
+)
+def test_a_document_of_many_small_values_is_not_read(folder: Path, name: str, says: str) -> None:
+    text = (folder / name).read_text(encoding="utf-8").rstrip()
+    values = "[" + "{}," * (5 << 20) + "{}]"
+    (folder / name).write_text(f'{text[:-1]}, "zz": {values}}}', encoding="utf-8")
+    begun = time.process_time()
+    with pytest.raises(InvalidModelError, match=f"^{name} .*{says}"):
+        GenAIModel(folder)
+    # A bound on work, not a figure: before there were bounds this took many times as long.
+    assert time.process_time() - begun < 10
+
+
 def field(number: int, value: int | bytes) -> bytes:
     """Write a field of a protocol buffer."""
     if isinstance(value, int):
@@ -237,7 +256,7 @@ def nested(levels: int) -> bytes:
     graph = NODE
     for _ in range(levels):
         graph = NODE + field(1, field(4, b"If") + field(5, field(6, graph)))
-    return field(7, graph)
+    return graph
 
 
 GRAPHS: dict[str, tuple[bytes, str]] = {
@@ -256,8 +275,27 @@ GRAPHS: dict[str, tuple[bytes, str]] = {
     "axes": (model(field(5, field(1, 2) * (MAX_RANK + 1))), f"more than {MAX_RANK} axes"),
     "packed axes": (model(field(5, field(1, varint(2**63 - 1) * 100_000))), "axes"),
     "a negative axis": (model(field(5, field(1, -1))), "negative length"),
-    "depth": (nested(MAX_GRAPH_DEPTH + 1), f"deeper than {MAX_GRAPH_DEPTH} levels"),
-    "great depth": (nested(1500), "deeper than"),
+    "depth": (field(7, nested(MAX_GRAPH_DEPTH + 1)), f"deeper than {MAX_GRAPH_DEPTH} levels"),
+    "great depth": (field(7, nested(1500)), "deeper than"),
+    "a number of a field above 32 bits": (
+        model(field(5, field(1, 4) + field((1 << 29) | 13, b""))),
+        "not a whole ONNX model",
+    ),
+    "the field 0": (model(field(0, 1)), "not a whole ONNX model"),
+    "a number above 64 bits": (model() + b"\x08" + b"\xff" * 9 + b"\x02", "not a whole ONNX"),
+    "a number of eleven bytes": (model() + b"\x08" + b"\x80" * 10 + b"\x00", "not a whole ONNX"),
+    "more than there is": (model() + varint(7 << 3 | 2) + varint(1), "not a whole ONNX model"),
+    "a group": (model() + varint(9 << 3 | 3) + varint(9 << 3 | 4), "not a whole ONNX model"),
+    "two graphs": (model() + model(), "not a whole ONNX model"),
+    "a tensor in two parts": (
+        model(field(1, field(5, ATTRIBUTE + field(5, SECRET) + field(5, SECRET)))),
+        "not a whole ONNX model",
+    ),
+    "a type of two kinds": (
+        model(field(11, field(1, b"x") + field(2, field(1, field(1, 1)) + field(4, b"")))),
+        "not a whole ONNX model",
+    ),
+    "a format of ONNX Runtime's own": (field(31, b"\0ORTM") + model(), "not a whole ONNX model"),
     "fields": (field(7, field(3, 0) * MAX_GRAPH_FIELDS), "not a whole ONNX model"),
 }
 
@@ -273,8 +311,8 @@ def test_a_graph_within_bounds_is_read(tmp_path: Path) -> None:
     axes = field(1, 3) * MAX_RANK
     tensor = field(8, b"w") + axes + field(2, 1)
     parts = external(location="x", offset="8", length="16"), external(location="x", length="20")
-    content = model(field(5, tensor), *(field(5, part) for part in parts))
-    (tmp_path / "model.onnx").write_bytes(content + nested(MAX_GRAPH_DEPTH))
+    tensors = [field(5, part) for part in (tensor, *parts)]
+    (tmp_path / "model.onnx").write_bytes(model(*tensors, nested(MAX_GRAPH_DEPTH)))
     graph = read_graph(tmp_path / "model.onnx")
     assert graph.external == {"x": 24}
     assert graph.parameters == 3**MAX_RANK + 4

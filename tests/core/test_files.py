@@ -16,6 +16,7 @@ from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.manifest import check_files, stage
 from mlflow_phi3_onnx.artifact.package import read_package
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, Reference, SavedModel, read_saved
+from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES, MAX_VALUES
 from mlflow_phi3_onnx.core.files import (
     inside,
     list_visible,
@@ -83,8 +84,8 @@ def test_json_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(InvalidModelError, match="cannot be read"):
         read_json_object(tmp_path)
     with (tmp_path / "x").open("wb") as file:
-        file.truncate((1 << 26) + 1)
-    with pytest.raises(InvalidModelError, match="x is larger than 64 MiB"):
+        file.truncate((1 << 20) + 1)
+    with pytest.raises(InvalidModelError, match="x is larger than 1 MiB"):
         read_json_object(tmp_path / "x")
 
 
@@ -93,8 +94,21 @@ def test_a_file_may_have_as_many_bytes_and_no_more(tmp_path: Path) -> None:
     assert read_text(tmp_path / "x", 5) == "abcde"
     with pytest.raises(InvalidModelError, match="x is larger than"):
         read_text(tmp_path / "x", 4)
-    (tmp_path / "x").write_bytes(b"{}".ljust(1 << 26))
+    (tmp_path / "x").write_bytes(b"{}".ljust(1 << 20))
     assert read_json_object(tmp_path / "x") == {}
+    (tmp_path / "x").write_bytes(b"{}".ljust(MAX_LISTING_BYTES))
+    assert read_json_object(tmp_path / "x", most=MAX_LISTING_BYTES) == {}
+
+
+def test_a_document_may_have_as_many_values_and_no_more(tmp_path: Path) -> None:
+    listed = b'{"a": [' + b"0," * (MAX_VALUES - 2)
+    (tmp_path / "x").write_bytes(listed + b"0]}")
+    values = read_json_object(tmp_path / "x", most=MAX_LISTING_BYTES)["a"]
+    assert len(values) == MAX_VALUES - 1
+    for more in (b"0,0]}", b"[0]]}", b"{}]}"):
+        (tmp_path / "x").write_bytes(listed + more)
+        with pytest.raises(InvalidModelError, match=r"x .*could have more than 1,048,576 values"):
+            read_json_object(tmp_path / "x", most=MAX_LISTING_BYTES)
 
 
 def test_yaml_is_nested_and_refers_as_much_as_it_may(tmp_path: Path) -> None:
@@ -123,8 +137,8 @@ def test_yaml_s_numbers_to_base_60_are_texts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: " + "1:" * 900_000 + "1", "a number has more than 1,000 digits in line 1"),
-        ("a: " + "1:" * 900_000 + "1.5", "a number has more than 1,000 digits in line 1"),
+        ("a: " + "1:" * 200_000 + "1", "a number has more than 1,000 digits in line 1"),
+        ("a: " + "1:" * 200_000 + "1.5", "a number has more than 1,000 digits in line 1"),
         ("a: 0x" + "f" * 999, "a number has more than 1,000 digits in line 1"),
         ("a: !!timestamp x", "it says of what type a value is"),
         ("a: !!bool x", "it says of what type a value is"),
@@ -142,11 +156,11 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, says: str) -> None:
 
 def test_yaml_is_as_large_as_it_may_be(tmp_path: Path) -> None:
     file = tmp_path / "MLmodel"
-    file.write_text("a: 0x" + "f" * 998 + "\n#" + "x" * ((1 << 21) - 1005))
+    file.write_text("a: 0x" + "f" * 998 + "\n#" + "x" * ((1 << 19) - 1005))
     assert read_yaml_object(file) == {"a": 16**998 - 1}
     with file.open("a") as more:
         more.write("x")
-    with pytest.raises(InvalidModelError, match="MLmodel is larger than 2 MiB"):
+    with pytest.raises(InvalidModelError, match="MLmodel is larger than 512 KiB"):
         read_yaml_object(file)
 
 
@@ -334,9 +348,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_key_twice_after_many_is_found_at_once(tmp_path: Path) -> None:
-    keys = ",".join(f'"k{i}":0' for i in range(150_000))
-    (tmp_path / "x.json").write_text(f'{{{keys},"k149999":1}}')
-    with pytest.raises(InvalidModelError, match="'k149999' twice"):
+    keys = ",".join(f'"k{i}":0' for i in range(80_000))
+    (tmp_path / "x.json").write_text(f'{{{keys},"k79999":1}}')
+    with pytest.raises(InvalidModelError, match="'k79999' twice"):
         read_json_object(tmp_path / "x.json")
 
 

@@ -56,6 +56,7 @@ def drop(key: str) -> Callable[[Section], Any]:
 WRONG: dict[str, tuple[Callable[[Section], Any], str]] = {
     "schema_version": (put("schema_version")("2"), "schema_version must be an integer"),
     "no schema_version": (drop("schema_version"), "schema_version is missing"),
+    "a key that is no text": (put("files")({1: {}}), "files has a key that is no text; it is 1"),
     "files a list": (put("files")([]), "files must be an object; it is a list"),
     "files missing": (drop("files"), "no section .*files"),
     "a file that is no object": (put("files", "x")(3), "files.x must be an object; it is 3"),

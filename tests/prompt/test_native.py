@@ -13,6 +13,7 @@ from mlflow_phi3_onnx import GenAIError, GenAIModel, InvalidModelError, InvalidR
 from mlflow_phi3_onnx.core.bounds import MAX_ADDED_TOKENS, MAX_TEXT_GROWTH, MAX_UNUSED_IDS
 from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.prompt.native import NativeTokenizer
+from mlflow_phi3_onnx.prompt.spec import check_spec
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 from tests.support.edits import edit_json
 
@@ -45,6 +46,22 @@ def split(expression: str) -> Spec:
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+METASPACE = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": True}
+
+
+def words(*steps: Spec) -> Spec:
+    return {"type": "Sequence", "pretokenizers": [split("."), *steps]}
+
+
+def repeated(times: int) -> Spec:
+    """A post-processor that writes the text's tokens several times."""
+    first, second = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")
+    pair = [first, second]
+    kind = "TemplateProcessing"
+    return {"type": kind, "single": [first] * times, "pair": pair, "special_tokens": {}}
+
+
 def put_token(number: int) -> Callable[[Spec], Any]:
     return lambda spec: spec["model"]["vocab"].update({"\u2581x\u2581": number})
 
@@ -58,7 +75,7 @@ def token(number: int) -> Spec:
     return {"id": 2560 + number, "content": f"<|extra_{number}|>", **flags}
 
 
-GROWING = "makes more than 64 characters of one"
+GROWING = "could make more than 128 characters of one"
 REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
     "an id of 32 bits": (
         lambda spec: spec["model"]["vocab"].update({"\u2581Madagascar": 2**31}),
@@ -73,13 +90,13 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
         "has 65,537 added tokens",
     ),
     "growth": (normalize(*[replace("a", "a" * 1000)] * 3), GROWING),
-    "growth in steps": (normalize(replace("a", "a" * 8), replace("a", "a" * 9)), GROWING),
+    "growth in steps": (normalize(replace("a", "a" * 8), replace("a", "a" * 17)), GROWING),
     "growth of nothing": (
-        normalize({"type": "Replace", "pattern": {"Regex": "x*"}, "content": "y" * 64}),
+        normalize({"type": "Replace", "pattern": {"Regex": "x*"}, "content": "y" * 128}),
         GROWING,
     ),
     "growth before every character": (
-        normalize(*[{"type": "Replace", "pattern": {"String": ""}, "content": "x"}] * 7),
+        normalize(*[{"type": "Replace", "pattern": {"String": ""}, "content": "x"}] * 8),
         GROWING,
     ),
     "a long token": (
@@ -96,9 +113,9 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
         lambda spec: spec["model"].update(max_input_chars_per_word=1001),
         "max_input_chars_per_word is 1001",
     ),
-    "a long beginning": (normalize({"type": "Prepend", "prepend": "x" * 65}), GROWING),
+    "a long beginning": (normalize({"type": "Prepend", "prepend": "x" * 128}), GROWING),
     "a table of long texts": (
-        normalize({"type": "Precompiled", "precompiled_charsmap": charsmap(b"x" * 65)}),
+        normalize({"type": "Precompiled", "precompiled_charsmap": charsmap(b"x" * 129)}),
         GROWING,
     ),
     "a long piece of Unigram": (
@@ -108,8 +125,8 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
         "model.vocab has a piece of more than 256 characters",
     ),
     "a long end of words": (
-        lambda spec: spec["model"].update(end_of_word_suffix="x" * 65),
-        "model.end_of_word_suffix has 65 characters",
+        lambda spec: spec["model"].update(end_of_word_suffix="x" * 129),
+        "model.end_of_word_suffix has 129 characters",
     ),
     "an expression that tries again and again": (
         lambda spec: spec.update(pre_tokenizer=split("(a+)+$")),
@@ -126,12 +143,72 @@ REFUSED: dict[str, tuple[Callable[[Spec], Any], str]] = {
         "regular expression that could take very long",
     ),
     "steps": (
-        normalize(*[{"type": "NFC"}] * 128),
+        normalize(*[{"type": "NFC"}] * 129),
         "normalizer has 129 steps.*up to 128 are taken",
     ),
     "growth of what is decoded": (
-        lambda spec: spec.update(decoder=replace("a", "a" * 65)),
+        lambda spec: spec.update(decoder=replace("a", "a" * 129)),
         GROWING,
+    ),
+    "bytes of bytes": (normalize(*[{"type": "ByteLevel"}] * 4), GROWING),
+    "bytes of bytes, of words": (
+        lambda spec: spec.update(pre_tokenizer=words(*[BYTES] * 4)),
+        GROWING,
+    ),
+    "growth in one part and the next": (
+        lambda spec: spec.update(
+            normalizer=replace("a", "a" * 8),
+            pre_tokenizer=words(BYTES),
+            post_processor=repeated(4),
+        ),
+        "its normalizer, pre_tokenizer, post_processor " + GROWING,
+    ),
+    "a beginning of every character": (
+        lambda spec: spec.update(pre_tokenizer=words(*[METASPACE] * 8)),
+        GROWING,
+    ),
+    "a template that repeats the text": (
+        lambda spec: spec.update(post_processor=repeated(129)),
+        GROWING,
+    ),
+    "long characters, made long again": (
+        normalize({"type": "NFKD"}, *[replace("\u0644", "\ufdfa"), {"type": "NFKD"}] * 2),
+        GROWING,
+    ),
+    "capital letters of two, made again": (
+        normalize({"type": "NFC"}, *[replace("i", "\u0130"), {"type": "Lowercase"}] * 8),
+        GROWING,
+    ),
+    "spaces around every character": (
+        normalize(*[{"type": "BertNormalizer"}] * 5),
+        GROWING,
+    ),
+    "growth of every token": (
+        lambda spec: spec.update(
+            decoder={"type": "Sequence", "decoders": [{"type": "BPEDecoder", "suffix": ""}] * 5}
+        ),
+        GROWING,
+    ),
+    "growth of added tokens": (
+        lambda spec: spec.update(
+            normalizer=replace("x", "x" * 128),
+            added_tokens=[
+                {**token(0), "content": f"{i:0128}", "normalized": True} for i in range(129)
+            ],
+        ),
+        "has added tokens that its normalizer could make more than 2,097,152 characters of",
+    ),
+    "a normalizer without a type": (
+        normalize({"pattern": {"String": ""}, "content": "x" * 999}),
+        "a step of normalizer is no object with a type; it is an object",
+    ),
+    "a normalizer that is a list": (
+        lambda spec: spec.update(normalizer=["x" * 999]),
+        "a step of normalizer is no object with a type; it is a list",
+    ),
+    "a decoder without a type": (
+        lambda spec: spec.update(decoder={"suffix": ""}),
+        "a step of decoder is no object with a type",
     ),
     "a table that is none": (
         normalize({"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
@@ -172,6 +249,36 @@ def test_what_is_at_the_bounds_is_taken(folder: Path) -> None:
     edit(folder, put_token(count + MAX_UNUSED_IDS))
     with pytest.raises(InvalidModelError, match="has the token id"):
         NativeTokenizer.read(folder)
+
+
+TABLE = {"type": "Precompiled", "precompiled_charsmap": charsmap("\u0635".encode() * 18)}
+SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"}
+PUBLISHED: dict[str, tuple[list[Spec], list[Spec]]] = {
+    "T5": ([TABLE, SPACES], [{"type": "WhitespaceSplit"}, METASPACE]),
+    "ALBERT": (
+        [
+            *(replace("''", '"'), {"type": "NFKD"}, {"type": "StripAccents"}),
+            *({"type": "Lowercase"}, TABLE),
+        ],
+        [{"type": "WhitespaceSplit"}, METASPACE],
+    ),
+    "CLIP": ([{"type": "NFC"}, SPACES, {"type": "Lowercase"}], [split("x"), BYTES]),
+    "BERT": ([{"type": "BertNormalizer"}], [{"type": "BertPreTokenizer"}]),
+    "Llama 2": ([{"type": "Prepend", "prepend": "\u2581"}, replace(" ", "\u2581")], []),
+}
+
+
+@pytest.mark.parametrize(("normalizers", "pre_tokenizers"), PUBLISHED.values(), ids=PUBLISHED)
+def test_the_steps_of_published_tokenizers_are_taken(
+    normalizers: list[Spec], pre_tokenizers: list[Spec]
+) -> None:
+    check_spec(
+        {
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers},
+            "post_processor": repeated(1),
+        }
+    )
 
 
 def test_a_request_that_the_tokenizer_fails_at(folder: Path) -> None:

@@ -39,10 +39,17 @@ _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSES = (5, 10), (6, 11), (2
 _SPARSE_TENSORS = (1, 2)
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 1, 2, 8, 13
 _TENSOR_INT64S, _TENSOR_RAW, _INT64 = 7, 9, 7
+_INT32 = (1 << 32) - 1
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR = 1, 2, 1
 _TENSOR_ELEMENT, _TENSOR_SHAPE, _SHAPE_DIMENSION = 1, 2, 1
 _DIMENSION_VALUE, _DIMENSION_NAME = 1, 2
+
+# What may stand in a message only once.
+_ONE_GRAPH = {_MODEL_GRAPH: _MODEL_GRAPH}
+_ONE_VALUE = {number: number for number in (5, 6, 22)}  # of an attribute
+_ONE_EACH = {number: number for number in (1, 2)}
+_ONE_TYPE: Mapping[int, int] = dict.fromkeys((_TYPE_TENSOR, 4, 5, 8, 9), _TYPE_TENSOR)
 
 _PRECISIONS = {code: kind.precision for code, kind in TENSOR_TYPES.items() if kind.precision}
 
@@ -52,7 +59,6 @@ _TABLES = {"GroupQueryAttention", "RotaryEmbedding"}
 
 # What ONNX Runtime calls a place in its own memory, where a file's name should be.
 _MEMORY = "_ORT_MEM_ADDR_"
-
 
 FULL_ATTENTION = frozenset({-1})
 """The windows of a graph whose attention has none."""
@@ -132,6 +138,8 @@ def read_graph(path: Path) -> GraphFacts:
             # Not closed by hand: views of it may outlive this frame; it goes with the last of them.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         reader.read_model(memoryview(data))
+        if path.suffix == ".ort" or data[4:8] == b"ORTM":  # a format of ONNX Runtime's own
+            raise NotProtobufError
     except (NotProtobufError, UnicodeDecodeError, ValueError) as error:
         raise InvalidModelError(
             f"{path.name} is not a whole ONNX model: it is empty, cut short or damaged."
@@ -163,7 +171,7 @@ class _Reader:
         self._conditions: list[str] = []
 
     def read_model(self, data: memoryview) -> None:
-        for number, value in self._protobuf.messages(data):
+        for number, value in self._protobuf.messages(data, _ONE_GRAPH):
             if number == _MODEL_GRAPH:
                 self._read_graph(value, 0)
             elif number == _MODEL_FUNCTION:
@@ -219,8 +227,10 @@ class _Reader:
     def _refusal(self, what: str) -> InvalidModelError:
         return InvalidModelError(f"{self._file} {what}.")
 
-    def _parts(self, data: memoryview, wanted: tuple[int, ...]) -> list[memoryview]:
-        return [value for number, value in self._protobuf.messages(data) if number in wanted]
+    def _parts(
+        self, data: memoryview, wanted: tuple[int, ...], once: Mapping[int, int] = _ONE_EACH
+    ) -> list[memoryview]:
+        return [value for number, value in self._protobuf.messages(data, once) if number in wanted]
 
     def _read_graph(self, data: memoryview, depth: int) -> None:
         if depth > MAX_GRAPH_DEPTH:
@@ -284,20 +294,23 @@ class _Reader:
         self, data: memoryview, numbers: dict[str, int], texts: dict[str, memoryview], depth: int
     ) -> None:
         name = ""
-        for number, value in self._protobuf.fields(data):
+        given: list[int] = []
+        written: list[memoryview] = []
+        for number, value in self._protobuf.fields(data, _ONE_VALUE):
             if isinstance(value, int):
-                if number == _ATTRIBUTE_INT:
-                    numbers[name] = _signed(value)
+                given += [_signed(value)] if number == _ATTRIBUTE_INT else []
             elif number == _ATTRIBUTE_NAME:
                 name = text(value)
             elif number == _ATTRIBUTE_TEXT:
-                texts[name] = value
+                written.append(value)
             elif number in _ATTRIBUTE_TENSORS:
                 self._read_tensor(value)
             elif number in _ATTRIBUTE_GRAPHS:
                 self._read_graph(value, depth + 1)
             elif number in _ATTRIBUTE_SPARSES:
                 self._read_sparse(value)
+        numbers.update((name, number) for number in given)
+        texts.update((name, content) for content in written)
 
     def _read_sparse(self, data: memoryview) -> None:
         for tensor in self._parts(data, _SPARSE_TENSORS):
@@ -308,30 +321,32 @@ class _Reader:
         name, element = "", 0
         axes: list[int] = []
         one: list[int] = []
+        raw: memoryview | None = None
         entries: list[tuple[str, str]] = []
         for number, value in self._protobuf.fields(data):
             if number == _TENSOR_DIMS and len(axes) <= MAX_RANK:
                 axes += integers(value, MAX_RANK + 1)
+            elif number == _TENSOR_INT64S and len(one) < 2:
+                one += integers(value, 2)
             elif isinstance(value, int):
-                element = value if number == _TENSOR_TYPE else element
+                element = value & _INT32 if number == _TENSOR_TYPE else element
             elif number == _TENSOR_NAME:
                 name = text(value)
-            elif number == _TENSOR_RAW and len(value) == 8:
-                one = [int.from_bytes(value, "little", signed=True)]
-            elif number == _TENSOR_INT64S and len(value) < 11:
-                one = integers(value, 2)
+            elif number == _TENSOR_RAW:
+                raw = value
             elif number == _TENSOR_EXTERNAL_DATA:
                 pair = dict(self._protobuf.messages(value))
-                key, content = pair.get(_ENTRY_KEY), pair.get(_ENTRY_VALUE)
-                if key is not None and content is not None:
-                    entries.append((text(key), text(content)))
+                key, content = (pair.get(part, value[:0]) for part in (_ENTRY_KEY, _ENTRY_VALUE))
+                entries.append((text(key), text(content)))
         if len(axes) > MAX_RANK or any(_signed(axis) < 0 for axis in axes):
             raise self._refusal(
                 f"has a tensor with more than {MAX_RANK} axes, or one of negative length"
             )
         self._tensors[name] = (element, math.prod(axes))
+        if raw is not None:
+            one = [int.from_bytes(raw, "little")] if len(raw) == 8 else []
         if element == _INT64 and len(one) == 1:
-            self._integers[name] = one[0]
+            self._integers[name] = _signed(one[0])
         if entries:
             self._note_external(entries)
         return name
@@ -356,16 +371,16 @@ class _Reader:
         """Return the name, element type and shape of an input or output."""
         name, element = "", 0
         shape: tuple[int | str, ...] = ()
-        for number, value in self._protobuf.messages(data):
+        for number, value in self._protobuf.messages(data, _ONE_EACH):
             if number == _VALUE_NAME:
                 name = text(value)
             elif number == _VALUE_TYPE:
-                for tensor in self._parts(value, (_TYPE_TENSOR,)):
-                    for inner, part in self._protobuf.fields(tensor):
+                for tensor in self._parts(value, (_TYPE_TENSOR,), _ONE_TYPE):
+                    for inner, part in self._protobuf.fields(tensor, _ONE_EACH):
                         if isinstance(part, int):
-                            element = part if inner == _TENSOR_ELEMENT else element
+                            element = part & _INT32 if inner == _TENSOR_ELEMENT else element
                         elif inner == _TENSOR_SHAPE:
-                            axes = self._parts(part, (_SHAPE_DIMENSION,))
+                            axes = self._parts(part, (_SHAPE_DIMENSION,), {})
                             shape = tuple(map(self._length, axes))
         return name, element, shape
 

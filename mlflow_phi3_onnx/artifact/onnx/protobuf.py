@@ -6,14 +6,16 @@ The fields are numbered as in ``onnx.proto``
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["NotProtobufError", "ProtobufReader", "encoded", "integers", "text"]
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_LAST_FIELD = (1 << 29) - 1
 
 
 class NotProtobufError(ValueError):
@@ -30,19 +32,33 @@ class ProtobufReader:
     def __init__(self, most: int) -> None:
         self._left = most
 
-    def fields(self, data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    def fields(
+        self, data: memoryview, once: Mapping[int, int] = MappingProxyType({})
+    ) -> Iterator[tuple[int, int | memoryview]]:
         """Yield the number and value of each field: an int for a varint, else a view of its bytes.
 
+        Numbers of four and eight bytes are passed over: nothing that is read here has any.
+
+        Args:
+            data: The message.
+            once: The fields that may not stand there twice, because they would be merged, or not
+                beside another that has the same value here.
+
         Raises:
-            NotProtobufError: If the bytes are no protocol buffer, or have too many fields.
+            NotProtobufError: If the bytes are no protocol buffer, or have too many fields, or could
+                be read in two ways.
         """
         position = 0
+        seen: set[int] = set()
         while position < len(data):
             self._left -= 1
             if self._left < 0:
                 raise NotProtobufError
             tag, position = _varint(data, position)
             number, wire = tag >> 3, tag & 7
+            # Of a larger one, other readers drop the upper bits.
+            if not 0 < number <= _LAST_FIELD:
+                raise NotProtobufError
             if wire == _VARINT:
                 value, position = _varint(data, position)
                 yield number, value
@@ -55,12 +71,18 @@ class ProtobufReader:
                 raise NotProtobufError
             if position + size > len(data):
                 raise NotProtobufError
-            yield number, data[position : position + size]
+            if wire == _BYTES:
+                if number in once and once[number] in seen:
+                    raise NotProtobufError
+                seen.add(once.get(number, 0))
+                yield number, data[position : position + size]
             position += size
 
-    def messages(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
-        """Yield the number and bytes of each field that has bytes; errors as :meth:`fields`."""
-        for number, value in self.fields(data):
+    def messages(
+        self, data: memoryview, once: Mapping[int, int] = MappingProxyType({})
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Yield the number and bytes of each field that has bytes; otherwise as :meth:`fields`."""
+        for number, value in self.fields(data, once):
             if isinstance(value, memoryview):
                 yield number, value
 
@@ -110,6 +132,8 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         position += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if result >> 64:
+                raise NotProtobufError
             return result, position
         shift += 7
 

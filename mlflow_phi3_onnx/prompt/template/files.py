@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.bounds import MAX_TEMPLATE_BYTES
+from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES, MAX_TEMPLATE_BYTES
 from mlflow_phi3_onnx.core.files import read_json_object, read_text
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.prompt.template.chat_template import ChatTemplate
@@ -42,7 +42,7 @@ def load_template(path: Path) -> ChatTemplate | None:
     Raises:
         InvalidModelError: If a file or a field is not what it must be.
     """
-    config = read_json_object(path / CONFIG_FILE, infinite=True)
+    config = _read_listing(path / CONFIG_FILE)
     named = _named_templates(path, config)
     if not named:
         return None
@@ -62,12 +62,16 @@ def read_templates(path: Path) -> dict[str, str]:
     Raises:
         InvalidModelError: If a file or a field is not what it must be.
     """
-    return _named_templates(path, read_json_object(path / CONFIG_FILE, infinite=True))
+    return _named_templates(path, _read_listing(path / CONFIG_FILE))
+
+
+def _read_listing(file: Path) -> dict[str, Any]:
+    return read_json_object(file, infinite=True, most=MAX_LISTING_BYTES)
 
 
 def _named_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     files = {"default": path / TEMPLATE_FILE} if (path / TEMPLATE_FILE).is_file() else {}
-    files |= {file.stem: file for file in (path / TEMPLATE_FOLDER).glob("*.jinja")}
+    files |= {file.stem: file for file in (path / TEMPLATE_FOLDER).glob("[!.]*.jinja")}
     if files:
         return {name: read_text(file, MAX_TEMPLATE_BYTES) for name, file in files.items()}
     value = config.get("chat_template")
@@ -99,7 +103,7 @@ def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     tokens = _tokens_of(config, CONFIG_FILE)
     file = path / SPECIAL_TOKENS_FILE
     if "added_tokens_decoder" not in config and file.is_file():  # as transformers reads them
-        tokens.update(_tokens_of(read_json_object(file, infinite=True), SPECIAL_TOKENS_FILE))
+        tokens.update(_tokens_of(_read_listing(file), SPECIAL_TOKENS_FILE))
     return tokens
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.safetensors import read_header
+from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import list_visible, read_json_object
 from mlflow_phi3_onnx.errors import ConversionError, InvalidModelError, InvalidRequestError
@@ -214,7 +215,7 @@ def _weights(path: Path) -> list[str]:
     """Name the weights files that there must be, and are."""
     names = sorted(file.name for file in path.iterdir() if WEIGHTS.fullmatch(file.name))
     if (path / _WEIGHTS_INDEX).is_file():
-        parts = read_json_object(path / _WEIGHTS_INDEX).get("weight_map")
+        parts = read_json_object(path / _WEIGHTS_INDEX, most=MAX_LISTING_BYTES).get("weight_map")
         if not isinstance(parts, dict):
             raise InvalidModelError(f"{_WEIGHTS_INDEX} has no weight_map.")
         needed = set(map(str, parts.values()))
