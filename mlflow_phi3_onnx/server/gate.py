@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from mlflow_phi3_onnx.server.errors import (
     DrainingError,
     HeadersTooLargeError,
     HostError,
+    InvalidHTTPError,
     ServerError,
+    SlowClientError,
     TooManyConnectionsError,
     as_server_error,
 )
@@ -23,7 +26,7 @@ from mlflow_phi3_onnx.server.record import Record
 from mlflow_phi3_onnx.server.reference import REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -42,6 +45,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _PORT = re.compile(r"(?<=[^:]):\d*$")
 # The label of an exemplar has at most 128 characters in OpenMetrics, with its name, request_id.
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,118}")
+_PART = 1 << 14
+"""Bytes that a client has to take within ``send_timeout``."""
+
 _PER_HEADER = 4  # a colon, a space, and the end of the line
 
 
@@ -81,6 +87,7 @@ class Gate:
         if known := _given_id(scope["headers"]):
             record.id = known
         scope.setdefault("state", {})["record"] = record
+        loop = asyncio.get_running_loop()
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -89,12 +96,26 @@ class Gate:
                     *message.get("headers", ()),
                     (b"x-request-id", record.id.encode()),
                 ]
-            await send(message)
+            for part in _parts(message):
+                timer = loop.call_later(self._door.settings.send_timeout, cut_off)
+                try:
+                    await send(part)
+                finally:
+                    timer.cancel()
+
+        async def hear() -> Message:
+            message = await receive()
+            _check_readable(scope)
+            return message
+
+        def cut_off() -> None:
+            record.left(SlowClientError("The client does not read its response."))
+            scope["state"].get("abort", lambda: None)()
 
         self._door.working += 1
         try:
             self._check(scope)
-            await self._app(scope, receive, answer)
+            await self._app(scope, hear, answer)
         except Exception as error:  # noqa: BLE001 - a client learns of every failure
             failure = as_server_error(error)
             record.failed(failure)
@@ -116,6 +137,7 @@ class Gate:
         """Check what can be without the body.
 
         Raises:
+            InvalidHTTPError: If it is no request, or could be read as two.
             HeadersTooLargeError: If there is too much of them.
             HostError: If the server was asked for by a name that is not one of its own.
             UnauthorizedError: If there is no key that is known, where one is needed.
@@ -125,6 +147,12 @@ class Gate:
         """
         most = self._door.settings.max_header_bytes
         headers = scope["headers"]
+        _check_readable(scope)
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+            raise InvalidHTTPError(
+                "The request has both Content-Length and Transfer-Encoding, which could end it at"
+                " two places. Send one of them."
+            )
         size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
         size += sum(len(name) + len(value) + _PER_HEADER for name, value in headers)
         if size > most:
@@ -147,6 +175,21 @@ class Gate:
             )
         if scope["method"] == "POST" and scope["path"] in self._posts:
             self._door.models.check_room()
+
+
+def _check_readable(scope: Scope) -> None:
+    """Raise what the connection has found wrong with a request, or with the rest of its body."""
+    if error := scope["state"].get("unreadable"):
+        raise error
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """Split a body, so that sending each part waits until the one before is gone."""
+    body = message.get("body", b"")
+    for start in range(0, len(body), _PART):
+        yield {**message, "body": body[start : start + _PART], "more_body": True}
+    if not (body and message.get("more_body")):
+        yield {**message, "body": b""} if body else message
 
 
 def error_response(error: GenAIError) -> Response:

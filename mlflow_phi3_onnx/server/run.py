@@ -10,19 +10,16 @@ import socket
 import sys
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlflow_phi3_onnx.core.files import show_path
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.server.app import make_app
 from mlflow_phi3_onnx.server.auth import read_keys
-from mlflow_phi3_onnx.server.body import to_json
+from mlflow_phi3_onnx.server.connection import HTTPConnection
 from mlflow_phi3_onnx.server.door import Door
-from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
 from mlflow_phi3_onnx.tracing.serving import set_up, written_in_time
@@ -42,9 +39,6 @@ _SWITCH_INTERVAL = 0.0005
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 """The names of this machine that a request may ask for, where it needs no key."""
-
-_SPARE = 32
-"""Connections beyond the most, for probes and refusals; any other is closed unheard."""
 
 _LAST_WORDS = 5
 """Seconds that responses have to be sent once everything that ran was cancelled, and traces to be
@@ -93,70 +87,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-class _Protocol(H11Protocol):
-    """HTTP/1.1 with OpenAI's errors, a time limit for headers, and a way to hang up."""
-
-    def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
-        super().__init__(config, *args, **more)
-        self.app_state = {**self.app_state, "abort": self._abort}
-        self._patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn has it
-        """Wait for a request, but not for ever."""
-        super().connection_made(transport)
-        beyond = len(self.connections) - self.config.max_connections  # type: ignore[attr-defined] - as below
-        self.app_state["crowded"] = beyond > 0
-        if beyond > _SPARE:
-            self._abort()
-        self._wait()
-
-    def on_response_complete(self) -> None:
-        """Wait for the next request, in the same way."""
-        super().on_response_complete()
-        self._wait()
-
-    def _wait(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-        seconds = self.config.headers_timeout  # type: ignore[attr-defined] - set in make_server
-        self._patience = self.loop.call_later(seconds, self._give_up)
-
-    def _give_up(self) -> None:
-        """Hang up, unless a request is being answered."""
-        if not self.scope or self.cycle.response_complete:
-            self._abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        if self._patience is not None:
-            self._patience.cancel()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - says less
-        """Refuse what is no HTTP, or too large."""
-        problem = sys.exc_info()[1]
-        error = InvalidRequestError("The request is not valid HTTP/1.1.")
-        if isinstance(problem, h11.RemoteProtocolError) and problem.error_status_hint == 431:
-            error = HeadersTooLargeError("The request's headers are larger than this server takes.")
-        body = to_json(error.to_openai())
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        events = (
-            h11.Response(status_code=error.status, headers=headers, reason=b""),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        )
-        for event in events:
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-    def _abort(self) -> None:
-        self.transport.abort()
-
-
 def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> Server:
     """Read the keys, load the models and make a server of them, which does not listen yet.
 
@@ -184,7 +114,7 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         make_app(door, keys, hosts),
         host=settings.host,
         port=settings.port,
-        http=_Protocol,
+        http=HTTPConnection,
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -200,8 +130,8 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
-    config.headers_timeout = settings.receive_timeout  # type: ignore[attr-defined] - for _Protocol
-    config.max_connections = settings.max_connections  # type: ignore[attr-defined] - for _Protocol
+    config.headers_timeout = settings.receive_timeout  # type: ignore[attr-defined] - for HTTPConnection
+    config.max_connections = settings.max_connections  # type: ignore[attr-defined] - for HTTPConnection
     return Server(config, door)
 
 
