@@ -158,11 +158,20 @@ class DrainingError(ServerError):
 
 
 class ModelUnavailableError(ServerError):
-    """A model that could not be loaded."""
+    """A model that could not be loaded, or whose engine has died.
+
+    Args:
+        message: Which.
+        retry_after: Seconds after which it is tried again, where that is known.
+    """
 
     http_status = 503
     openai_type = "server_error"
     openai_code = "model_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ClientGoneError(CancelledError):

@@ -7,9 +7,10 @@ import gc
 import ipaddress
 import logging
 import socket
+import ssl
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -25,7 +26,7 @@ from mlflow_phi3_onnx.server.models import Registry
 from mlflow_phi3_onnx.tracing.serving import set_up, written_in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from types import FrameType
 
     from mlflow_phi3_onnx.server.settings import ServerSettings
@@ -98,6 +99,8 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
     hosts = settings.allowed_hosts or (THIS_MACHINE if local and not keys else ())
     for name in ("tls_cert", "tls_key"):
         _check_readable(name, getattr(settings, name))
+    if settings.tls_cert and settings.tls_key:
+        _check_tls(settings.tls_cert, settings.tls_key)
     if not keys and not local:
         _logger.warning(
             "The server listens on %s without a key: whoever reaches this machine may use it. Set"
@@ -151,20 +154,44 @@ def serve(
         mlflow.exceptions.MlflowException: If it cannot be started.
     """
     set_up_logs(settings.log_level)
-    server = make_server(places, settings)
+    with _bound(settings) as listener:
+        _serve(make_server(places, settings), listener, tell)
+
+
+@contextmanager
+def _bound(settings: ServerSettings) -> Generator[socket.socket]:
+    """Take the address before models are loaded; nobody is kept waiting there meanwhile."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        if sys.platform != "win32":  # where it would let two servers have the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Connections inherit it. asyncio sets it only on sockets that were made for TCP by name,
+        # and without it, what is sent in two parts waits for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise _no_address(settings) from error
+        yield listener
+
+
+def _no_address(settings: ServerSettings) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The server cannot listen on {settings.host}, port {settings.port}: the address is not"
+        " this machine's, or the port is taken. Choose another with --port.",
+        param="port",
+    )
+
+
+def _serve(server: Server, listener: socket.socket, tell: Callable[[str], None]) -> None:
+    settings = server.door.settings
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
+        listener.listen()
+    except OSError as error:  # another server has loaded its models faster
         server.door.models.close()
-        raise InvalidRequestError(
-            f"The server cannot listen on {settings.host}, port {settings.port}: the address is not"
-            " this machine's, or the port is taken. Choose another with --port.",
-            param="port",
-        ) from error
-    # Connections inherit it. asyncio sets it only on sockets that were made for TCP by name, and
-    # without it, what is sent in two parts waits for the client's delayed acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raise _no_address(settings) from error
     # What is here stays: else each full collection looks through all of it, and nothing answers.
     gc.collect()
     gc.freeze()
@@ -194,6 +221,26 @@ def _check_readable(name: str, file: str | None) -> None:
     except (OSError, ValueError) as error:
         raise InvalidRequestError(
             f"{name} cannot be read: {show_path(file)} ({type(error).__name__}).", param=name
+        ) from error
+
+
+def _check_tls(certificate: str, key: str) -> None:
+    """Check what the web server would stumble over once models are loaded."""
+
+    def refuse() -> str:
+        raise InvalidRequestError(
+            "tls_key is encrypted, and nobody is there to give its password. Give a key that is"
+            " not.",
+            param="tls_key",
+        )
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, refuse)
+    except ssl.SSLError as error:
+        raise InvalidRequestError(
+            f"tls_cert and tls_key cannot be used ({error.reason or 'no PEM'}). tls_cert must be a"
+            " certificate chain in PEM form, and tls_key the private key of its first certificate.",
+            param="tls_cert",
         ) from error
 
 

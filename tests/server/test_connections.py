@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import ssl
 import time
@@ -133,6 +134,46 @@ def test_one_that_asks_again_and_again_and_reads_nothing_is_ended() -> None:
         until(lambda: served.metric("http_requests_total", status="499") == 1)
         until(lambda: not served.server.server_state.connections)
         assert served.metric("http_requests_total", route="/openapi.json", status="200") < 100
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "route"),
+    [(b"GET /ping HTTP/1.1\r\n\r\n", 400, "unmatched"),
+     (PING + b"nonsense\r\n\r\n" + PING, 400, "unmatched"),
+     (CHAT_HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}" + PING, 400, "unmatched"),
+     (CHAT_HEAD + b"X: " + b"x" * 40_000, 431, "unmatched"),
+     (CHAT_HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + PING,
+      400, "/v1/chat/completions"),
+     (CHAT_HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{\"\r\nnonsense\r\n\r\n" + PING,
+      400, "/v1/chat/completions")],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_as_others_are(
+    data: bytes, status: int, route: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mlflow_phi3_onnx")
+    with running(lazy=True) as served:
+        with served.connect() as connection:
+            if data.startswith(PING):
+                connection.sendall(PING)
+                assert read_reply(connection).status == 200
+            connection.sendall(data.removeprefix(PING))
+            reply = read_reply(connection)
+            assert ended(connection)
+        assert (reply.status, reply.error["type"]) == (status, "invalid_request_error")
+        assert reply.headers["connection"] == "close"
+        counted = {"route": route, "status": str(status)}
+        until(lambda: served.metric("http_requests_total", **counted) == 1)
+    lines = [getattr(record, "request", {}) for record in caplog.records]
+    (line,) = [one for one in lines if one.get("request_id") == reply.headers["x-request-id"]]
+    assert (line["route"], line["status"]) == (route, status)
+
+
+def test_a_head_is_a_get_without_its_body() -> None:
+    with running(lazy=True) as served:
+        told, got = (served.ask(method, "/v1/models") for method in ("HEAD", "GET"))
+        assert (told.status, told.body) == (200, b"")
+        assert told.headers["content-length"] == got.headers["content-length"]
+        assert served.ask("HEAD", "/v1/completions").status == 405
 
 
 def narrow(served: Running) -> socket.socket:

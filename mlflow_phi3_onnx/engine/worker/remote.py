@@ -136,8 +136,9 @@ class WorkerEngine:
     @property
     def health(self) -> Health:
         """How it is: dead for a while after a worker was not replaced; then the next job tries."""
-        recent = time.monotonic() < self._failed_at + WHILE_S
-        return Health(self.deaths, recent and self._thread is None and self._failure is not None)
+        left = max(0.0, self._failed_at + WHILE_S - time.monotonic())
+        failed = self._thread is None and self._failure is not None
+        return Health(self.deaths, left if failed else 0.0)
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[_RemoteJob]:
         """Take jobs, in order; see :class:`~mlflow_phi3_onnx.engine.base.Engine`."""
@@ -287,7 +288,8 @@ class WorkerEngine:
         self._fail_all(
             EngineDeadError(
                 f"The engine's worker process ended with this request inside ({how}). Another is"
-                " started: try again."
+                " started: try again.",
+                retry_after=1,
             )
         )
         try:
@@ -305,7 +307,8 @@ class WorkerEngine:
             raise EngineDeadError(
                 f"The engine's worker process has died {len(self._died)} times within"
                 f" {WHILE_S:.0f} s. Requests are refused for {left:.0f} s; the log says how it"
-                " ended."
+                " ended.",
+                retry_after=left,
             )
 
     def _take(self, kind: str, content: list[Any]) -> None:
