@@ -131,7 +131,7 @@ def test_a_browser_may_ask_before_it_has_a_key(guarded: Running) -> None:
     headers["Origin"] = "https://evil.example.com"
     reply = guarded.ask("OPTIONS", "/v1/chat/completions", headers=headers)
     assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
-    assert reply.headers["vary"] == "Origin"
+    assert reply.headers["vary"].startswith("Origin")
     assert "access-control-allow-origin" not in reply.headers
 
 

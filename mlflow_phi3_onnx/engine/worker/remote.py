@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.forking import watch_forks
 from mlflow_phi3_onnx.engine.worker.messages import (
-    pack_error,
     pack_job,
     unpack_delta,
     unpack_error,
@@ -347,9 +347,9 @@ class WorkerEngine:
             self._jobs.clear()
             self._requests.clear()
         for answer in answers:
-            answer.set_exception(unpack_error(pack_error(error)))
+            answer.set_exception(copy(error))
         for job in jobs:
-            job.pass_on(unpack_error(pack_error(error)), last=True)
+            job.pass_on(copy(error), last=True)
 
 
 class _RemoteJob:
