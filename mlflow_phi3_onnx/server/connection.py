@@ -74,7 +74,7 @@ class HTTPConnection(H11Protocol):
 
     @property
     def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return bool(self.cycle) and not self.cycle.response_complete
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -89,7 +89,7 @@ class HTTPConnection(H11Protocol):
         if isinstance(problem, h11.RemoteProtocolError) and problem.error_status_hint == 431:
             error = HeadersTooLargeError("The request's headers are larger than this server takes.")
         if self._answering:  # the rest of the request's body
-            self.cycle.scope["state"]["unreadable"] = error
+            self.cycle.scope.setdefault("state", {})["unreadable"] = error
             self.cycle.message_event.set()
         elif self.conn.our_state is h11.IDLE:
             self.app_state["unreadable"] = error

@@ -239,7 +239,7 @@ def test_a_server_for_everybody_is_warned_of(
     assert "without a key" not in caplog.text
 
 
-def test_tls(tmp_path: Path, tls_files: dict[str, str]) -> None:
+def test_tls(tmp_path: Path, tls_files: dict[str, Any]) -> None:
     with running(**tls_files) as served:
         context = ssl.create_default_context(cafile=tls_files["tls_cert"])
         opener = urllib.request.build_opener(
@@ -248,7 +248,9 @@ def test_tls(tmp_path: Path, tls_files: dict[str, str]) -> None:
         with opener.open(f"https://127.0.0.1:{served.port}/health", timeout=30) as response:
             assert json.load(response) == {"status": "ok"}
     with pytest.raises(InvalidRequestError, match="tls_cert cannot be read: "):
-        make_server({"x": None}, ServerSettings(**{**tls_files, "tls_cert": str(tmp_path / "x")}))
+        make_server(
+            {"x": None}, ServerSettings.check({**tls_files, "tls_cert": str(tmp_path / "x")})
+        )
 
 
 def test_tls_files_that_cannot_be_used_are_found_before_models_are_loaded(

@@ -136,9 +136,9 @@ class WorkerEngine:
     @property
     def health(self) -> Health:
         """How it is: dead for a while after a worker was not replaced; then the next job tries."""
-        left = max(0.0, self._failed_at + WHILE_S - time.monotonic())
         failed = self._thread is None and self._failure is not None
-        return Health(self.deaths, left if failed else 0.0)
+        left = self._failed_at + WHILE_S - time.monotonic() if failed else 0.0
+        return Health(self.deaths, max(0.0, left))
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[_RemoteJob]:
         """Take jobs, in order; see :class:`~mlflow_phi3_onnx.engine.base.Engine`."""
@@ -285,13 +285,11 @@ class WorkerEngine:
             return EngineDeadError(
                 f"The engine's worker process ended while it loaded the model ({how})."
             )
-        self._fail_all(
-            EngineDeadError(
-                f"The engine's worker process ended with this request inside ({how}). Another is"
-                " started: try again.",
-                retry_after=1,
-            )
+        failure = (
+            f"The engine's worker process ended with this request inside ({how}). Another is"
+            " started: try again."
         )
+        self._fail_all(EngineDeadError(failure, retry_after=1))
         try:
             self._check_deaths()
         except EngineDeadError as error:
