@@ -225,10 +225,19 @@ class GenerationTimeoutError(GenerationError):
 
 
 class EngineDeadError(GenerationError):
-    """The engine's worker process ended, by itself or by the system, with requests inside."""
+    """The engine's worker process ended, by itself or by the system, with requests inside.
+
+    Args:
+        message: How it ended, and what to do.
+        retry_after: Seconds after which another may answer, where that is known.
+    """
 
     mlflow_code = "TEMPORARILY_UNAVAILABLE"
     openai_code = "engine_dead"
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **more: Any) -> None:
+        super().__init__(message, **more)
+        self.retry_after = retry_after
 
 
 class DeploymentError(GenAIError):

@@ -101,11 +101,12 @@ class Health(NamedTuple):
 
     Attributes:
         deaths: How many of its worker processes have died.
-        dead: Whether it takes no jobs: its worker process is gone, and no other was started.
+        dead: Seconds for which it takes no jobs, because its worker process is gone and no other
+            was started.
     """
 
     deaths: int = 0
-    dead: bool = False
+    dead: float = 0.0
 
 
 Deliver: TypeAlias = "Callable[[int, TokenDelta | GenAIError], bool]"

@@ -7,12 +7,11 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from mlflow_phi3_onnx._version import __version__
-from mlflow_phi3_onnx.errors import GenAIError
+from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
 from mlflow_phi3_onnx.server.errors import BadMethodError, NoRouteError, as_server_error
 from mlflow_phi3_onnx.server.gate import Gate, error_response
 from mlflow_phi3_onnx.server.mlflow_routes import mlflow_router
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection
 
     from fastapi import Request
+    from starlette.datastructures import Headers
     from starlette.responses import Response
     from starlette.types import ASGIApp
 
@@ -66,11 +66,10 @@ def make_app(door: Door, keys: Keys, hosts: Collection[str] = ()) -> ASGIApp:
     add_reference(app)
     for kind in (HTTPException, GenAIError, Exception):
         app.add_exception_handler(kind, _refuse)
-    routes = (route for router in routers for route in router.routes if isinstance(route, APIRoute))
-    posts = {route.path for route in routes if "POST" in (route.methods or ())}
-    gate: ASGIApp = Gate(app, door, keys, hosts, posts)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    gate: ASGIApp = Gate(app, door, keys, hosts, routes)
     if origins := door.settings.cors_origins:
-        gate = CORSMiddleware(
+        gate = _CORS(
             gate,
             allow_origins=origins,
             allow_methods=["GET", "POST"],
@@ -78,6 +77,25 @@ def make_app(door: Door, keys: Keys, hosts: Collection[str] = ()) -> ASGIApp:
             expose_headers=["x-request-id", "retry-after"],
         )
     return gate
+
+
+class _CORS(CORSMiddleware):
+    """Says what other web sites' pages may do, and refuses in OpenAI's form."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a browser that asks before it sends a request."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code == 200:
+            return answer
+        refusal = error_response(
+            InvalidRequestError(
+                "The page may not send this request: its site, the method or a header is not among"
+                " those that the server takes from browsers (cors_origins)."
+            )
+        )
+        kept = {name: value for name, value in answer.headers.items() if "content-" not in name}
+        refusal.headers.update(kept)
+        return refusal
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

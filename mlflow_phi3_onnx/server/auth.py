@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = ["Keys", "read_keys"]
+
+_logger = logging.getLogger(__name__)
 
 MAX_KEYS_BYTES = 1 << 20
 FEWEST_CHARACTERS = 8
@@ -67,7 +71,8 @@ def read_keys(file: str | None) -> Keys:
             one.
     """
     if file is None:
-        keys, place = os.environ.get(KEYS_VARIABLE, "").split(), KEYS_VARIABLE
+        place = KEYS_VARIABLE
+        keys = dict(enumerate(os.environ.get(KEYS_VARIABLE, "").split(), 1))
     else:
         place = f"api_key_file {show_path(file)}"
         try:
@@ -78,17 +83,26 @@ def read_keys(file: str | None) -> Keys:
                 " 1 MiB, with one key a line.",
                 param="api_key_file",
             ) from error
-        keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        keys = {
+            number: line.strip()
+            for number, line in enumerate(lines, 1)
+            if line.strip() and not line.startswith("#")
+        }
         if not keys:
             raise InvalidRequestError(f"{place} has no key in it.", param="api_key_file")
-    for key in keys:
+        if os.name != "nt" and Path(file).stat().st_mode & stat.S_IROTH:
+            _logger.warning(
+                "Every user of this machine can read api_key_file. Take that from them: chmod o-r."
+            )
+    for number, key in keys.items():
         if len(key) < FEWEST_CHARACTERS or not key.isprintable() or " " in key:
             raise InvalidRequestError(
-                f"{place}: a key must be {FEWEST_CHARACTERS} or more printable characters without"
-                f" blanks; one has {len(key)}.",
+                f"{place}, {'key' if file is None else 'line'} {number}: a key must be"
+                f" {FEWEST_CHARACTERS} or more printable characters without blanks; this one has"
+                f" {len(key)}.",
                 param="api_key_file",
             )
-    return Keys(keys)
+    return Keys(keys.values())
 
 
 def _hash(key: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
@@ -74,9 +75,10 @@ def to_json(value: Any) -> bytes:
 
 
 def _check_kind(request: Request) -> None:
-    kind, _, more = request.headers.get("content-type", "").partition(";")
-    charset = more.strip().lower().partition("charset=")[2].strip('"') or "utf-8"
-    if kind.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
+    told = Message()
+    told["content-type"] = request.headers.get("content-type", "")
+    charset = told.get_content_charset("utf-8")
+    if told.get_content_type() != "application/json" or charset not in ("utf-8", "utf8"):
         raise MediaTypeError(
             "The body must be JSON in UTF-8, with the header Content-Type: application/json."
         )

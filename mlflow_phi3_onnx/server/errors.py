@@ -17,6 +17,7 @@ __all__ = [
     "DrainingError",
     "HeadersTooLargeError",
     "HostError",
+    "InvalidHTTPError",
     "MediaTypeError",
     "ModelUnavailableError",
     "NoRouteError",
@@ -46,6 +47,13 @@ class ServerError(GenAIError):
     def status(self) -> int:
         """The HTTP status."""
         return self.http_status
+
+
+class InvalidHTTPError(ServerError):
+    """What is no request, or could be read as two: nothing after it can be trusted."""
+
+    http_status = 400
+    headers = MappingProxyType({"Connection": "close"})
 
 
 class UnauthorizedError(ServerError):
@@ -116,6 +124,7 @@ class HeadersTooLargeError(ServerError):
 
     http_status = 431
     openai_code = "headers_too_large"
+    headers = MappingProxyType({"Connection": "close"})
 
 
 class QueueFullError(ServerError):
@@ -145,15 +154,24 @@ class DrainingError(ServerError):
     http_status = 503
     openai_type = "server_error"
     openai_code = "shutting_down"
-    headers = MappingProxyType({"Retry-After": "5"})
+    headers = MappingProxyType({"Retry-After": "5", "Connection": "close"})
 
 
 class ModelUnavailableError(ServerError):
-    """A model that could not be loaded."""
+    """A model that could not be loaded, or whose engine has died.
+
+    Args:
+        message: Which.
+        retry_after: Seconds after which it is tried again, where that is known.
+    """
 
     http_status = 503
     openai_type = "server_error"
     openai_code = "model_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class ClientGoneError(CancelledError):

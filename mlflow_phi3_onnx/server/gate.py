@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import re
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
+from mlflow_phi3_onnx.errors import EngineDeadError
 from mlflow_phi3_onnx.server.body import to_json
 from mlflow_phi3_onnx.server.errors import (
     DrainingError,
     HeadersTooLargeError,
     HostError,
+    InvalidHTTPError,
+    ModelUnavailableError,
     ServerError,
+    SlowClientError,
     TooManyConnectionsError,
     as_server_error,
 )
 from mlflow_phi3_onnx.server.logs import log_failure, log_request
 from mlflow_phi3_onnx.server.page import PAGE
 from mlflow_phi3_onnx.server.record import Record
-from mlflow_phi3_onnx.server.reference import REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from mlflow_phi3_onnx.errors import GenAIError
@@ -36,12 +43,14 @@ __all__ = ["PROBES", "Gate", "error_response"]
 PROBES = frozenset({"/ping", "/health", "/ready"})
 """The paths that need no key, and are answered while the server ends."""
 
-_PAGES = frozenset({REFERENCE, "/openapi.json"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _PORT = re.compile(r"(?<=[^:]):\d*$")
 # The label of an exemplar has at most 128 characters in OpenMetrics, with its name, request_id.
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,118}")
+_PART = 1 << 14
+"""Bytes that a client has to take within ``send_timeout``."""
+
 _PER_HEADER = 4  # a colon, a space, and the end of the line
 
 
@@ -53,7 +62,7 @@ class Gate:
         door: What they share.
         keys: Who may ask.
         hosts: The names that the server may be asked for; none means any.
-        posts: The paths of requests that a model has to work for.
+        routes: The routes, which requests are counted by.
     """
 
     def __init__(
@@ -62,12 +71,13 @@ class Gate:
         door: Door,
         keys: Keys,
         hosts: Collection[str] = (),
-        posts: Collection[str] = (),
+        routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._app = app
         self._door = door
         self._keys = keys
-        self._posts = posts
+        self._routes = [route for route in routes if isinstance(route, Route)]
+        self._posts = {route.path for route in self._routes if "POST" in (route.methods or ())}
         self._hosts = frozenset(host.lower() for host in hosts)
         self._open = PROBES | {PAGE} | ({"/metrics"} if door.settings.open_metrics else frozenset())
 
@@ -81,41 +91,40 @@ class Gate:
         if known := _given_id(scope["headers"]):
             record.id = known
         scope.setdefault("state", {})["record"] = record
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", record.id.encode()),
-                ]
-            await send(message)
-
+        if scope["method"] == "HEAD":  # is answered as GET; the connection leaves the body out
+            scope = {**scope, "method": "GET"}
+        record.route = self._route_of(scope) or record.route
+        exchange = _Exchange(scope, receive, send, record, self._door.settings.send_timeout)
         self._door.working += 1
         try:
             self._check(scope)
-            await self._app(scope, receive, answer)
+            await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:  # noqa: BLE001 - a client learns of every failure
             failure = as_server_error(error)
             record.failed(failure)
             if failure is not error:
                 log_failure(record, error)
             if not record.status:
-                await error_response(failure)(scope, receive, answer)
+                await error_response(failure)(scope, receive, exchange.send)
         finally:
             self._door.working -= 1
-            if scope["path"] in _PAGES or scope["path"] in self._posts:
-                record.route = scope["path"]
-            record.route = getattr(scope.get("route"), "path", record.route)
             self._door.metrics.add(record)
             log_request(
                 record, logging.DEBUG if record.route in PROBES | {"/metrics"} else logging.INFO
             )
 
+    def _route_of(self, scope: Scope) -> str | None:
+        """Return the path of a request's route as it is declared, whether or not it gets there."""
+        found = [(route.matches(scope)[0], route.path) for route in self._routes]
+        matching = [path for match, path in found if match is Match.FULL]
+        matching += [path for match, path in found if match is Match.PARTIAL]
+        return matching[0] if matching else None
+
     def _check(self, scope: Scope) -> None:
         """Check what can be without the body.
 
         Raises:
+            InvalidHTTPError: If it is no request, or could be read as two.
             HeadersTooLargeError: If there is too much of them.
             HostError: If the server was asked for by a name that is not one of its own.
             UnauthorizedError: If there is no key that is known, where one is needed.
@@ -125,6 +134,12 @@ class Gate:
         """
         most = self._door.settings.max_header_bytes
         headers = scope["headers"]
+        _check_readable(scope)
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+            raise InvalidHTTPError(
+                "The request has both Content-Length and Transfer-Encoding, which could end it at"
+                " two places. Send one of them."
+            )
         size = len(scope.get("raw_path", b"")) + len(scope["query_string"])
         size += sum(len(name) + len(value) + _PER_HEADER for name, value in headers)
         if size > most:
@@ -149,9 +164,70 @@ class Gate:
             self._door.models.check_room()
 
 
+class _Exchange:
+    """A request's side of its connection.
+
+    Args:
+        scope: The request.
+        receive: Gives what comes.
+        send: Takes what is answered.
+        record: What is told of the request.
+        longest: Seconds that a client may take for a part of the response.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, record: Record, longest: float
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._record = record
+        self._longest = longest
+
+    async def receive(self) -> Message:
+        """Receive the next part of the body, or the end of the connection."""
+        message = await self._receive()
+        _check_readable(self._scope)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the response, in parts of its own that the client has to take in time."""
+        if message["type"] == "http.response.start":
+            self._record.status = message["status"]
+            own = (b"x-request-id", self._record.id.encode())
+            message["headers"] = [*message.get("headers", ()), own]
+        for part in _parts(message):
+            timer = asyncio.get_running_loop().call_later(self._longest, self._cut_off)
+            try:
+                await self._send(part)
+            finally:
+                timer.cancel()
+
+    def _cut_off(self) -> None:
+        self._record.left(SlowClientError("The client does not read its response."))
+        self._scope["state"].get("abort", lambda: None)()
+
+
+def _check_readable(scope: Scope) -> None:
+    """Raise what the connection has found wrong with a request, or with the rest of its body."""
+    if error := scope["state"].get("unreadable"):
+        raise error
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """Split a body, so that sending each part waits until the one before is gone."""
+    body = message.get("body", b"")
+    for start in range(0, len(body), _PART):
+        yield {**message, "body": body[start : start + _PART], "more_body": True}
+    if not (body and message.get("more_body")):
+        yield {**message, "body": b""} if body else message
+
+
 def error_response(error: GenAIError) -> Response:
     """Write the response of an error."""
-    headers = error.headers if isinstance(error, ServerError) else None
+    headers = dict(error.headers) if isinstance(error, ServerError) else {}
+    if isinstance(error, EngineDeadError | ModelUnavailableError) and error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     body = to_json(error.to_openai())
     return Response(body, error.status, headers, media_type="application/json")
 

@@ -29,10 +29,11 @@ def probe_router(door: Door) -> APIRouter:
     async def ready() -> Response:
         if door.draining:
             raise DrainingError("The server is shutting down.")
-        if dead := [served.name for served in door.models.served if served.health.dead]:
+        if dead := {one.name: left for one in door.models.served if (left := one.health.dead)}:
             raise ModelUnavailableError(
                 f"The engine of {', '.join(dead)} has died and is not started again for a while;"
-                " the server's log says how it ended."
+                " the server's log says how it ended.",
+                retry_after=max(dead.values()),
             )
         return json_response({"status": "ready"})
 

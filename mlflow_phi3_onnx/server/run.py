@@ -7,28 +7,26 @@ import gc
 import ipaddress
 import logging
 import socket
+import ssl
 import sys
 import time
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlflow_phi3_onnx.core.files import show_path
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.server.app import make_app
 from mlflow_phi3_onnx.server.auth import read_keys
-from mlflow_phi3_onnx.server.body import to_json
+from mlflow_phi3_onnx.server.connection import HTTPConnection
 from mlflow_phi3_onnx.server.door import Door
-from mlflow_phi3_onnx.server.errors import HeadersTooLargeError
 from mlflow_phi3_onnx.server.logs import set_up_logs
 from mlflow_phi3_onnx.server.models import Registry
 from mlflow_phi3_onnx.tracing.serving import set_up, written_in_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from types import FrameType
 
     from mlflow_phi3_onnx.server.settings import ServerSettings
@@ -42,9 +40,6 @@ _SWITCH_INTERVAL = 0.0005
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 """The names of this machine that a request may ask for, where it needs no key."""
-
-_SPARE = 32
-"""Connections beyond the most, for probes and refusals; any other is closed unheard."""
 
 _LAST_WORDS = 5
 """Seconds that responses have to be sent once everything that ran was cancelled, and traces to be
@@ -93,70 +88,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-class _Protocol(H11Protocol):
-    """HTTP/1.1 with OpenAI's errors, a time limit for headers, and a way to hang up."""
-
-    def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
-        super().__init__(config, *args, **more)
-        self.app_state = {**self.app_state, "abort": self._abort}
-        self._patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn has it
-        """Wait for a request, but not for ever."""
-        super().connection_made(transport)
-        beyond = len(self.connections) - self.config.max_connections  # type: ignore[attr-defined] - as below
-        self.app_state["crowded"] = beyond > 0
-        if beyond > _SPARE:
-            self._abort()
-        self._wait()
-
-    def on_response_complete(self) -> None:
-        """Wait for the next request, in the same way."""
-        super().on_response_complete()
-        self._wait()
-
-    def _wait(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-        seconds = self.config.headers_timeout  # type: ignore[attr-defined] - set in make_server
-        self._patience = self.loop.call_later(seconds, self._give_up)
-
-    def _give_up(self) -> None:
-        """Hang up, unless a request is being answered."""
-        if not self.scope or self.cycle.response_complete:
-            self._abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        if self._patience is not None:
-            self._patience.cancel()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - says less
-        """Refuse what is no HTTP, or too large."""
-        problem = sys.exc_info()[1]
-        error = InvalidRequestError("The request is not valid HTTP/1.1.")
-        if isinstance(problem, h11.RemoteProtocolError) and problem.error_status_hint == 431:
-            error = HeadersTooLargeError("The request's headers are larger than this server takes.")
-        body = to_json(error.to_openai())
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        events = (
-            h11.Response(status_code=error.status, headers=headers, reason=b""),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        )
-        for event in events:
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-    def _abort(self) -> None:
-        self.transport.abort()
-
-
 def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> Server:
     """Read the keys, load the models and make a server of them, which does not listen yet.
 
@@ -168,6 +99,8 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
     hosts = settings.allowed_hosts or (THIS_MACHINE if local and not keys else ())
     for name in ("tls_cert", "tls_key"):
         _check_readable(name, getattr(settings, name))
+    if settings.tls_cert and settings.tls_key:
+        _check_tls(settings.tls_cert, settings.tls_key)
     if not keys and not local:
         _logger.warning(
             "The server listens on %s without a key: whoever reaches this machine may use it. Set"
@@ -184,7 +117,7 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         make_app(door, keys, hosts),
         host=settings.host,
         port=settings.port,
-        http=_Protocol,
+        http=HTTPConnection,
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -200,8 +133,8 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
-    config.headers_timeout = settings.receive_timeout  # type: ignore[attr-defined] - for _Protocol
-    config.max_connections = settings.max_connections  # type: ignore[attr-defined] - for _Protocol
+    config.headers_timeout = settings.receive_timeout  # type: ignore[attr-defined] - for HTTPConnection
+    config.max_connections = settings.max_connections  # type: ignore[attr-defined] - for HTTPConnection
     return Server(config, door)
 
 
@@ -221,20 +154,44 @@ def serve(
         mlflow.exceptions.MlflowException: If it cannot be started.
     """
     set_up_logs(settings.log_level)
-    server = make_server(places, settings)
+    with _bound(settings) as listener:
+        _serve(make_server(places, settings), listener, tell)
+
+
+@contextmanager
+def _bound(settings: ServerSettings) -> Generator[socket.socket]:
+    """Take the address before models are loaded; nobody is kept waiting there meanwhile."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        if sys.platform != "win32":  # where it would let two servers have the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Connections inherit it. asyncio sets it only on sockets that were made for TCP by name,
+        # and without it, what is sent in two parts waits for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            raise _no_address(settings) from error
+        yield listener
+
+
+def _no_address(settings: ServerSettings) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The server cannot listen on {settings.host}, port {settings.port}: the address is not"
+        " this machine's, or the port is taken. Choose another with --port.",
+        param="port",
+    )
+
+
+def _serve(server: Server, listener: socket.socket, tell: Callable[[str], None]) -> None:
+    settings = server.door.settings
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
+        listener.listen()
+    except OSError as error:  # another server has loaded its models faster
         server.door.models.close()
-        raise InvalidRequestError(
-            f"The server cannot listen on {settings.host}, port {settings.port}: the address is not"
-            " this machine's, or the port is taken. Choose another with --port.",
-            param="port",
-        ) from error
-    # Connections inherit it. asyncio sets it only on sockets that were made for TCP by name, and
-    # without it, what is sent in two parts waits for the client's delayed acknowledgement.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raise _no_address(settings) from error
     # What is here stays: else each full collection looks through all of it, and nothing answers.
     gc.collect()
     gc.freeze()
@@ -264,6 +221,26 @@ def _check_readable(name: str, file: str | None) -> None:
     except (OSError, ValueError) as error:
         raise InvalidRequestError(
             f"{name} cannot be read: {show_path(file)} ({type(error).__name__}).", param=name
+        ) from error
+
+
+def _check_tls(certificate: str, key: str) -> None:
+    """Check what the web server would stumble over once models are loaded."""
+
+    def refuse() -> str:
+        raise InvalidRequestError(
+            "tls_key is encrypted, and nobody is there to give its password. Give a key that is"
+            " not.",
+            param="tls_key",
+        )
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, refuse)
+    except ssl.SSLError as error:
+        raise InvalidRequestError(
+            f"tls_cert and tls_key cannot be used ({error.reason or 'no PEM'}). tls_cert must be a"
+            " certificate chain in PEM form, and tls_key the private key of its first certificate.",
+            param="tls_cert",
         ) from error
 
 

@@ -75,8 +75,8 @@ class EventStream(Response):
     """Sends chunks as events.
 
     What fails before the first chunk is raised, for a response with a status of its own; what fails
-    later is an event. Chunks wait in a bounded buffer, and a client that lets it run full, or reads
-    nothing for long, is cut off.
+    later, or after the time of a first comment, is an event. Chunks wait in a bounded buffer, and a
+    client that lets it run full is cut off.
 
     Args:
         chunks: The chunks.
@@ -104,44 +104,52 @@ class EventStream(Response):
         self._record = record
         self._buffer: asyncio.Queue[bytes] = asyncio.Queue(settings.stream_buffer)
         self._ended = False
-        self._sending: float | None = None
-        self._moved = 0.0
+        self._behind = asyncio.get_running_loop().create_future()
+        self._moved = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the lifetime listens
         """Send the stream."""
+        interval = self._settings.keepalive_interval
         async with contextlib.aclosing(self._chunks):
-            first = await self._lifetime.run(anext(self._chunks))
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            self._put(self._events.write(first))
-            slow = asyncio.get_running_loop().create_future()
-            producer = asyncio.ensure_future(self._produce(slow))
-            sender = asyncio.ensure_future(self._send(send))
-            gone = asyncio.ensure_future(self._lifetime.until_gone())
-            clock = asyncio.ensure_future(self._watch(slow))
-            call_off = self._lifetime.on_end(lambda: self._give_up(producer))
+            first = asyncio.ensure_future(anext(self._chunks))
             try:
-                await asyncio.wait({sender, gone, slow}, return_when=asyncio.FIRST_COMPLETED)
-                if sender.done():
-                    return sender.result()
-                if gone.done():
-                    self._record.left(ClientGoneError("The client has closed the connection."))
-                    return None
+                await self._lifetime.run(asyncio.wait({first}, timeout=interval))
+                if first.done():
+                    first.result()
+                await self._go_on(first, scope, send)
+            finally:
+                await stopped(first)
+
+    async def _go_on(self, first: asyncio.Future[dict[str, Any]], scope: Scope, send: Send) -> None:
+        """Send the stream, whatever comes now."""
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        producer = asyncio.ensure_future(self._produce(first))
+        sender = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(self._lifetime.until_gone())
+        clock = asyncio.ensure_future(self._keep_alive())
+        call_off = self._lifetime.on_end(lambda: self._give_up(producer))
+        try:
+            await asyncio.wait({sender, gone, self._behind}, return_when=asyncio.FIRST_COMPLETED)
+            if self._behind.done():
                 self._record.left(SlowClientError("The client does not read its stream."))
                 scope["state"].get("abort", lambda: None)()
-            finally:
-                call_off()
-                await stopped(producer, sender, gone, clock)
+            elif sender.done():
+                sender.result()
+            elif self._record.status != 499:  # else it was cut off
+                self._record.left(ClientGoneError("The client has closed the connection."))
+        finally:
+            call_off()
+            await stopped(producer, sender, gone, clock)
 
-    async def _produce(self, slow: asyncio.Future[None]) -> None:
+    async def _produce(self, first: asyncio.Future[dict[str, Any]]) -> None:
         """Fill the buffer with what comes, and end it with how that ended."""
         try:
+            self._put(self._events.write(await first))
             async for chunk in self._chunks:
                 await self._room()
                 self._put(self._events.write(chunk))
             await self._room()
             self._end(b"")
-        except asyncio.QueueFull:
-            slow.set_result(None)
         except Exception as error:  # noqa: BLE001 - whatever fails is told in an event
             self._fail(error)
 
@@ -152,24 +160,19 @@ class EventStream(Response):
             while not self._buffer.empty():
                 parts.append(self._buffer.get_nowait())
             over = self._ended
-            self._sending = time.monotonic()
             body = b"".join(parts)
             await send({"type": "http.response.body", "body": body, "more_body": not over})
-            self._sending, self._moved = None, time.monotonic()
+            self._moved = time.monotonic()
             if over:
                 return
 
-    async def _watch(self, slow: asyncio.Future[None]) -> None:
-        """Find a client that does not read; keep the connection of one that waits alive."""
-        longest, interval = self._settings.send_timeout, self._settings.keepalive_interval
-        while not slow.done():
-            await asyncio.sleep(min(longest, interval) / 4)
-            now = time.monotonic()
-            if self._sending is not None:
-                if now - self._sending > longest:
-                    slow.set_result(None)
-            elif now - self._moved >= interval and self._buffer.empty() and not self._ended:
+    async def _keep_alive(self) -> None:
+        """Keep the connection of a client that waits alive."""
+        interval = self._settings.keepalive_interval
+        while True:
+            if time.monotonic() - self._moved >= interval and self._buffer.empty():
                 self._put(KEEPALIVE)
+            await asyncio.sleep(interval / 4)
 
     async def _room(self) -> None:
         """Let what comes at once go on, where the sender is not held up."""
@@ -177,7 +180,11 @@ class EventStream(Response):
             await asyncio.sleep(0)
 
     def _put(self, event: bytes) -> None:
-        self._buffer.put_nowait(event)
+        try:
+            self._buffer.put_nowait(event)
+        except asyncio.QueueFull:
+            if not self._behind.done():
+                self._behind.set_result(None)
 
     def _end(self, last: bytes) -> None:
         self._ended = True
@@ -195,5 +202,4 @@ class EventStream(Response):
         if failure is not error:
             log_failure(self._record, error)
         self._record.failed(failure)
-        with contextlib.suppress(asyncio.QueueFull):  # the watch finds that the client is slow
-            self._end(self._events.fail(failure))
+        self._end(self._events.fail(failure))

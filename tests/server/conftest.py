@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from openai import OpenAI
 
-from tests.support.http_server import Running, running
+from tests.support.http_server import Running, make_certificate, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 def server() -> Iterator[Running]:
     with running() as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A certificate for 127.0.0.1 and its key, as settings."""
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")

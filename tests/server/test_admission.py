@@ -167,6 +167,7 @@ def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
         reply = served.chat(SHORT)
         assert (reply.status, reply.error["code"]) == (503, "shutting_down")
         assert int(reply.headers["retry-after"]) > 0
+        assert reply.headers["connection"] == "close"
         thread.join()
         other.join()
         assert replies[0].json["usage"]["completion_tokens"] == 400

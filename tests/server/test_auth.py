@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -129,7 +130,8 @@ def test_a_browser_may_ask_before_it_has_a_key(guarded: Running) -> None:
     assert "authorization" in reply.headers["access-control-allow-headers"]
     headers["Origin"] = "https://evil.example.com"
     reply = guarded.ask("OPTIONS", "/v1/chat/completions", headers=headers)
-    assert reply.status == 400
+    assert (reply.status, reply.error["type"]) == (400, "invalid_request_error")
+    assert reply.headers["vary"].startswith("Origin")
     assert "access-control-allow-origin" not in reply.headers
 
 
@@ -153,7 +155,7 @@ def test_metrics_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [(None, "keys is missing"), ("", "has no key in it"), ("# only\n", "has no key in it"),
-     ("short12", "8 or more printable characters without blanks; one has 7"),
+     ("short12", "8 or more printable characters without blanks; this one has 7"),
      ("two words 123", "without blanks")],
 )  # fmt: skip
 def test_a_file_without_good_keys(tmp_path: Path, text: str | None, says: str) -> None:
@@ -165,3 +167,19 @@ def test_a_file_without_good_keys(tmp_path: Path, text: str | None, says: str) -
     assert caught.value.param == "api_key_file"
     assert not text or text.strip() not in caught.value.message
     assert bool(read_keys(None)) is False
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have other permissions there")
+def test_a_file_tells_which_line_is_wrong_and_who_can_read_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("# ours\n\nlong-enough\nshort\n", encoding="utf-8")
+    file.chmod(0o600)
+    with pytest.raises(InvalidRequestError, match="line 4: a key must be"):
+        read_keys(str(file))
+    file.write_text("long-enough\n", encoding="utf-8")
+    for mode, warned in ((0o640, False), (0o644, True)):
+        file.chmod(mode)
+        read_keys(str(file))
+        assert ("Every user of this machine can read" in caplog.text) is warned

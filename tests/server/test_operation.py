@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import ssl
-import subprocess
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from mlflow_phi3_onnx.cli.main import main
 from mlflow_phi3_onnx.server.run import make_server
 from mlflow_phi3_onnx.server.settings import OPTIONS, ServerSettings
 from tests.support.doors import CANARY, SPAIN
-from tests.support.http_server import Running, in_process, running, until
+from tests.support.http_server import Running, in_process, make_certificate, running, until
 from tests.support.table import BAD
 
 if TYPE_CHECKING:
@@ -41,11 +40,13 @@ def test_metrics_count_what_was_asked() -> None:
         served.chat({"messages": SPAIN, "stream": True})
         served.post("/v1/completions", {"prompt": "x", "max_tokens": 0})
         served.get(f"/{CANARY}")
+        served.get("/v1/models", Host="elsewhere")
         text = served.get("/metrics").body.decode()
         asked = {"model_name": "m"}
         assert served.metric("http_requests_total", method="POST", route=CHAT, status="200") == 2
         assert served.metric("http_requests_total", route="/v1/completions", status="400") == 1
         assert served.metric("http_requests_total", route="unmatched", status="404") == 1
+        assert served.metric("http_requests_total", route="/v1/models", status="403") == 1
         assert served.metric("prompt_tokens_total", **asked) == 20
         assert served.metric("generation_tokens_total", **asked) == 2 * 5 + 8
         assert served.metric("request_success_total", finished_reason="length", **asked) == 2
@@ -145,6 +146,8 @@ def test_what_nobody_foresaw_is_told_without_its_text(
         monkeypatch.setattr("mlflow_phi3_onnx.openai.responses.ChatWriter.add", fail)
         *_, error, last = served.chat({"messages": SPAIN, "stream": True}).events
         assert json.loads(error)["error"]["type"] == "server_error"
+        failures = [r for r in caplog.records if r.getMessage().startswith("The server failed")]
+        assert {getattr(r, "request")["route"] for r in failures} == {CHAT}  # noqa: B009 - logging does not know it
         assert last == "[DONE]"
         monkeypatch.undo()
         assert served.chat({"messages": SPAIN, "max_tokens": 1}).status == 200
@@ -214,7 +217,8 @@ def test_the_table_s_defaults_are_the_settings() -> None:
 
 
 def test_a_port_that_is_taken(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--port", str(server.port), "--lazy"]) == 1
+    # A model that is nowhere would be an error of its own.
+    assert main(["serve", "nowhere", "--port", str(server.port)]) == 1
     assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
 
 
@@ -235,20 +239,37 @@ def test_a_server_for_everybody_is_warned_of(
     assert "without a key" not in caplog.text
 
 
-def test_tls(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    with running(tls_cert=str(certificate), tls_key=str(key)) as served:
-        context = ssl.create_default_context(cafile=str(certificate))
+def test_tls(tmp_path: Path, tls_files: dict[str, Any]) -> None:
+    with running(**tls_files) as served:
+        context = ssl.create_default_context(cafile=tls_files["tls_cert"])
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
         with opener.open(f"https://127.0.0.1:{served.port}/health", timeout=30) as response:
             assert json.load(response) == {"status": "ok"}
     with pytest.raises(InvalidRequestError, match="tls_cert cannot be read: "):
-        make_server({"x": None}, ServerSettings(tls_cert=str(tmp_path / "x"), tls_key=str(key)))
+        make_server(
+            {"x": None}, ServerSettings.check({**tls_files, "tls_cert": str(tmp_path / "x")})
+        )
+
+
+def test_tls_files_that_cannot_be_used_are_found_before_models_are_loaded(
+    tmp_path: Path, tls_files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, locked, text = tmp_path / "other", tmp_path / "locked", tmp_path / "text"
+    for folder, flags in ((other, ["-nodes"]), (locked, ["-passout", "pass:secret"])):
+        folder.mkdir()
+        make_certificate(folder, *flags)
+    text.write_text("no certificate", encoding="utf-8")
+    certificate, key = tls_files["tls_cert"], tls_files["tls_key"]
+    for one, two, says in (
+        (text, key, "cannot be used (no PEM)"),
+        (key, certificate, "cannot be used (no PEM)"),
+        (certificate, other / "key.pem", "cannot be used (KEY_VALUES_MISMATCH)"),
+        (locked / "cert.pem", locked / "key.pem", "tls_key is encrypted"),
+    ):
+        # A model that is nowhere would be an error of its own.
+        flags = ["--port", "0", "--tls-cert", str(one), "--tls-key", str(two)]
+        assert main(["serve", "nowhere", *flags]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line

@@ -116,6 +116,26 @@ def test_comments_keep_a_long_prefill_alive() -> None:
     assert len(chunks(reply)) == 4
 
 
+def test_comments_come_while_a_stream_waits_in_the_queue() -> None:
+    with (
+        running(max_running=1, keepalive_interval=0.1, timeout=3) as served,
+        served.send({**LONG, "stream": False}),
+    ):
+        until(lambda: served.metric("num_requests_running") == 1)
+        with served.send(LONG) as waiting:
+            data = b""
+            while b"keep-alive" not in data:
+                data += waiting.recv(65536)
+            assert data.startswith(b"HTTP/1.1 200")
+            assert served.metric("num_requests_waiting") == 1
+            while part := waiting.recv(65536):
+                data += part
+                if data.endswith(b"0\r\n\r\n"):
+                    break
+    assert b'"code":"timeout"' in data
+    assert b"data: [DONE]" in data
+
+
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_curl_shows_it(server: Running) -> None:
     body = json.dumps({"messages": SPAIN, "stream": True})

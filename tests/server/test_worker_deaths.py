@@ -55,6 +55,7 @@ def test_only_the_requests_inside_fail() -> None:
             reply = one.result()
             assert (reply.status, reply.error["code"]) == (503, "engine_dead")
             assert "Another is started: try again." in reply.error["message"]
+            assert reply.headers["retry-after"] == "1"
         with pytest.raises(openai.APIError, match="Another is started") as caught:
             list(chunks)
         assert caught.value.code == "engine_dead"
@@ -79,9 +80,11 @@ def test_it_is_not_ready_while_its_engine_is_dead(monkeypatch: pytest.MonkeyPatc
         refused = served.get("/ready")
         assert refused.error["code"] == "model_unavailable"
         assert refused.error["message"].startswith("The engine of demo has died")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert served.get("/health").status == 200
         reply = served.chat({"messages": SPAIN})
         assert (reply.status, reply.error["code"]) == (503, "engine_dead")
+        assert 1 <= int(reply.headers["retry-after"]) <= 60
 
         monkeypatch.setattr(remote, "WHILE_S", 0.0)
         assert served.get("/ready").status == 200

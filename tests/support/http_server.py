@@ -28,6 +28,7 @@ __all__ = [
     "Reply",
     "Running",
     "in_process",
+    "make_certificate",
     "read_reply",
     "running",
     "until",
@@ -203,6 +204,18 @@ def in_process(
     finally:
         process.kill()
         process.wait(TIMEOUT)
+
+
+def make_certificate(folder: Path, *more: str) -> dict[str, str]:
+    """Make a certificate for 127.0.0.1 and its key; return where they are, as settings."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", str(key), "-out", str(certificate), *(more or ["-nodes"])],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return {"tls_cert": str(certificate), "tls_key": str(key)}
 
 
 def until(holds: Any) -> None:

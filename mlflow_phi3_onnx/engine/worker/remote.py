@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.forking import watch_forks
 from mlflow_phi3_onnx.engine.worker.messages import (
-    pack_error,
     pack_job,
     unpack_delta,
     unpack_error,
@@ -136,8 +136,9 @@ class WorkerEngine:
     @property
     def health(self) -> Health:
         """How it is: dead for a while after a worker was not replaced; then the next job tries."""
-        recent = time.monotonic() < self._failed_at + WHILE_S
-        return Health(self.deaths, recent and self._thread is None and self._failure is not None)
+        failed = self._thread is None and self._failure is not None
+        left = self._failed_at + WHILE_S - time.monotonic() if failed else 0.0
+        return Health(self.deaths, max(0.0, left))
 
     def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[_RemoteJob]:
         """Take jobs, in order; see :class:`~mlflow_phi3_onnx.engine.base.Engine`."""
@@ -284,12 +285,11 @@ class WorkerEngine:
             return EngineDeadError(
                 f"The engine's worker process ended while it loaded the model ({how})."
             )
-        self._fail_all(
-            EngineDeadError(
-                f"The engine's worker process ended with this request inside ({how}). Another is"
-                " started: try again."
-            )
+        failure = (
+            f"The engine's worker process ended with this request inside ({how}). Another is"
+            " started: try again."
         )
+        self._fail_all(EngineDeadError(failure, retry_after=1))
         try:
             self._check_deaths()
         except EngineDeadError as error:
@@ -305,7 +305,8 @@ class WorkerEngine:
             raise EngineDeadError(
                 f"The engine's worker process has died {len(self._died)} times within"
                 f" {WHILE_S:.0f} s. Requests are refused for {left:.0f} s; the log says how it"
-                " ended."
+                " ended.",
+                retry_after=left,
             )
 
     def _take(self, kind: str, content: list[Any]) -> None:
@@ -344,9 +345,9 @@ class WorkerEngine:
             self._jobs.clear()
             self._requests.clear()
         for answer in answers:
-            answer.set_exception(unpack_error(pack_error(error)))
+            answer.set_exception(copy(error))
         for job in jobs:
-            job.pass_on(unpack_error(pack_error(error)), last=True)
+            job.pass_on(copy(error), last=True)
 
 
 class _RemoteJob:
