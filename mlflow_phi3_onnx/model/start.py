@@ -80,7 +80,8 @@ def start_engine(
         )
     memory = options.kv_cache_memory
     if memory is None:
-        memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY / policy.processes)
+        share = KV_SHARE_OF_AVAILABLE_MEMORY / (policy.processes * policy.models)
+        memory = int(available_memory() * share)
     eos = frozenset(folder.eos_token_ids)
     threads = max(1, available_threads() // policy.processes)
     threads = options.intra_op_num_threads or folder.threads or threads
