@@ -96,11 +96,16 @@ def modalities(value: Any) -> list[str]:
     return ["text"]
 
 
-@allows("an object with include_usage, true or false")
+@allows(
+    "an object with include_usage, true or false, and maybe include_obfuscation, false, for deltas"
+    " are not padded"
+)
 def stream_options(value: Any) -> dict[str, bool]:
     """Check the options of a stream."""
     options = json_object(value)
-    if options.keys() - {"include_usage"}:
+    if options.keys() - {"include_usage", "include_obfuscation"}:
+        raise ValueError
+    if not is_one(options.get("include_obfuscation"), None, False):
         raise ValueError
     return {key: boolean(flag) for key, flag in options.items()}
 

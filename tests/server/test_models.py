@@ -83,6 +83,32 @@ def test_the_model_that_is_asked_answers(three: Running) -> None:
         assert three.chat({"messages": SPAIN, "max_tokens": 1, **fields}).json["model"] == "warm"
 
 
+def test_rows_may_name_the_model(three: Running) -> None:
+    warm, cold = said(three, model="warm"), said(three, model="a:cold")
+    row: dict[str, Any] = {"messages": SPAIN, "max_tokens": 12}
+
+    def asked(*rows: dict[str, Any], **params: Any) -> list[tuple[str, str]]:
+        body = {"dataframe_records": [{**row, **one} for one in rows], "params": params}
+        answers = three.post("/invocations", body).json["predictions"]
+        return [(one["model"], one["choices"][0]["message"]["content"]) for one in answers]
+
+    assert asked({"model": "warm"}, {"model": "warm"}) == [("warm", warm)] * 2
+    assert asked({}, model="warm") == [("warm", warm)]
+    assert asked({}, {"adapter": "cold"}, model="a") == [("a", MADRID), ("a:cold", cold)]
+    assert asked({}, {"adapter": "cold"}, model="a", adapter="warm") == [
+        ("warm", warm),
+        ("a:cold", cold),
+    ]
+    assert asked({}) == [("demo", MADRID)]
+    for body in (
+        {"inputs": [{**row, "model": "warm", "adapter": "cold"}]},
+        {"inputs": [row], "params": {"model": "warm", "adapter": "cold"}},
+        {"inputs": [row], "params": {"adapter": "warm"}},  # the demo model has none
+    ):
+        reply = three.post("/invocations", body)
+        assert (reply.status, reply.error["param"]) == (400, "adapter")
+
+
 def test_two_adapters_are_none(three: Running) -> None:
     reply = three.chat({"messages": SPAIN, "model": "warm", "adapter": "cold"})
     assert (reply.status, reply.error["param"]) == (400, "adapter")
