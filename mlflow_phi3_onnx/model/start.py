@@ -289,7 +289,7 @@ def _check_memory(
     if kv_tokens >= fewest:
         return
     given = options.kv_cache_memory
-    came = "half of the memory that is available is less" if given is None else f"got {given:,}"
+    came = "its share of available memory is less" if given is None else f"got {given:,}"
     raise InvalidRequestError(
         f"kv_cache_memory must be at least {fewest * folder.kv_bytes_per_token:,} bytes for the"
         f" {loop} loop, the KV cache of {fewest} tokens; {came}. A request takes"

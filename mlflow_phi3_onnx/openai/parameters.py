@@ -306,9 +306,7 @@ _ROWS = (
     _refused(
         "suffix", "Text can only be continued; put it into the prompt.", string, tasks=OPENAI_TASKS
     ),
-    _refused(
-        "best_of", "Use n and choose among the completions.", _COUNT, 1, tasks=OPENAI_TASKS
-    ),
+    _refused("best_of", "Use n and choose among the completions.", _COUNT, 1, tasks=OPENAI_TASKS),
     _refused("max_new_tokens", "Use max_tokens.", _COUNT),
     _refused("num_beams", "Beam search is not supported; use temperature 0.", _COUNT, 1),
     _refused("num_return_sequences", "Use n.", _COUNT, 1),

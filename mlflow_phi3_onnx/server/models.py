@@ -61,9 +61,7 @@ class Registry:
                     " digit.",
                     param="name",
                 )
-        self.served = [
-            Served(name, place, settings, len(places)) for name, place in places.items()
-        ]
+        self.served = [Served(name, place, settings, len(places)) for name, place in places.items()]
         self._idle = settings.idle_timeout
         self._lazy = settings.lazy
 

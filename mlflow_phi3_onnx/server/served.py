@@ -1,4 +1,4 @@
-"""One model of the server: found and checked at the start, loaded once, unloaded when it is idle."""
+"""One model of the server: checked at the start, loaded once, unloaded when it is idle."""
 
 from __future__ import annotations
 

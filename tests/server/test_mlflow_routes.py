@@ -107,9 +107,7 @@ def test_the_answers_are_those_of_mlflow_s_server(
             assert plain(ours.json) == plain(json.loads(theirs.response)), body
 
 
-def test_csv_is_answered_as_by_mlflow_s_server(
-    artifact: tuple[str, Path], served: Running
-) -> None:
+def test_csv_is_answered_as_by_mlflow_s_server(artifact: tuple[str, Path], served: Running) -> None:
     task, path = artifact
     prompt = json.dumps(SPAIN) if task == CHAT else f"{PROMPT}, \u201cM\u201d"
     name = "messages" if task == CHAT else "prompt"
@@ -240,7 +238,7 @@ def test_rows_are_for_one_model(server: Running) -> None:
         {"dataframe_records": rows},
         {"instances": rows},
         {"inputs": [rows[1], {"messages": SPAIN}]},
-        {"inputs": rows[1:] + [{"messages": SPAIN}], "params": {"model": "demo"}},
+        {"inputs": [*rows[1:], {"messages": SPAIN}], "params": {"model": "demo"}},
         {"inputs": {"messages": [SPAIN, SPAIN], "model": ["demo", "other"]}},
     ):
         reply = server.post("/invocations", body)

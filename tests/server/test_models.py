@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
 import signal
 import threading
@@ -81,6 +83,18 @@ def test_the_model_that_is_asked_answers(three: Running) -> None:
     assert reply.json["choices"][0]["message"]["content"] == warm
     for fields in ({"model": "warm"}, {"model": "a", "adapter": "warm"}):
         assert three.chat({"messages": SPAIN, "max_tokens": 1, **fields}).json["model"] == "warm"
+
+
+def test_models_share_the_memory_out(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlflow_phi3_onnx.model.start.available_memory", lambda: 6 << 30)
+    caplog.set_level(logging.INFO, "mlflow_phi3_onnx")
+    inline = {"loop": "slots", "isolation": "inline"}
+    with running({"a": None, "b": None, "c": None}, model_config=inline):
+        told = re.findall(r"KV cache of .* \(([\d,]+) bytes\)", caplog.text)
+    assert len(told) == 3
+    assert sum(int(one.replace(",", "")) for one in told) <= 3 << 30
 
 
 def test_rows_may_name_the_model(three: Running) -> None:
@@ -240,9 +254,7 @@ def test_what_cannot_be_loaded_is_told_before_the_start(tmp_path: Path, *, lazy:
         ('{"adapter": "x"}', "adapter belongs to a single request"),
     ):
         with pytest.raises(GenAIError, match=says):
-            make_server(
-                {"x": None}, ServerSettings.check({"model_config": config, "lazy": lazy})
-            )
+            make_server({"x": None}, ServerSettings.check({"model_config": config, "lazy": lazy}))
     with pytest.raises(InvalidRequestError, match="name: 'a b' cannot be a model's id"):
         make_server({"a b": None}, ServerSettings())
 
