@@ -21,7 +21,7 @@ from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.demo import demo_model_path
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.flavor.load import open_model
+from mlflow_phi3_onnx.flavor.load import read_model
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.server.settings import OPTIONS as SERVER_OPTIONS
 from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES, local_copy
@@ -90,7 +90,8 @@ def _run(options: Namespace) -> None:
             expected = f"{EXPECTED_PLACES}, or a model folder"
             path, _ = held.enter_context(local_copy(place, expected=expected))
             policy = ServingPolicy(default_loop="auto")
-            opened = open_model(path, {**config.get("model_config", {}), **values}, policy)
+            settled = {**config.get("model_config", {}), **values}
+            opened = read_model(path, settled).open(policy)
             model = held.enter_context(opened.model)
             talk = _Talk(model, options.system, adapter)
             for line in _typed() if interactive else _piped():

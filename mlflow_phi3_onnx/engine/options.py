@@ -50,6 +50,8 @@ class ServingPolicy:
         request_deadline: Seconds after which a completion is given up, whatever the request asks
             for; None leaves that to the requests.
         processes: How many processes share this machine's processors and memory, each with a model.
+        models: How many models the program has, among which the memory is shared out; each may use
+            all processors.
         niceness: How far an engine in a process of its own stands back, where others want the
             processor too; as ``os.nice`` has it.
     """
@@ -59,4 +61,5 @@ class ServingPolicy:
     may_hold_gil: bool = True
     request_deadline: float | None = None
     processes: int = 1
+    models: int = 1
     niceness: int = 0

@@ -18,7 +18,7 @@ from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.tasks import CHAT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.entry import check_entry, page_of
-from mlflow_phi3_onnx.flavor.load import open_artifact
+from mlflow_phi3_onnx.flavor.load import read_artifact
 from mlflow_phi3_onnx.flavor.save import CODE, check_target, prepare
 from mlflow_phi3_onnx.model.settings import (
     OF_SAVED_MODELS,
@@ -288,7 +288,7 @@ def load_model(
             param=foreign[0],
         )
     local = download(model_uri, dst_path, param="model_uri")
-    model = open_artifact(local, {**config, **own}).model
+    model = read_artifact(local, {**config, **own}).open().model
     _add_code(local / CODE)
     return model
 

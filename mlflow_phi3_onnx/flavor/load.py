@@ -10,9 +10,10 @@ from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, read_saved
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.engine.options import ServingPolicy
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.model.native import GenAIModel
+from mlflow_phi3_onnx.model.native import GenAIModel, read_own
 from mlflow_phi3_onnx.model.settings import Settings
-from mlflow_phi3_onnx.runtime.genai import can_run_on
+from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
+from mlflow_phi3_onnx.runtime.genai import can_run_on, check_config
 from mlflow_phi3_onnx.runtime.providers import PROVIDERS, provider_name
 from mlflow_phi3_onnx.sources.local import checked_files
 
@@ -21,9 +22,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlflow_phi3_onnx.artifact.bundle import Bundle, Variant
+    from mlflow_phi3_onnx.artifact.folder import ModelFolder
     from mlflow_phi3_onnx.core.tasks import Task
 
-__all__ = ["PROVIDER_VARIABLE", "OpenedModel", "choose_variant", "open_artifact", "open_model"]
+__all__ = [
+    "PROVIDER_VARIABLE",
+    "OpenedModel",
+    "ReadModel",
+    "choose_variant",
+    "read_artifact",
+    "read_model",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -45,17 +54,62 @@ class OpenedModel(NamedTuple):
     settings: Settings
 
 
-def open_artifact(
-    path: Path,
-    model_config: Mapping[str, Any] | None,
-    policy: ServingPolicy = ServingPolicy(),
-) -> OpenedModel:
-    """Load the model of an artifact folder.
+class ReadModel(NamedTuple):
+    """A model that was read and checked, and is not loaded.
+
+    Attributes:
+        folder: Its folder: that of the variant that was chosen.
+        task: The task that it was saved for.
+        settings: The saved configuration, with what replaced parts of it.
+        adapters: The files of its adapters, by name.
+        origin: Where it came from, where that was saved.
+        model_id: Its id in MLflow, where it was logged there.
+    """
+
+    folder: ModelFolder
+    task: Task
+    settings: Settings
+    adapters: Mapping[str, Path] = {}
+    origin: Mapping[str, Any] | None = None
+    model_id: str | None = None
+
+    def check(self) -> None:
+        """Read what loading it reads, but for its graph and weights.
+
+        Raises:
+            InvalidModelError: If the tokenizer, the template or a configuration cannot be used.
+        """
+        check_config(self.folder.path)
+        PromptTokenizer(self.folder.tokenizer_path)
+
+    def open(self, policy: ServingPolicy = ServingPolicy()) -> OpenedModel:
+        """Load it.
+
+        Args:
+            policy: What the program around the model needs of its engine.
+
+        Raises:
+            InvalidModelError: If it cannot be loaded.
+            InvalidRequestError: If the settings cannot be had here.
+        """
+        model = GenAIModel(
+            self.folder,
+            adapters=self.adapters,
+            model_config=self.settings,
+            task=self.task,
+            origin=self.origin,
+            model_id=self.model_id,
+            policy=policy,
+        )
+        return OpenedModel(model, self.task, self.settings)
+
+
+def read_artifact(path: Path, model_config: Mapping[str, Any] | None) -> ReadModel:
+    """Read the model of an artifact folder.
 
     Args:
         path: The folder with the MLmodel file.
         model_config: Generation defaults and runtime settings that replace the saved ones, by key.
-        policy: What the program around the model needs of its engine.
 
     Raises:
         InvalidModelError: If a file is not as it was saved, no variant can run here, or the model
@@ -69,28 +123,17 @@ def open_artifact(
     default = "hash" if saved.by_reference else "size"
     folder = checked_files(saved, settings.verify or default)
     variant = choose_variant(saved.bundle(folder), settings.engine.execution_provider)
-    model = GenAIModel(
-        variant.model,
-        adapters=saved.adapter_files,
-        model_config=settings,
-        task=saved.task,
-        origin=saved.source,
-        model_id=saved.model_id,
-        policy=policy,
+    return ReadModel(
+        variant.model, saved.task, settings, saved.adapter_files, saved.source, saved.model_id
     )
-    return OpenedModel(model, saved.task, settings)
 
 
-def open_model(
-    path: Path,
-    model_config: Mapping[str, Any] | None,
-    policy: ServingPolicy = ServingPolicy(),
-) -> OpenedModel:
-    """Load a saved model, as :func:`open_artifact`, or a plain model folder, for chat."""
+def read_model(path: Path, model_config: Mapping[str, Any] | None) -> ReadModel:
+    """Read a saved model, as :func:`read_artifact`, or a plain model folder, for chat."""
     if (path / MLMODEL_FILE).is_file():
-        return open_artifact(path, model_config, policy)
+        return read_artifact(path, model_config)
     settings = Settings.check(model_config, CHAT)
-    return OpenedModel(GenAIModel(path, model_config=settings, policy=policy), CHAT, settings)
+    return ReadModel(read_own(path, settings), CHAT, settings)
 
 
 def choose_variant(bundle: Bundle, wanted: str | None = None) -> Variant:

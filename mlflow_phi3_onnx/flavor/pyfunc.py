@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, MLMODEL_FILE
 from mlflow_phi3_onnx.errors import InvalidRequestError
-from mlflow_phi3_onnx.flavor.load import OpenedModel, open_artifact
+from mlflow_phi3_onnx.flavor.load import OpenedModel, read_artifact
 from mlflow_phi3_onnx.flavor.output import Answering, read_pyfunc_settings
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.flavor.serving import enter_server
@@ -91,5 +91,6 @@ class _PyFuncWrapper:
 
     def _open(self) -> OpenedModel:
         if self._opened is None:
-            self._opened = open_artifact(self._path, self._model_config, enter_server())
+            policy = enter_server()
+            self._opened = read_artifact(self._path, self._model_config).open(policy)
         return self._opened

@@ -7,6 +7,7 @@ a value a row for each field, as ``{"instances": [...]}`` arrives.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -53,9 +54,14 @@ def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
 def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
     field = INPUT_FIELDS[task]
     if isinstance(data, pd.DataFrame):
-        if len(data.columns) == 1 and data.columns[0] not in {field, *PARAMETERS[task]}:
+        if len(data.columns) == 1 and str(data.columns[0]) not in {field, *PARAMETERS[task]}:
             data = data.set_axis([field], axis=1)
         columns = [str(column) for column in data.columns]
+        if twice := [name for name, count in Counter(columns).items() if count > 1]:
+            raise InvalidRequestError(
+                f"{len(twice):,} names of columns are there twice. Give each field one column.",
+                param=twice[0] if twice[0] in {field, *PARAMETERS[task]} else field,
+            )
         if len(columns) > 1 and columns == [str(place) for place in range(len(columns))]:
             raise InvalidRequestError(
                 f"The {len(columns):,} columns have no names. Name them as the request's fields,"

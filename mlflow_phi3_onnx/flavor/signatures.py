@@ -26,7 +26,6 @@ from mlflow.types.schema import (
     Schema,
 )
 
-from mlflow_phi3_onnx.core.checks import anything
 from mlflow_phi3_onnx.core.tasks import CHAT, TEXT, Task
 from mlflow_phi3_onnx.model.settings import PYFUNC_SETTINGS
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -76,12 +75,7 @@ def plain_signature(task: Task) -> ModelSignature:
 
 def _columns(task: Task) -> list[Option]:
     """List the parameters that MLflow is to pass on: those to refuse too, at the end."""
-    rows = [row for row in PARAMETERS[task].values() if not _does_nothing(row)]
-    return sorted(rows, key=lambda row: row.status != "honoured")
-
-
-def _does_nothing(row: Option) -> bool:
-    return row.status == "unused" and row.check is anything
+    return sorted(PARAMETERS[task].values(), key=lambda row: row.status != "honoured")
 
 
 def _params(task: Task) -> ParamSchema:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.engine.base import Health, Load
 
-__all__ = ["GenAIModel"]
+__all__ = ["GenAIModel", "read_own"]
 
 
 class GenAIModel(MeasuredModel):
@@ -78,14 +78,7 @@ class GenAIModel(MeasuredModel):
         else:
             settings = Settings.check(model_config, task)
         checked = check_adapters(adapters)
-        given = {"verify"} if settings.verify else set(settings.pyfunc)
-        if not isinstance(path, ModelFolder) and given:
-            name = min(given)
-            raise InvalidRequestError(
-                f"model_config: {name} is {OF_SAVED_MODELS[name]}. Leave it out of model_config.",
-                param=name,
-            )
-        folder = path if isinstance(path, ModelFolder) else _read_own(path)
+        folder = path if isinstance(path, ModelFolder) else read_own(path, settings)
         tokenizer = PromptTokenizer(folder.tokenizer_path)
         self._adapters = tuple(checked)
         self._engine = open_engine(folder, tokenizer, settings.engine, policy, checked)
@@ -352,8 +345,19 @@ def _is_one(prompt: Any) -> bool:
     return hasattr(prompt, "columns")  # a data frame gives the names of its columns
 
 
-def _read_own(path: str | Path) -> ModelFolder:
-    """Read a folder that is not an artifact's, whose files nothing else has looked at."""
+def read_own(path: str | Path, settings: Settings) -> ModelFolder:
+    """Read a folder that is not an artifact's, whose files nothing else has looked at.
+
+    Raises:
+        InvalidModelError: If it is not a whole model.
+        InvalidRequestError: If it is no path, or a setting is one of saved models.
+    """
+    if given := {"verify"} if settings.verify else set(settings.pyfunc):
+        name = min(given)
+        raise InvalidRequestError(
+            f"model_config: {name} is {OF_SAVED_MODELS[name]}. Leave it out of model_config.",
+            param=name,
+        )
     if not isinstance(path, str | Path):
         raise InvalidRequestError(
             f"path must be a string or a pathlib.Path; got {describe_kind(path)}.", param="path"

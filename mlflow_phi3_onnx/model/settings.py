@@ -113,7 +113,7 @@ RUNTIME_SETTINGS = table(
         integer(1, bits=64),
         EngineOptions.kv_cache_memory,
         "half of the memory that is available, within the container's limit, when the model is"
-        " loaded",
+        " loaded; a server's models and MLflow's workers share it out",
     ),
     _setting(
         "execution_provider",

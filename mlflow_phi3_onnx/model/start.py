@@ -80,7 +80,8 @@ def start_engine(
         )
     memory = options.kv_cache_memory
     if memory is None:
-        memory = int(available_memory() * KV_SHARE_OF_AVAILABLE_MEMORY / policy.processes)
+        share = KV_SHARE_OF_AVAILABLE_MEMORY / (policy.processes * policy.models)
+        memory = int(available_memory() * share)
     eos = frozenset(folder.eos_token_ids)
     threads = max(1, available_threads() // policy.processes)
     threads = options.intra_op_num_threads or folder.threads or threads
@@ -289,7 +290,7 @@ def _check_memory(
     if kv_tokens >= fewest:
         return
     given = options.kv_cache_memory
-    came = "half of the memory that is available is less" if given is None else f"got {given:,}"
+    came = "its share of available memory is less" if given is None else f"got {given:,}"
     raise InvalidRequestError(
         f"kv_cache_memory must be at least {fewest * folder.kv_bytes_per_token:,} bytes for the"
         f" {loop} loop, the KV cache of {fewest} tokens; {came}. A request takes"

@@ -20,6 +20,9 @@ MAX_STOP_CHARACTERS = 1024
 MAX_BIASES = 1024
 MAX_TOOLS = 128
 MAX_STOP_TOKENS = 128
+MAX_PAIRS = 16
+MAX_KEY_CHARACTERS = 64
+MAX_VALUE_CHARACTERS = 512
 GIVEN_TO_TEMPLATES = ("messages", "tools", "add_generation_prompt", "chat_template", "tokenize")
 
 
@@ -96,11 +99,16 @@ def modalities(value: Any) -> list[str]:
     return ["text"]
 
 
-@allows("an object with include_usage, true or false")
+@allows(
+    "an object with include_usage, true or false, and maybe include_obfuscation, false, for deltas"
+    " are not padded"
+)
 def stream_options(value: Any) -> dict[str, bool]:
     """Check the options of a stream."""
     options = json_object(value)
-    if options.keys() - {"include_usage"}:
+    if options.keys() - {"include_usage", "include_obfuscation"}:
+        raise ValueError
+    if not is_one(options.get("include_obfuscation"), None, False):
         raise ValueError
     return {key: boolean(flag) for key, flag in options.items()}
 
@@ -145,6 +153,23 @@ def tool_choice(value: Any) -> ToolChoice:
     if not isinstance(listed, list | tuple) or not 0 < len(listed) <= MAX_TOOLS:
         raise ValueError
     return ToolChoice(allowed["mode"], tuple(map(_function_name, listed)))
+
+
+@allows(
+    f"an object of at most {MAX_PAIRS} strings, of at most {MAX_VALUE_CHARACTERS} characters each,"
+    f" by names of at most {MAX_KEY_CHARACTERS} characters"
+)
+def metadata(value: Any) -> dict[str, str]:
+    """Check what a request is to carry; null counts as not given, as Arrow pads columns with it."""
+    value = without_nulls(json_object(value), {})
+    if len(value) > MAX_PAIRS:
+        raise ValueError
+    for name, text in value.items():
+        if not isinstance(name, str) or len(name) > MAX_KEY_CHARACTERS:
+            raise ValueError
+        if not isinstance(text, str) or len(text) > MAX_VALUE_CHARACTERS:
+            raise ValueError
+    return value
 
 
 def _function_name(value: Any) -> str:

@@ -274,11 +274,11 @@ _ROWS = (
         fields.stream_options,
         {"include_usage": False},
     ),
-    _unused("user", "Not stored."),
-    _unused("metadata", "Not stored."),
-    _unused("store", "Nothing is stored."),
-    _unused("safety_identifier", "Not stored."),
-    _unused("prompt_cache_key", "Not needed."),
+    _unused("user", "Not stored.", string),
+    _unused("metadata", "Not stored.", fields.metadata),
+    _unused("store", "Nothing is stored.", boolean),
+    _unused("safety_identifier", "Not stored.", string),
+    _unused("prompt_cache_key", "Not needed.", string),
     _unused("service_tier", "There are no tiers.", one_of("auto", "default")),
     _unused("modalities", "Only text can be generated.", fields.modalities, tasks=(CHAT,)),
     _refused("audio", "Only text can be generated.", tasks=(CHAT,)),
@@ -307,10 +307,10 @@ _ROWS = (
     _refused(
         "suffix", "Text can only be continued; put it into the prompt.", string, tasks=OPENAI_TASKS
     ),
-    _refused("best_of", "Use n and choose among the completions.", _COUNT, tasks=OPENAI_TASKS),
+    _refused("best_of", "Use n and choose among the completions.", _COUNT, 1, tasks=OPENAI_TASKS),
     _refused("max_new_tokens", "Use max_tokens.", _COUNT),
-    _refused("num_beams", "Beam search is not supported; use temperature 0.", _COUNT),
-    _refused("num_return_sequences", "Use n.", _COUNT),
+    _refused("num_beams", "Beam search is not supported; use temperature 0.", _COUNT, 1),
+    _refused("num_return_sequences", "Use n.", _COUNT, 1),
     _refused(
         "truncation", "A prompt is never cut; one that is too long is an error.", boolean, False
     ),

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from mlflow_phi3_onnx.server.settings import ServerSettings
 
-__all__ = ["read_fields", "to_json"]
+__all__ = ["CSV", "media_type", "read_body", "read_fields", "to_json"]
+
+JSON, CSV = "application/json", "text/csv"
 
 SMALL = 1 << 14
 """Bytes that are parsed and written in the event loop; more go to a thread."""
@@ -38,15 +40,37 @@ async def read_fields(request: Request, settings: ServerSettings) -> dict[str, A
     """Read a request's JSON object.
 
     Raises:
+        InvalidRequestError: If it is no JSON object, or one that could be read in two ways.
+        MediaTypeError: As of :func:`read_body`, which raises more.
+    """
+    data = await read_body(request, settings, JSON)
+    if len(data) <= SMALL:
+        return _parse(data)
+    return await asyncio.to_thread(_parse, data)
+
+
+def media_type(request: Request) -> str:
+    """Return what the body says that it is."""
+    return _content_type(request).get_content_type()
+
+
+async def read_body(request: Request, settings: ServerSettings, kind: str) -> bytes:
+    """Read a request's body.
+
+    Args:
+        request: The request.
+        settings: The server's settings.
+        kind: The media type that it must have.
+
+    Raises:
         MediaTypeError: If the body says that it is something else, or compressed.
         BodyTooLargeError: If it is larger than the server takes.
         SlowBodyError: If it does not come in time.
-        InvalidRequestError: If it is no JSON object, or one that could be read in two ways.
         ClientGoneError: If the client has gone.
     """
-    _check_kind(request)
+    _check_kind(request, kind)
     try:
-        data = await asyncio.wait_for(
+        return await asyncio.wait_for(
             _read(request, settings.max_body_bytes), settings.receive_timeout
         )
     except asyncio.TimeoutError as error:
@@ -55,9 +79,6 @@ async def read_fields(request: Request, settings: ServerSettings) -> dict[str, A
         ) from error
     except ClientDisconnect as error:
         raise ClientGoneError("The client has closed the connection.") from error
-    if len(data) <= SMALL:
-        return _parse(data)
-    return await asyncio.to_thread(_parse, data)
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -74,13 +95,19 @@ def to_json(value: Any) -> bytes:
         return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _check_kind(request: Request) -> None:
+def _content_type(request: Request) -> Message:
     told = Message()
     told["content-type"] = request.headers.get("content-type", "")
+    return told
+
+
+def _check_kind(request: Request, kind: str) -> None:
+    told = _content_type(request)
     charset = told.get_content_charset("utf-8")
-    if told.get_content_type() != "application/json" or charset not in ("utf-8", "utf8"):
+    if told.get_content_type() != kind or charset not in ("utf-8", "utf8"):
         raise MediaTypeError(
-            "The body must be JSON in UTF-8, with the header Content-Type: application/json."
+            f"The body must be JSON in UTF-8, with the header Content-Type: {JSON}; /invocations"
+            f" also takes CSV in UTF-8, as {CSV}."
         )
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise MediaTypeError("The body must not be compressed: leave Content-Encoding out.")

@@ -17,7 +17,7 @@ from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS
 from mlflow_phi3_onnx.openai.responses_api.history import History
 from mlflow_phi3_onnx.openai.responses_api.request import read_request
 from mlflow_phi3_onnx.server.body import read_fields, to_json
-from mlflow_phi3_onnx.server.limits import check_limits
+from mlflow_phi3_onnx.server.limits import check_limits, check_stream_options
 from mlflow_phi3_onnx.server.metrics import Metrics
 from mlflow_phi3_onnx.server.record import record_of
 from mlflow_phi3_onnx.server.sse import ChatEvents, EventStream, ResponseEvents
@@ -92,6 +92,7 @@ class Door:
         record = record_of(request)
         record.known = frozenset({INPUT_FIELDS[task], "model", *PARAMETERS[task]})
         check_limits(fields, self.settings)
+        check_stream_options(fields)
         chosen = self.models.choose(fields, name)
         self.watch(request, chosen)
         lifetime = self.lifetime(request)

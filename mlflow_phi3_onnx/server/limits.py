@@ -11,7 +11,7 @@ from mlflow_phi3_onnx.server.settings import ServerSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["TOKEN_LIMITS", "check_limits"]
+__all__ = ["TOKEN_LIMITS", "check_limits", "check_stream_options"]
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_length")
 
@@ -51,6 +51,20 @@ def check_limits(fields: Mapping[str, Any], settings: ServerSettings) -> None:
         return
     for name, schema in _schemas(fields):
         _check_schema(name, schema, settings)
+
+
+def check_stream_options(fields: Mapping[str, Any]) -> None:
+    """Check that the options of a stream are given for one.
+
+    Raises:
+        InvalidRequestError: If they are not.
+    """
+    if fields.get("stream_options") is not None and fields.get("stream") is not True:
+        raise InvalidRequestError(
+            "stream_options is only for a stream, and stream is not true. Set stream, or leave"
+            " stream_options out.",
+            param="stream_options",
+        )
 
 
 def _lowered(settings: ServerSettings, limit: str) -> int | None:

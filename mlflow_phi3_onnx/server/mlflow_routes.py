@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from fastapi import APIRouter, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotations
 
-from mlflow_phi3_onnx.core.checks import describe_kind
-from mlflow_phi3_onnx.core.options import check_mapping
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
-from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.errors import UnsupportedParameterError
 from mlflow_phi3_onnx.flavor.output import Answering
-from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+from mlflow_phi3_onnx.server.body import CSV, media_type, read_body
 from mlflow_phi3_onnx.server.door import Door, json_response
-from mlflow_phi3_onnx.server.limits import check_limits
+from mlflow_phi3_onnx.server.limits import check_limits, check_stream_options
 from mlflow_phi3_onnx.server.openapi import CHUNKS, INVOCATION, described
+from mlflow_phi3_onnx.server.payload import FRAMES, parse_csv, parse_payload
 from mlflow_phi3_onnx.server.record import record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mlflow_phi3_onnx.core.tasks import Task
     from mlflow_phi3_onnx.model.native import GenAIModel
 
 __all__ = ["mlflow_router"]
-
-FRAMES = ("dataframe_split", "dataframe_records", "instances", "inputs")
-REQUESTS = ("messages", "prompt", "input")
-"""The fields that make a body one request, as MLflow's server has it."""
 
 
 def mlflow_router(door: Door) -> APIRouter:
@@ -82,74 +71,43 @@ def _entry(door: Door, name: str) -> dict[str, Any]:
 
 async def _invoke(door: Door, request: Request) -> Response:
     record = record_of(request)
-    fields = await door.fields(request)
-    one = any(name in fields for name in REQUESTS)
-    chosen = door.models.choose(fields if one else {})
+    record.known = frozenset({"model", "params", *FRAMES})
+    if media_type(request) == CSV:
+        payload = await asyncio.to_thread(parse_csv, await read_body(request, door.settings, CSV))
+    else:
+        payload = await asyncio.to_thread(parse_payload, await door.fields(request))
+    models, params = door.models, payload.params
+    model_name = {"model": payload.model(models.served[0].name)}
+    chosen = models.choose({**model_name, "adapter": params.get("adapter")})
     door.watch(request, chosen)
 
     async def run(model: GenAIModel) -> list[Any]:
         task = chosen.served.task or CHAT
-        record.known = frozenset({INPUT_FIELDS[task], *PARAMETERS[task], *FRAMES})
-        if one:
-            given = dict(chosen.fields)
-            how = Answering.chosen(chosen.served.pyfunc, given)
-            requests, params = rows(given, task), {}
-        else:
-            parse = partial(_rows, fields, task)
-            requests, params = await asyncio.to_thread(parse)
-            how = Answering.chosen(chosen.served.pyfunc, params)
-        for one_request in (*requests, params):
-            check_limits(one_request, door.settings)
-            if one_request.get("stream") is True:
+        record.known |= {INPUT_FIELDS[task], *PARAMETERS[task]}
+        how = Answering.chosen(chosen.served.pyfunc, payload.data if payload.one else params)
+        requests = await asyncio.to_thread(payload.rows, task)
+        beside = {name: value for name, value in params.items() if name != "model"}
+        for fields in (*requests, beside):
+            check_limits(fields, door.settings)
+            check_stream_options(fields)
+            if fields.get("stream") is True:
                 raise UnsupportedParameterError(
                     "stream is true, but /invocations answers as a whole, as MLflow's server does."
                     " Use /v1/chat/completions or /v1/completions.",
                     param="stream",
                 )
-        return how.written(await model.arun(task, requests, params, on_error=how.on_error), task)
+        adapters = [fields.get("adapter", beside.get("adapter")) for fields in requests]
+        by = [models.choose({**model_name, "adapter": adapter}) for adapter in adapters]
+        requests = [{**fields, **one.fields} for fields, one in zip(requests, by, strict=True)]
+        answers = await model.arun(task, requests, beside, on_error=how.on_error)
+        record.answered_rows(answers)
+        named = [_named(answer, one.id) for answer, one in zip(answers, by, strict=True)]
+        return how.written(named, task)
 
     answers = await door.lifetime(request).run(door.use(chosen, record, run))
-    record.answered_rows(answers)
-    return json_response(answers if one else {"predictions": answers})
+    return json_response(answers if payload.one else {"predictions": answers})
 
 
-def _rows(fields: Mapping[str, Any], task: Task) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read the rows and params of one of MLflow's payloads."""
-    given = [name for name in FRAMES if name in fields]
-    field = INPUT_FIELDS[task]
-    others = fields.keys() - {*FRAMES, "params"}
-    if len(given) != 1 or others:
-        raise InvalidRequestError(
-            f"The body must have {field}, for one request, or exactly one of {', '.join(FRAMES)},"
-            f" and maybe params; it has {len(given)} of these and {len(others)} other fields."
-        )
-    (name,) = given
-    params = clean_params(check_mapping(fields.get("params"), "params"))
-    data = fields[name]
-    if name.startswith("dataframe"):
-        data = _frame(name, data)
-    elif name == "inputs" and task != CHAT and isinstance(data, dict):
-        # Columns, which MLflow makes arrays of.
-        lists = {k: np.array(v, dtype=object) for k, v in data.items() if isinstance(v, list)}
-        data = {**data, **lists}
-    return rows(data, task), params
-
-
-def _frame(name: str, data: Any) -> pd.DataFrame:
-    try:
-        if name == "dataframe_records":
-            if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-                raise ValueError
-            return pd.DataFrame(data, dtype=object)
-        if not isinstance(data, dict) or data.keys() - {"index", "columns", "data"}:
-            raise ValueError
-        return pd.DataFrame(data["data"], columns=data.get("columns"), dtype=object)
-    except (ValueError, TypeError, KeyError, AssertionError) as error:
-        form = (
-            "a list of objects, one a row"
-            if name == "dataframe_records"
-            else "an object with columns, a list of names, and data, a list of rows of that length"
-        )
-        raise InvalidRequestError(
-            f"{name} must be {form}; got {describe_kind(data)}.", param=name
-        ) from error
+def _named(answer: Any, model: str) -> Any:
+    """Let a response name the model by its id here."""
+    return {**answer, "model": model} if isinstance(answer, dict) and "id" in answer else answer

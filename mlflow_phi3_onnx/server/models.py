@@ -1,201 +1,25 @@
-"""The models that are served: found by their ids, loaded once, unloaded when nobody asks."""
+"""The models that are served: found by their ids, and by those of their adapters."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-import time
-from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from mlflow.exceptions import MlflowException
-
-from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, read_saved
 from mlflow_phi3_onnx.core.checks import describe_kind, some_of
-from mlflow_phi3_onnx.demo import demo_model_path
-from mlflow_phi3_onnx.engine.base import Health, Load
-from mlflow_phi3_onnx.engine.options import ServingPolicy
-from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
-from mlflow_phi3_onnx.flavor.load import open_model
-from mlflow_phi3_onnx.server.admission import Admission
-from mlflow_phi3_onnx.server.errors import ModelUnavailableError, UnknownModelError
-from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES, local_copy
+from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.server.errors import UnknownModelError
+from mlflow_phi3_onnx.server.served import Served
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
-    from mlflow_phi3_onnx.core.tasks import Task
-    from mlflow_phi3_onnx.model.native import GenAIModel
-    from mlflow_phi3_onnx.server.record import Record
     from mlflow_phi3_onnx.server.settings import ServerSettings
 
-__all__ = ["Chosen", "Registry", "Served", "name_of", "places"]
-
-_logger = logging.getLogger(__name__)
-
-_LATER = 5.0
-"""Seconds after the server has given a request up that its engine does, where it has not heard."""
+__all__ = ["Chosen", "Registry", "name_of", "places"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 _URI_NAME = re.compile(r"models:/([^/@]+)")
-
-
-class Served:
-    """One model of the server.
-
-    Args:
-        name: Its id.
-        place: Where it is; None for the demo model.
-        settings: The server's.
-
-    Attributes:
-        name: Its id.
-        created: When the server took it, in seconds of Unix time.
-        admission: Which of its requests are worked on.
-    """
-
-    def __init__(self, name: str, place: str | None, settings: ServerSettings) -> None:
-        self.name = name
-        self.created = int(time.time())
-        self.admission = Admission(settings.max_running, settings.max_queue)
-        self._place = place
-        self._config = settings.model_config
-        self._most_tokens = settings.max_tokens
-        self._longest = settings.timeout
-        self._files = ExitStack()
-        self._loading = asyncio.Lock()
-        self._model: GenAIModel | None = None
-        self._task: Task | None = None
-        self._known: tuple[int, tuple[str, ...]] | None = None
-        self._used = time.monotonic()
-        self._deaths = 0  # of engines that were unloaded
-        self.pyfunc: Mapping[str, Any] = {}
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it is in memory."""
-        return self._model is not None
-
-    @property
-    def load(self) -> Load:
-        """What its engine has to do."""
-        return Load() if self._model is None else self._model.load
-
-    @property
-    def health(self) -> Health:
-        """How its engine is, with the deaths of those that it had before."""
-        now = Health() if self._model is None else self._model.health
-        return Health(self._deaths + now.deaths, now.dead)
-
-    @property
-    def task(self) -> Task | None:
-        """What it was saved for; None until it was loaded."""
-        return self._task
-
-    @property
-    def context_length(self) -> int | None:
-        """Its context in tokens; None until it was loaded."""
-        return self._known and self._known[0]
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of its adapters; none until it was loaded."""
-        return self._known[1] if self._known else ()
-
-    def open(self) -> GenAIModel:
-        """Load it, which takes long.
-
-        Raises:
-            mlflow.exceptions.MlflowException: If it cannot be loaded.
-        """
-        if self._model is not None:
-            return self._model
-        place = demo_model_path() if self._place is None else self._place
-        expected = f"{EXPECTED_PLACES}, or a model folder"
-        with ExitStack() as files:
-            path, _ = files.enter_context(local_copy(place, expected=expected))
-            policy = ServingPolicy(
-                default_loop="auto",
-                may_hold_gil=False,
-                default_isolation="worker",
-                # Requests are refused, and told how long to wait, while the engine is at work.
-                niceness=10,
-                # The server's own, which has more words, comes first.
-                request_deadline=self._longest + _LATER,
-            )
-            opened = open_model(path, self._settled(path), policy)
-            self._files = files.pop_all()
-        model = opened.model
-        self._known = (model.limits.context_length, model.adapters)
-        self._model, self._task = model, opened.task
-        self.pyfunc = opened.settings.pyfunc
-        return model
-
-    @asynccontextmanager
-    async def use(self, record: Record) -> AsyncGenerator[GenAIModel]:
-        """Wait for a place and for the model, and hold both.
-
-        Raises:
-            QueueFullError: If too many wait already.
-            ModelUnavailableError: If the model cannot be loaded.
-        """
-        async with self.admission.place():
-            record.queued = record.seconds
-            try:
-                yield await self._opened()
-            finally:
-                self._used = time.monotonic()
-
-    async def _opened(self) -> GenAIModel:
-        if self._model is not None:
-            return self._model
-        async with self._loading:
-            # A request that goes away does not stop the loading, which others may wait for.
-            work = asyncio.ensure_future(asyncio.to_thread(self.open))
-            try:
-                return await asyncio.shield(work)
-            except MlflowException as error:
-                _logger.error("%s cannot be loaded: %s", self.name, _said(error))
-                raise ModelUnavailableError(
-                    f"The model {self.name} cannot be loaded; the server's log says why."
-                ) from error
-            except asyncio.CancelledError:
-                await asyncio.wait({work})
-                raise
-
-    async def unload_if_idle(self, seconds: float) -> None:
-        """Free its memory where nobody has asked for so long."""
-        idle = time.monotonic() - self._used
-        if self._model is not None and not self.admission.running and idle >= seconds:
-            _logger.info("%s is unloaded: nobody asked for %.0f s.", self.name, idle)
-            await asyncio.to_thread(self._let_go())
-
-    def close(self) -> None:
-        """Stop what is running, and free its memory and its files."""
-        self._let_go()()
-
-    def _let_go(self) -> Callable[[], None]:
-        """Forget what is loaded at once, and return what frees it."""
-        self._deaths = self.health.deaths
-        model, self._model = self._model, None
-        files, self._files = self._files, ExitStack()
-        if model is not None:
-            files.callback(model.close)
-        return files.close
-
-    def _settled(self, path: Path) -> dict[str, Any]:
-        """Settle the configuration: completions get no more tokens than the server allows."""
-        config = dict(self._config)
-        if self._most_tokens is None:
-            return config
-        saved = read_saved(path).config if (path / MLMODEL_FILE).is_file() else {}
-        given = {**saved, **config}
-        newer = given.get("max_completion_tokens") is not None
-        name = "max_completion_tokens" if newer else "max_tokens"
-        config[name] = min(given.get(name) or self._most_tokens, self._most_tokens)
-        return config
 
 
 class Chosen:
@@ -237,13 +61,21 @@ class Registry:
                     " digit.",
                     param="name",
                 )
-        self.served = [Served(name, place, settings) for name, place in places.items()]
+        self.served = [Served(name, place, settings, len(places)) for name, place in places.items()]
         self._idle = settings.idle_timeout
+        self._lazy = settings.lazy
 
     def open(self) -> None:
-        """Load all models, one after the other."""
+        """Load all models, one after the other; where they are lazy, only read and check them.
+
+        Raises:
+            mlflow.exceptions.MlflowException: If one cannot be loaded.
+        """
         for served in self.served:
-            served.open()
+            if self._lazy:
+                served.read().check()
+            else:
+                served.open()
 
     def close(self) -> None:
         """Stop what is running, and free all memory."""
@@ -361,8 +193,3 @@ def places(model: str | None, name: str | None, others: Sequence[str]) -> dict[s
             raise InvalidRequestError(f"Two models have the id {key!r}.", param="m")
         found[key] = place
     return found
-
-
-def _said(error: MlflowException) -> str:
-    """What an operator's log may say of an error at load, which no request's text is in."""
-    return error.message if isinstance(error, GenAIError) else type(error).__name__

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from mlflow_phi3_onnx.model.native import GenAIModel
-    from mlflow_phi3_onnx.server.models import Served
+    from mlflow_phi3_onnx.server.served import Served
 
 __all__ = ["openai_router"]
 

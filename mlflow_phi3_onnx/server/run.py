@@ -110,8 +110,7 @@ def make_server(places: Mapping[str, str | None], settings: ServerSettings) -> S
     if settings.trace:
         set_up("trace")
     registry = Registry(places, settings)
-    if not settings.lazy:
-        registry.open()
+    registry.open()
     door = Door(registry, settings)
     config = uvicorn.Config(
         make_app(door, keys, hosts),

@@ -474,7 +474,7 @@ def test_a_machine_with_too_little_memory_says_so(
     demo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow_phi3_onnx.model.start.available_memory", lambda: 1000)
-    with pytest.raises(InvalidRequestError, match="half of the memory that is available is less"):
+    with pytest.raises(InvalidRequestError, match="its share of available memory is less"):
         GenAIModel(demo)
 
 

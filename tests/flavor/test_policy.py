@@ -92,15 +92,20 @@ def test_worker_processes_share_the_machine(
     assert enter_server().processes == processes
 
 
-def test_threads_and_memory_are_divided_among_processes(
+def test_threads_and_memory_are_divided_among_processes_and_memory_among_models(
     demo: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow_phi3_onnx.model.start.available_threads", lambda: 6)
     monkeypatch.setattr("mlflow_phi3_onnx.model.start.available_memory", lambda: 6 << 30)
     caplog.set_level(logging.INFO, "mlflow_phi3_onnx")
-    for processes, threads, size in ((1, 6, 3 << 30), (3, 2, 1 << 30), (7, 1, (6 << 30) / 14)):
+    for processes, models, threads, size in (
+        (1, 1, 6, 3 << 30),
+        (3, 1, 2, 1 << 30),
+        (7, 1, 1, (6 << 30) / 14),
+        (1, 4, 6, (6 << 30) / 8),
+    ):
         caplog.clear()
-        GenAIModel(demo, policy=ServingPolicy(processes=processes)).close()
+        GenAIModel(demo, policy=ServingPolicy(processes=processes, models=models)).close()
         told = re.search(r"(\d+) threads, KV cache of .* \(([\d,]+) bytes\)", caplog.text)
         assert told is not None
         per_token = read_folder(demo).kv_bytes_per_token

@@ -90,6 +90,25 @@ def test_a_lone_surrogate_is_refused_wherever_it_stands(server: Running, text: s
         assert reply.error["param"] in fields or text in fields
 
 
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("user", "x", 5), ("safety_identifier", "x", {}), ("prompt_cache_key", "x", []),
+        ("store", False, "x"), ("metadata", {"a": "b", "c": None}, 5),
+        ("metadata", {}, {"a": 5}), ("metadata", {}, {str(i): "" for i in range(17)}),
+        ("best_of", 1, 2), ("num_beams", 1, 4), ("num_return_sequences", 1, 2),
+        ("service_tier", "auto", "flex"),
+    ],
+)  # fmt: skip
+def test_what_is_not_used_is_what_openai_takes(
+    server: Running, name: str, good: Any, bad: Any
+) -> None:
+    for path, fields in ((CHAT, {"messages": SPAIN}), ("/v1/completions", {"prompt": "x"})):
+        assert server.post(path, {**fields, "max_tokens": 1, name: good}).status == 200
+        reply = server.post(path, {**fields, "max_tokens": 1, name: bad})
+        assert (reply.status, reply.error["param"]) == (400, name)
+
+
 def test_a_whole_surrogate_pair_is_a_character(server: Running) -> None:
     body = b'{"prompt": "\\ud83d\\ude00", "add_special_tokens": false}'
     tokens = server.post("/tokenize", body).json["tokens"]

@@ -6,12 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.pyfunc.scoring_server import invocations
 
 import mlflow_phi3_onnx
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
+from mlflow_phi3_onnx.server.payload import parse_csv
 from tests.support.doors import CANARY, SPAIN
 from tests.support.http_server import Running, running
 
@@ -105,6 +107,62 @@ def test_the_answers_are_those_of_mlflow_s_server(
             assert plain(ours.json) == plain(json.loads(theirs.response)), body
 
 
+def test_csv_is_answered_as_by_mlflow_s_server(artifact: tuple[str, Path], served: Running) -> None:
+    task, path = artifact
+    prompt = json.dumps(SPAIN) if task == CHAT else f"{PROMPT}, \u201cM\u201d"
+    name = "messages" if task == CHAT else "prompt"
+    frame = pd.DataFrame({name: [prompt, prompt], "max_tokens": [2, 3]})
+    if task != CHAT:
+        frame["ignore_eos"] = [True, False]
+    text = frame.to_csv(index=False)
+    ours = served.post("/invocations", text.encode(), {"Content-Type": "text/csv; charset=utf-8"})
+    assert ours.status == 200, ours.body
+    if task == CHAT:  # which MLflow's server takes no CSV for
+        records = served.post("/invocations", {"dataframe_records": frame.to_dict("records")})
+        assert plain(ours.json) == plain(records.json)
+        return
+    model = mlflow.pyfunc.load_model(str(path))
+    with model.get_raw_model():
+        theirs = invocations(text, "text/csv", model, model.metadata.get_input_schema())
+        assert plain(ours.json) == plain(json.loads(theirs.response))
+
+
+def test_cells_of_csv_are_the_texts_that_they_are() -> None:
+    for cell in ("NA", "007", "null", "1e5", "True", '"a,\n"""'):
+        payload = parse_csv(f"\ufeffprompt,seed,top_k,echo\r\n{cell},5,,True\r\n".encode())
+        plain = cell.strip('"') + '"' * ("a" in cell)
+        assert payload.rows(COMPLETIONS) == [{"prompt": plain, "seed": 5, "echo": True}]
+
+
+def test_csv_that_is_refused(server: Running) -> None:
+    csv = {"Content-Type": "text/csv"}
+    talk = json.dumps(SPAIN).replace('"', '""')
+    for body, status, param in (
+        (f'messages,x\n"{talk}",1\n', 400, "x"),
+        (f'messages,temperature\n"{talk}",9\n', 400, "temperature"),
+        (f'messages,temperature\n"{talk}",nan\n', 400, "temperature"),
+        (f'messages,stream\n"{talk}",true\n', 400, "stream"),
+        (f'messages,model\n"{talk}",other\n', 404, "model"),
+        ("", 400, None),
+        ("a,a\n1,2\n", 400, None),
+        ("messages\na,b\n", 400, None),
+        ("messages,seed\na\n", 400, None),
+        ('messages\n"', 400, None),
+    ):
+        reply = server.post("/invocations", body.encode(), csv)
+        assert (reply.status, reply.error["param"]) == (status, param), body
+    assert server.post("/invocations", b"messages\n\xff\n", csv).status == 400
+    assert server.post("/invocations", b"messages,seed\n", csv).json == {"predictions": []}
+    for kind, path, status in (
+        ("text/csv; charset=latin-1", "/invocations", 415), ("text/csv", "/v1/completions", 415),
+        ("text/plain", "/invocations", 415), ("text/csv", "/invocations", 413),
+    ):  # fmt: skip
+        body = b"x" * (5 << 20) if status == 413 else b"x"
+        reply = server.post(path, body, {"Content-Type": kind})
+        assert reply.status == status
+        assert reply.error["message"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -113,6 +171,15 @@ def test_the_answers_are_those_of_mlflow_s_server(
         {"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, {"dataframe_records": [1]},
         {"dataframe_split": {"columns": CANARY, "data": [[CANARY]]}}, {"inputs": 5},
         {"dataframe_split": {"columns": [["a"], {}], "data": [[1, 2]]}},
+        {"dataframe_split": {"columns": [{"a": 1}], "data": [[1]]}},
+        {"dataframe_split": {"columns": [None], "data": [[SPAIN]]}},
+        {"dataframe_split": {"columns": "messages", "data": [[SPAIN]]}},
+        {"dataframe_split": {"columns": ["messages"], "data": {"rows": [SPAIN]}}},
+        {"dataframe_split": {"columns": ["messages"], "data": [{"messages": SPAIN}]}},
+        {"dataframe_split": {"columns": ["messages"], "data": ["x"]}},
+        {"dataframe_split": {"columns": ["messages", "seed"], "data": [[SPAIN, 1], [SPAIN]]}},
+        {"dataframe_split": {"columns": ["messages", "messages"], "data": [[SPAIN, SPAIN]]}},
+        {"dataframe_split": {"columns": ["1", 1], "data": [[SPAIN, SPAIN]]}},
         {"dataframe_records": [{CANARY: CANARY}]}, {"inputs": [{"x": CANARY}]},
         {"inputs": [None]}, {"instances": [[CANARY]]}, {"messages": SPAIN, "params": {}},
         {"inputs": ["x"], "params": [CANARY]}, {"inputs": ["x"], "params": {CANARY[:3]: 1}},
@@ -137,10 +204,79 @@ def test_a_stream_is_for_the_other_routes(server: Running) -> None:
         assert "Use /v1/chat/completions" in reply.error["message"]
 
 
+def in_all_forms(messages: Any, **fields: Any) -> list[dict[str, Any]]:
+    """One request in each of the forms in which fields may stand."""
+    row, beside = {"messages": messages, **fields}, {"params": {"max_tokens": 12, **fields}}
+    return [
+        {**row, "max_tokens": 12},
+        {"dataframe_records": [row, row], "params": {"max_tokens": 12}},
+        {"dataframe_split": {"columns": list(row), "data": [list(row.values())]}, **beside},
+        {"dataframe_split": {"columns": ["messages"], "data": [[messages]]}, **beside},
+        {"inputs": [row], "params": {"max_tokens": 12}},
+        {"inputs": {name: [value] * 2 for name, value in row.items()}},
+        {"inputs": {"messages": messages}, **beside},
+        {"instances": [{"messages": messages}] * 2, **beside},
+    ]
+
+
 def test_a_model_may_be_named(server: Running) -> None:
-    body = {"messages": SPAIN, "max_tokens": 1}
-    assert server.post("/invocations", {**body, "model": "demo"}).status == 200
-    assert server.post("/invocations", {**body, "model": "other"}).status == 404
+    for body in in_all_forms(SPAIN, model="demo"):
+        reply = server.post("/invocations", body)
+        answers = reply.json["predictions"] if isinstance(reply.json, dict) else reply.json
+        assert {answer["model"] for answer in answers} == {"demo"}, reply.body
+    for body in in_all_forms(SPAIN, model="other"):
+        reply = server.post("/invocations", body)
+        assert (reply.status, reply.error["code"]) == (404, "model_not_found"), body
+    for body in in_all_forms(SPAIN, model=5):
+        reply = server.post("/invocations", body)
+        assert (reply.status, reply.error["param"]) == (400, "model"), body
+
+
+def test_rows_are_for_one_model(server: Running) -> None:
+    rows = [{"messages": SPAIN, "model": "demo"}, {"messages": SPAIN, "model": "other"}]
+    for body in (
+        {"dataframe_records": rows},
+        {"instances": rows},
+        {"inputs": [rows[1], {"messages": SPAIN}]},
+        {"inputs": [*rows[1:], {"messages": SPAIN}], "params": {"model": "demo"}},
+        {"inputs": {"messages": [SPAIN, SPAIN], "model": ["demo", "other"]}},
+    ):
+        reply = server.post("/invocations", body)
+        assert (reply.status, reply.error["param"]) == (400, "model")
+        assert "the same in all rows" in reply.error["message"]
+    same = {"inputs": [rows[0], {"messages": SPAIN}], "params": {"max_tokens": 1}}
+    assert server.post("/invocations", same).status == 200
+
+
+def test_tokens_are_counted_whatever_is_answered_with() -> None:
+    with running() as served:
+        for output in ("openai", "text", "json"):
+            body = {"messages": SPAIN, "max_tokens": 3, "output": output}
+            assert served.post("/invocations", body).status == 200
+        assert served.metric("generation_tokens_total") == 9
+        assert served.metric("prompt_tokens_total") == 30
+        assert served.metric("request_success_total", finished_reason="length") == 3
+
+
+def test_stream_options_are_for_a_stream(server: Running) -> None:
+    options = {"stream_options": {"include_usage": True}}
+    for path, body in (
+        ("/v1/chat/completions", {"messages": SPAIN, **options}),
+        ("/v1/chat/completions", {"messages": SPAIN, "stream": False, **options}),
+        ("/v1/completions", {"prompt": "x", **options}),
+        ("/endpoints/demo/invocations", {"messages": SPAIN, **options}),
+        ("/invocations", {"messages": SPAIN, **options}),
+        ("/invocations", {"dataframe_records": [{"messages": SPAIN, **options}]}),
+        ("/invocations", {"inputs": [{"messages": SPAIN}], "params": options}),
+    ):
+        reply = server.post(path, body)
+        assert (reply.status, reply.error["param"]) == (400, "stream_options"), body
+    ask = {"messages": SPAIN, "max_tokens": 1}
+    assert server.chat({**ask, "stream_options": None}).status == 200
+    padded = {"include_obfuscation": False}
+    assert server.chat({**ask, "stream": True, "stream_options": padded}).status == 200
+    refused = server.chat({**ask, "stream": True, "stream_options": {"include_obfuscation": True}})
+    assert refused.error["param"] == "stream_options"
 
 
 def test_mlflow_s_deployment_client(server: Running) -> None:

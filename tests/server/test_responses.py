@@ -145,6 +145,21 @@ def test_no_more_responses_are_kept_than_the_server_says(small: Running) -> None
     assert small.post(PATH, {**again, "previous_response_id": second}).status == 200
 
 
+@pytest.mark.parametrize("limit", [{"max_stored_bytes": 50}, {"max_stored_responses": 0}])
+def test_what_is_not_kept_says_so(limit: dict[str, int]) -> None:
+    with running(**limit) as served:
+        ask = {"input": QUESTION, "max_output_tokens": 1}
+        whole = served.post(PATH, ask).json
+        last = events(served.post(PATH, {**ask, "stream": True}))[-1]["response"]
+        for told in (whole, last):
+            assert told["store"] is False
+            again = served.post(PATH, {**ask, "previous_response_id": told["id"]})
+            assert again.status == 404
+    with running() as served:
+        assert served.post(PATH, ask).json["store"] is True
+        assert events(served.post(PATH, {**ask, "stream": True}))[-1]["response"]["store"] is True
+
+
 def test_async(server: Running) -> None:
     async def ask() -> list[str]:
         async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x") as client:

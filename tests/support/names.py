@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.checks import anything
+from mlflow_phi3_onnx.core.checks import anything, string
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
@@ -19,8 +19,9 @@ NAMES = [
     (task, row)
     for task in ALL_TASKS
     for row in PARAMETERS[task].values()
-    # Without adapters, any model is taken; and any text may be an expression.
-    if row.check is not anything and row.name not in ("model", "regex", "grammar")
+    # Any text may be an expression, or one that is not used.
+    if row.check is not anything and row.name not in ("regex", "grammar")
+    if row.check is not string or row.status == "refused"
 ]
 
 # Of the right type, so that MLflow passes it on.

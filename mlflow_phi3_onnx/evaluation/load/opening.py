@@ -13,7 +13,7 @@ from mlflow_phi3_onnx.evaluation.load.side import NativeSide, PyTorchSide
 from mlflow_phi3_onnx.evaluation.load.url_side import URLSide
 from mlflow_phi3_onnx.evaluation.open_side import open_pipeline
 from mlflow_phi3_onnx.evaluation.side import Place
-from mlflow_phi3_onnx.flavor.load import open_model
+from mlflow_phi3_onnx.flavor.load import read_model
 from mlflow_phi3_onnx.sources.local import EXPECTED_PLACES, local_copy
 from mlflow_phi3_onnx.sources.mlflow_models import TRANSFORMERS, read_mlmodel
 
@@ -63,7 +63,7 @@ def open_load_side(
     held = read_mlmodel(folder)
     known = Place(uri or folder.absolute().name, held and held.model_id)
     if held is None or FLAVOR_NAME in held.flavors:
-        opened = open_model(folder, config, ServingPolicy(default_loop="auto"))
+        opened = read_model(folder, config).open(ServingPolicy(default_loop="auto"))
         return NativeSide(stack.enter_context(opened.model), known)
     if TRANSFORMERS not in held.flavors:
         raise InvalidModelError(

@@ -26,7 +26,7 @@ from mlflow_phi3_onnx.core.checks import (
 from mlflow_phi3_onnx.core.options import Option, table
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
-from mlflow_phi3_onnx.openai.fields import MAX_TOOLS
+from mlflow_phi3_onnx.openai.fields import MAX_TOOLS, metadata
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -39,10 +39,6 @@ LOGPROBS = "message.output_text.logprobs"
 
 GROUPS = ("text", "reasoning", "stream_options")
 """The fields that are objects of fields, which stand in the table as ``group.field``."""
-
-MAX_PAIRS = 16
-MAX_KEY_CHARACTERS = 64
-MAX_VALUE_CHARACTERS = 512
 
 _CHAT = PARAMETERS[CHAT]
 
@@ -191,22 +187,6 @@ def _include(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-@allows(
-    f"an object of at most {MAX_PAIRS} strings, of at most {MAX_VALUE_CHARACTERS} characters each,"
-    f" by names of at most {MAX_KEY_CHARACTERS} characters"
-)
-def _metadata(value: Any) -> dict[str, str]:
-    """Check what a response is to carry."""
-    if len(json_object(value)) > MAX_PAIRS:
-        raise ValueError
-    for name, text in value.items():
-        if not isinstance(name, str) or len(name) > MAX_KEY_CHARACTERS:
-            raise ValueError
-        if not isinstance(text, str) or len(text) > MAX_VALUE_CHARACTERS:
-            raise ValueError
-    return value
-
-
 SAME_IN_CHAT = (
     *("model", "temperature", "top_p", "parallel_tool_calls"),
     *("top_k", "min_p", "do_sample", "seed", "max_length", "min_tokens", "stop", "stop_token_ids"),
@@ -276,7 +256,7 @@ _ROWS = (
         "disabled",
     ),
     Option("service_tier", "There is one.", one_of("auto", "default"), "default"),
-    Option("metadata", "Comes back in the response.", _metadata),
+    Option("metadata", "Comes back in the response.", metadata),
     Option("user", "Comes back in the response.", string),
     Option("safety_identifier", "Comes back in the response.", string),
     Option("prompt_cache_key", "Comes back in the response; not needed.", string),

@@ -60,16 +60,17 @@ class History:
             param="previous_response_id",
         )
 
-    def keep(self, response_id: str, turns: tuple[bytes, ...]) -> None:
-        """Keep a response's conversation, as :meth:`turns` returns it."""
+    def keep(self, response_id: str, turns: tuple[bytes, ...]) -> bool:
+        """Keep a response's conversation, as :meth:`turns` returns it; tell whether it is kept."""
         if _size(turns) > self._max_bytes:
-            return
+            return False
         with self._lock:
             self._bytes += _size(turns) - _size(self._kept.pop(response_id, ()))
             self._kept[response_id] = turns
             while len(self._kept) > self._max_responses or self._bytes > self._max_bytes:
                 _, forgotten = self._kept.popitem(last=False)
                 self._bytes -= _size(forgotten)
+            return response_id in self._kept
 
 
 def _size(turns: tuple[bytes, ...]) -> int:

@@ -68,14 +68,19 @@ class ResponseRequest:
                 raise
             raise type(error)(message, param=param) from error
 
-    def keep(self, response: Mapping[str, Any], history: History) -> None:
-        """Keep the conversation of a whole response, unless the request says not to."""
+    def keep(self, response: dict[str, Any], history: History) -> None:
+        """Keep the conversation of a whole response, which then says whether it is kept.
+
+        Args:
+            response: The response.
+            history: Where to, unless the request says not to.
+        """
         if not self.store:
             return
         said = Messages()
         turn = [*self.asked, *(said.add(item, "output") for item in response["output"])]
         written = json.dumps(turn, separators=(",", ":")).encode()
-        history.keep(response["id"], (*self.before, written))
+        response["store"] = history.keep(response["id"], (*self.before, written))
 
     def _here(self, text: str) -> str:
         def place(found: re.Match[str]) -> str:
