@@ -17,29 +17,33 @@ OF_NAMES = frozenset(
 )
 """The keywords in whose objects the keys are names, and none of them is a keyword."""
 
-KINDS = ("string", "integer", "number", "boolean", "null", "array", "object")
-
-# Gemini writes the kinds in capitals, collections of functions those of programming languages.
-_MEANT = {
-    **{kind: [kind] for kind in KINDS},
-    **dict.fromkeys(("str", "char"), ["string"]),
-    **dict.fromkeys(("int", "long"), ["integer"]),
-    **dict.fromkeys(("float", "double"), ["number"]),
-    "bool": ["boolean"],
-    **dict.fromkeys(("none", "nonetype"), ["null"]),
-    **dict.fromkeys(("list", "tuple", "set"), ["array"]),
-    **dict.fromkeys(("dict", "map", "hashmap"), ["object"]),
-    "any": list(KINDS),
+# Gemini writes the kinds in capitals; collections of functions have those of Python and Java.
+_WORDS = {
+    "string": ("str",),
+    "integer": ("int", "long"),
+    "number": ("float", "double"),
+    "boolean": ("bool",),
+    "null": ("none",),
+    "array": ("list", "tuple", "arraylist"),
+    "object": ("dict", "hashmap"),
 }
+
+KINDS = tuple(_WORDS)
+"""The kinds of JSON values, as a schema's ``type`` names them."""
+
+_MEANT: dict[str, tuple[str, ...]] = {
+    word: (kind,) for kind, words in _WORDS.items() for word in (kind, *words)
+}
+_MEANT["any"] = KINDS
 
 
 def kinds_meant(named: Any) -> list[Any]:
-    """Read a schema's ``type`` as the kinds of JSON that its words mean; what means none stays."""
+    """Read a schema's ``type`` as the kinds that its words mean, in any case; others stay."""
     words: list[Any] = named if isinstance(named, list) else [named]
     return [
         kind
         for word in words
-        for kind in (_MEANT.get(word.lower(), [word]) if isinstance(word, str) else [word])
+        for kind in (_MEANT.get(word.lower(), (word,)) if isinstance(word, str) else (word,))
     ]
 
 

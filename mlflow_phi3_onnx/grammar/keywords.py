@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.schemas import KINDS, OF_NAMES, OF_SCHEMAS, kinds_meant
 from mlflow_phi3_onnx.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 __all__ = ["Keywords"]
 
@@ -36,25 +39,32 @@ class Keywords:
     def __init__(self, param: str, *, strict: bool) -> None:
         self._param = param
         self._strict = strict
+        self._refused = ""
 
-    def copied(self, value: Any, *, names: bool = False) -> Any:
-        """Copy a schema, or what a keyword holds, of few levels.
-
-        Args:
-            value: The value.
-            names: Whether its keys are names of a caller's.
+    def held(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """Copy a schema of few levels.
 
         Raises:
             InvalidRequestError: If a keyword cannot be held and is not left out.
         """
+        copied = self._copied(schema)
+        # A keyword that cannot be held alone may say nothing beside others.
+        if self._refused and _compiler().why_not(copied):
+            raise InvalidRequestError(
+                f"{self._param} cannot be used as a grammar: {self._refused}", param=self._param
+            )
+        return copied
+
+    def _copied(self, value: Any, *, names: bool = False) -> Any:
         if isinstance(value, list | tuple):
-            return [self.copied(item) for item in value]
+            return [self._copied(item) for item in value]
         if not isinstance(value, dict):
             return value
         if names:
-            return {name: self.copied(item) for name, item in value.items()}
+            return {name: self._copied(item) for name, item in value.items()}
         schema = {key: self._item(key, item) for key, item in value.items()}
-        if schema.get("type") == list(KINDS):
+        named = schema.get("type")
+        if isinstance(named, list) and all(kind in named for kind in KINDS):
             del schema["type"]
         named = json.dumps(schema.get("type"))
         return {key: item for key, item in schema.items() if self._holds(key, item, named)}
@@ -68,28 +78,34 @@ class Keywords:
         if key in (*_LEAST, *_MOST) and isinstance(item, float) and item.is_integer():
             return int(item)
         if key == "patternProperties" and isinstance(item, dict):
-            item = {name: part for name, part in item.items() if self._holds("pattern", name)}
-        return self.copied(item, names=key in OF_NAMES)
+            item = {
+                name: part for name, part in item.items() if self._holds("pattern", name, told=key)
+            }
+        return self._copied(item, names=key in OF_NAMES)
 
-    def _holds(self, key: str, item: Any, named: str = "null") -> bool:
-        tried = str if key in _TEXTS else int | float if key in _NUMBERS else ()
-        if not isinstance(item, tried) or isinstance(item, bool):
+    def _holds(self, key: str, item: Any, named: str = "null", *, told: str = "") -> bool:
+        text = key in _TEXTS and isinstance(item, str)
+        number = key in _NUMBERS and isinstance(item, int | float) and not isinstance(item, bool)
+        if not (text or number):
             return True  # if it cannot be held, that shows when the whole is compiled
         if key in _MOST and item >= MAX_COUNT and not self._strict:
             return False
         why = _why_not(key, item, named)
         if why and (self._strict or key in (*_LEAST, *_MOST)):
-            raise InvalidRequestError(
-                f"{self._param} cannot be used as a grammar: {key} cannot be held: {why}",
-                param=self._param,
-            )
+            self._refused = self._refused or f"{told or key} cannot be held: {why}"
+            return True
         return not why
 
 
 @lru_cache(maxsize=256)
 def _why_not(key: str, item: Any, named: str) -> str:
     """Say why a keyword cannot be held beside a type, in JSON; nothing if it can."""
-    # llguidance takes a tenth of a second to import, which most programs never need.
-    from mlflow_phi3_onnx.grammar.compiler import why_not
+    beside = {} if named == "null" else {"type": json.loads(named)}
+    return _compiler().why_not({key: item, **beside})
 
-    return why_not({key: item, **({} if named == "null" else {"type": json.loads(named)})})
+
+def _compiler() -> ModuleType:
+    # llguidance takes a tenth of a second to import, which most programs never need.
+    from mlflow_phi3_onnx.grammar import compiler
+
+    return compiler

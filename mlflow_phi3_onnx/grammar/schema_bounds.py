@@ -73,7 +73,7 @@ def schema_text(schema: Any, param: str, *, strict: bool = True) -> str:
         ) from error
     if len(text) > MAX_CHARACTERS:
         raise _too_large(param, f"has more than {MAX_CHARACTERS:,} characters")
-    schema = Keywords(param, strict=strict).copied(schema)
+    schema = Keywords(param, strict=strict).held(schema)
     try:
         costly = _costly_part(schema)
     except RecursionError:

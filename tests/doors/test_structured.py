@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,10 @@ BAD_SCHEMAS: list[tuple[dict[str, Any], str]] = [
     ({"type": "objct"}, "Invalid type: objct."),
     ({"$ref": "#/$defs/none"}, "does not exist."),
     ({"$ref": "https://example.com/schema"}, "does not fetch resources."),
-    ({"type": "string", "pattern": "(?=a)b"}, "look-around, including look-ahead"),
-    ({"type": "string", "pattern": "(a"}, "unclosed group."),
+    ({"type": "string", "pattern": 5}, "Expected string for 'pattern', got 5."),
+    ({"type": "string", "maxLength": -1}, "maxLength cannot be held: Expected positive integer"),
+    ({"type": "string", "maxLength": 2.5}, "maxLength cannot be held: Expected positive integer"),
+    ({"type": "string", "minLength": 2**32}, "minLength cannot be held: decimal literal invalid."),
     ({"enum": []}, "Unsatisfiable schema"),
     ({"$ref": "#"}, "it matches nothing."),
     ({"x-guidance": {"lenient": True}}, "x-guidance is not supported"),
@@ -299,6 +302,54 @@ LOOSE: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "object", "additionalProperties": False, "if": {}, "then": False},
         'Unimplemented keys: ["if", "then"].',
     ),
+    "what is ahead": (
+        {"type": "string", "maxLength": 3, "pattern": r"^(?!\.)a"},
+        "pattern cannot be held: look-around, including look-ahead",
+    ),
+    "a group again": (
+        {"type": "string", "maxLength": 3, "pattern": r"^(a)\1$"},
+        "pattern cannot be held: backreferences",
+    ),
+    "a word's end": (
+        {"type": "string", "maxLength": 3, "pattern": r"\bfoo\b"},
+        "pattern cannot be held: lookarounds",
+    ),
+    "JavaScript's any": (
+        {"type": "string", "maxLength": 3, "pattern": "^[^]*$"},
+        "pattern cannot be held: unclosed character class",
+    ),
+    "Python's end": (
+        {"type": "string", "maxLength": 3, "pattern": r"^\d{4}\Z"},
+        "pattern cannot be held: unrecognized escape",
+    ),
+    "JavaScript's control": (
+        {"type": "string", "maxLength": 3, "pattern": r"^\cJ$"},
+        "pattern cannot be held: unrecognized escape",
+    ),
+    "names of a pattern": (
+        {
+            "type": "object",
+            "patternProperties": {"(?=a)": {"type": "null"}},
+            "additionalProperties": False,
+        },
+        "patternProperties cannot be held: look-around",
+    ),
+    "a safe integer's length": (
+        {"type": "string", "pattern": "^x$", "maxLength": 2**53 - 1},
+        "maxLength cannot be held: decimal literal invalid",
+    ),
+    "numbers of any size": (
+        {"type": "number", "multipleOf": 1, "maximum": 0, "minimum": -sys.float_info.max},
+        "minimum cannot be held: Failed to generate regex for float range",
+    ),
+    "a title for an id": (
+        {"enum": [7], "$id": "My Schema"},
+        "$id cannot be held: Invalid URI reference",
+    ),
+    "a dialect of one's own": (
+        {"enum": [7], "$schema": "https://example.com/d"},
+        "$schema cannot be held: Resource",
+    ),
 }
 """Schemas of pydantic, zod and MCP with something that cannot be held."""
 
@@ -307,7 +358,7 @@ LOOSE: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_held_is_left_out_where_nothing_is_strict(
     model: GenAIModel, schema: dict[str, Any], says: str
 ) -> None:
-    left_out = ("uniqueItems", "not", "if", "then", "oneOf", "propertyNames")
+    left_out = ("uniqueItems", "not", "if", "then", "oneOf", "propertyNames", "pattern", "$id")
     held = {key: schema[key] for key in schema if key not in left_out}
     named = {"type": "function", "function": {"name": "get_weather"}}
     weather = {"name": "get_weather", "parameters": closed(a=schema)}
@@ -324,10 +375,17 @@ def test_what_cannot_be_held_is_left_out_where_nothing_is_strict(
     with pytest.raises(InvalidRequestError, match="response_format cannot be used") as caught:
         model.chat(SPAIN, response_format=strictly)
     assert says in caught.value.message
+    assert "Enable" not in caught.value.message  # an option of llguidance's
     tool = {"type": "function", "function": {**weather, "strict": True}}
     with pytest.raises(InvalidRequestError, match="tools cannot be used as a grammar") as caught:
         model.chat(SPAIN, tools=[tool], tool_choice="required")
     assert says in caught.value.message
+
+
+def test_what_says_nothing_beside_others_is_taken_where_all_is_strict(model: GenAIModel) -> None:
+    schema = {"type": "integer", "enum": [7], "anyOf": [{"pattern": "(?=a)"}]}
+    form = {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
+    assert model.chat(SPAIN, response_format=form)["choices"][0]["message"]["content"] == "7"
 
 
 def test_a_keyword_that_is_null_is_absent(model: GenAIModel) -> None:

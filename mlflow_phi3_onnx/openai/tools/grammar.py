@@ -91,8 +91,7 @@ def tool_call_grammar(
     with suppress(TypeError, ValueError, RecursionError):  # schema_text says what is wrong
         _check_size(json.dumps(held))  # before each keyword is tried, which may take long
     schemas = {
-        name: schema_text(schema, "tools", strict=strict)
-        for name, (schema, strict) in held.items()
+        name: schema_text(schema, "tools", strict=strict) for name, (schema, strict) in held.items()
     }
     alone = rule.required or answer is not None
     text = tool_format.grammar(schemas, model, required=alone, parallel=rule.parallel)
@@ -118,7 +117,7 @@ def _held(function: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
     named = schema.get("type", "object") if isinstance(schema, dict) else None
     if "object" not in ([named] if strict else kinds_meant(named)):
         raise InvalidRequestError(
-            "tools: a function's parameters must be a JSON schema of an object, with type 'object'.",
+            "tools: a function's parameters must be a JSON schema of an object, of type 'object'.",
             param="tools",
         )
     return {**schema, "type": "object"}

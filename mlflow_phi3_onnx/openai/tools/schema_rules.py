@@ -152,7 +152,7 @@ class SchemaRules(ABC):
         fewest, most = schema.get("minLength", 0), schema.get("maxLength", "")
         parts = [f"/(?s:.{{{fewest},{most}}}){closing}/"]
         if pattern := schema.get("pattern"):
-            with suppress(UnsupportedParameterError if self._lenient else ()):
+            with suppress(*([UnsupportedParameterError] if self._lenient else [])):
                 parts.append(f"/{self._expression(pattern)}{closing}/")
         held = [*marks] if token else [*marks, end]
         if held:
