@@ -84,9 +84,7 @@ class Keywords:
         return self._copied(item, names=key in OF_NAMES)
 
     def _holds(self, key: str, item: Any, named: str = "null", *, told: str = "") -> bool:
-        text = key in _TEXTS and isinstance(item, str)
-        number = key in _NUMBERS and isinstance(item, int | float) and not isinstance(item, bool)
-        if not (text or number):
+        if not _is_tried(key, item):
             return True  # if it cannot be held, that shows when the whole is compiled
         if key in _MOST and item >= MAX_COUNT and not self._strict:
             return False
@@ -95,6 +93,12 @@ class Keywords:
             self._refused = self._refused or f"{told or key} cannot be held: {why}"
             return True
         return not why
+
+
+def _is_tried(key: str, item: Any) -> bool:
+    if isinstance(item, str):
+        return key in _TEXTS
+    return isinstance(item, int | float) and not isinstance(item, bool) and key in _NUMBERS
 
 
 @lru_cache(maxsize=256)

@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -281,111 +280,6 @@ def test_bad_schemas_are_refused_before_anything_runs(
     assert len(caught.value.message) < 300
     assert caught.value.param == "response_format"
     assert model.chat(SPAIN, regex="ok")["choices"][0]["message"]["content"] == "ok"
-
-
-LOOSE: dict[str, tuple[dict[str, Any], str]] = {
-    "a set": (
-        {"type": "array", "items": {"enum": [1]}, "uniqueItems": True, "maxItems": 2},
-        'Unimplemented keys: ["uniqueItems"].',
-    ),
-    "a record": (
-        {"type": "object", "propertyNames": {"pattern": "^a"}, "additionalProperties": False},
-        'Unimplemented keys: ["propertyNames"].',
-    ),
-    "never": ({"type": "integer", "enum": [7], "not": {}}, 'Unimplemented keys: ["not"].'),
-    "a secret": ({"enum": ["x"], "type": "string", "format": "password"}, "Unknown format: pass"),
-    "one of two": (
-        {"oneOf": [{"type": "integer"}, {"type": "number"}], "enum": [5]},
-        "oneOf constraints are not supported",
-    ),
-    "a condition": (
-        {"type": "object", "additionalProperties": False, "if": {}, "then": False},
-        'Unimplemented keys: ["if", "then"].',
-    ),
-    "what is ahead": (
-        {"type": "string", "maxLength": 3, "pattern": r"^(?!\.)a"},
-        "pattern cannot be held: look-around, including look-ahead",
-    ),
-    "a group again": (
-        {"type": "string", "maxLength": 3, "pattern": r"^(a)\1$"},
-        "pattern cannot be held: backreferences",
-    ),
-    "a word's end": (
-        {"type": "string", "maxLength": 3, "pattern": r"\bfoo\b"},
-        "pattern cannot be held: lookarounds",
-    ),
-    "JavaScript's any": (
-        {"type": "string", "maxLength": 3, "pattern": "^[^]*$"},
-        "pattern cannot be held: unclosed character class",
-    ),
-    "Python's end": (
-        {"type": "string", "maxLength": 3, "pattern": r"^\d{4}\Z"},
-        "pattern cannot be held: unrecognized escape",
-    ),
-    "JavaScript's control": (
-        {"type": "string", "maxLength": 3, "pattern": r"^\cJ$"},
-        "pattern cannot be held: unrecognized escape",
-    ),
-    "names of a pattern": (
-        {
-            "type": "object",
-            "patternProperties": {"(?=a)": {"type": "null"}},
-            "additionalProperties": False,
-        },
-        "patternProperties cannot be held: look-around",
-    ),
-    "a safe integer's length": (
-        {"type": "string", "pattern": "^x$", "maxLength": 2**53 - 1},
-        "maxLength cannot be held: decimal literal invalid",
-    ),
-    "numbers of any size": (
-        {"type": "number", "multipleOf": 1, "maximum": 0, "minimum": -sys.float_info.max},
-        "minimum cannot be held: Failed to generate regex for float range",
-    ),
-    "a title for an id": (
-        {"enum": [7], "$id": "My Schema"},
-        "$id cannot be held: Invalid URI reference",
-    ),
-    "a dialect of one's own": (
-        {"enum": [7], "$schema": "https://example.com/d"},
-        "$schema cannot be held: Resource",
-    ),
-}
-"""Schemas of pydantic, zod and MCP with something that cannot be held."""
-
-
-@pytest.mark.parametrize(("schema", "says"), LOOSE.values(), ids=LOOSE)
-def test_what_cannot_be_held_is_left_out_where_nothing_is_strict(
-    model: GenAIModel, schema: dict[str, Any], says: str
-) -> None:
-    left_out = ("uniqueItems", "not", "if", "then", "oneOf", "propertyNames", "pattern", "$id")
-    held = {key: schema[key] for key in schema if key not in left_out}
-    named = {"type": "function", "function": {"name": "get_weather"}}
-    weather = {"name": "get_weather", "parameters": closed(a=schema)}
-    for strict in (None, False):
-        form = {"type": "json_schema", "json_schema": {"schema": schema, "strict": strict}}
-        answer = model.chat(SPAIN, response_format=form, max_tokens=20)["choices"][0]
-        assert answer["finish_reason"] == "stop"
-        check(answer["message"]["content"], held)
-        tool = {"type": "function", "function": {**weather, "strict": strict}}
-        call = model.chat(SPAIN, tools=[tool], tool_choice=named, max_tokens=200)["choices"][0]
-        assert call["finish_reason"] == "tool_calls"
-        check(call["message"]["tool_calls"][0]["function"]["arguments"], closed(a=held))
-    strictly = {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
-    with pytest.raises(InvalidRequestError, match="response_format cannot be used") as caught:
-        model.chat(SPAIN, response_format=strictly)
-    assert says in caught.value.message
-    assert "Enable" not in caught.value.message  # an option of llguidance's
-    tool = {"type": "function", "function": {**weather, "strict": True}}
-    with pytest.raises(InvalidRequestError, match="tools cannot be used as a grammar") as caught:
-        model.chat(SPAIN, tools=[tool], tool_choice="required")
-    assert says in caught.value.message
-
-
-def test_what_says_nothing_beside_others_is_taken_where_all_is_strict(model: GenAIModel) -> None:
-    schema = {"type": "integer", "enum": [7], "anyOf": [{"pattern": "(?=a)"}]}
-    form = {"type": "json_schema", "json_schema": {"schema": schema, "strict": True}}
-    assert model.chat(SPAIN, response_format=form)["choices"][0]["message"]["content"] == "7"
 
 
 def test_a_keyword_that_is_null_is_absent(model: GenAIModel) -> None:
