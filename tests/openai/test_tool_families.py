@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.family_cases import CASES, TOOLS, Case, gemma, glm, qwen
-from tests.support.tool_cases import closed, parse, tool, parts_of
+from tests.support.tool_cases import closed, parse, parts_of, tool
 
 
 def cuts(text: str, size: int) -> list[str]:
