@@ -184,8 +184,9 @@ def test_nulls_that_mean_something_stay() -> None:
         {"type": "any", "const": None},
         {"type": "null", "enum": [None], "const": None},
     ]
-    for part in optional:
-        assert tools([tool("f", a=part)]) == (tool("f", a=part),)
+    for part in [*optional, {"const": None}]:
+        for name in ("a", "properties"):
+            assert tools([tool("f", **{name: part})]) == (tool("f", **{name: part}),)
     arguments = {"a": None}
     call = {**CALL, "function": {"name": "f", "arguments": arguments}}
     (message,) = check_messages([{"role": "assistant", "tool_calls": [call]}])
