@@ -101,8 +101,11 @@ def test_a_cell_without_a_list_is_told_by_the_row_s_others(
 
 
 def test_what_did_not_go_through_arrow_stays_a_float(tmp_path: Path) -> None:
-    frame, _ = round_trip(tmp_path, messages=[called({"n": 5.0})])
+    frame, _ = round_trip(
+        tmp_path, messages=[called({"n": 5.0})], chat_template_kwargs=[{"n": 5.0}]
+    )
     (row,) = rows(frame, "llm/v1/chat")
+    assert json.dumps(row["chat_template_kwargs"]) == '{"n": 5.0}'
     assert json.dumps(row["messages"][1]["tool_calls"][0]["function"]["arguments"]) == '{"n": 5.0}'
 
 
