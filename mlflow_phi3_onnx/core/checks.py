@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeGuard, T
 
 import numpy as np
 
+from mlflow_phi3_onnx.core.schemas import OF_NAMES, allows_null
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -33,9 +35,6 @@ MAX_SHOWN_BITS = 256
 MAX_SHOWN_CHARACTERS = 80
 SHOWN_NAMES = 12
 NESTED = 128
-
-OF_SCHEMAS = {"default": True, "const": True, "enum": False, "examples": False}
-"""The keywords of JSON Schema that hold values, and whether the value may be null itself."""
 
 MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
@@ -121,26 +120,38 @@ def unpacked(value: Any) -> Any:
     return [unpacked(item) for item in plain] if isinstance(plain, list) else plain
 
 
-def without_nulls(value: Any, keep: Mapping[str, bool], levels: int = NESTED) -> Any:
+def without_nulls(
+    value: Any, keep: Mapping[str, bool], levels: int = NESTED, *, names: bool = False
+) -> Any:
     """Copy JSON without the members that are null, as Arrow pads what only other rows have.
 
     Args:
         value: Lists and objects, maybe within each other.
-        keep: The members in whose values nulls mean something, and whether their own null does.
+        keep: The members in whose values nulls mean something, and whether their own null does,
+            unless the schema that it stands in allows no null.
         levels: How deep to look. What is nested deeper is refused elsewhere.
+        names: Whether the value's keys are names of a caller's.
     """
     if not levels:
         return value
     value = unpacked(value)
     if isinstance(value, dict):
+        kept = {} if names else keep
         return {
-            key: item if key in keep else without_nulls(item, keep, levels - 1)
+            key: item
+            if key in kept
+            else without_nulls(item, keep, levels - 1, names=not names and key in OF_NAMES)
             for key, item in value.items()
-            if item is not None or keep.get(key)
+            if item is not None or (kept.get(key) and _may_be_null(value))
         }
     if isinstance(value, list | tuple):
         return [without_nulls(item, keep, levels - 1) for item in value]
     return value
+
+
+def _may_be_null(schema: Mapping[str, Any]) -> bool:
+    named, listed = unpacked(schema.get("type")), unpacked(schema.get("enum"))
+    return allows_null(named, listed, nullable=schema.get("nullable") is True)
 
 
 def some_of(names: Sequence[str], shown: int = SHOWN_NAMES) -> str:

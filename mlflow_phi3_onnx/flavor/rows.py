@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import MAX_EXACT_FLOAT, describe_kind
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -143,23 +143,45 @@ def _with_messages(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(fields: Mapping[Any, Any]) -> dict[str, Any]:
-    """Copy a row as plain Python values, without the fields that are not given."""
-    row = {str(name): _plain(value) for name, value in fields.items()}
+    """Copy a row as plain Python values, without the fields that are not given.
+
+    Arrow makes a float of an integer that other rows lack. It also gives arrays where Python has
+    lists, which tells its rows from a caller's own.
+    """
+    arrow = any(_holds(cell, np.ndarray) and not _holds(cell, list) for cell in fields.values())
+    row = {
+        str(name): _plain(cell, whole=arrow and not _holds(cell, list))
+        for name, cell in fields.items()
+    }
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
-    """Copy a value as Python's own types; what pandas pads missing cells with becomes None."""
+def _holds(value: Any, kind: type) -> bool:
+    """Tell whether a value is of a kind, or holds one."""
+    items = value.values() if isinstance(value, Mapping) else value
+    several = isinstance(value, Mapping | np.ndarray | list | tuple)
+    return isinstance(value, kind) or (several and any(_holds(item, kind) for item in items))
+
+
+def _plain(value: Any, *, whole: bool = False) -> Any:
+    """Copy a value as Python's own types; what pandas pads missing cells with becomes None.
+
+    Args:
+        value: The value.
+        whole: Whether a float without a fraction becomes an integer.
+    """
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item, whole=whole) for name, item in value.items()}
     if hasattr(value, "asDict"):  # pyspark.sql.Row
-        return _plain(value.asDict())
+        return _plain(value.asDict(), whole=whole)
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _plain(value.tolist(), whole=whole)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, whole=whole) for item in value]
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
         return None
+    if whole and isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
+        return int(value)
     return value

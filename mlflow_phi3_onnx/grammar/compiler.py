@@ -14,11 +14,13 @@ from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from mlflow_phi3_onnx.core.request import Grammar
 
-__all__ = ["GrammarCompiler", "Matcher"]
+__all__ = ["GrammarCompiler", "Matcher", "why_not"]
 
 MAX_CACHED = 32
 """The most grammars that are kept."""
@@ -238,6 +240,14 @@ class Matcher:
         )
 
 
+def why_not(schema: Mapping[str, Any]) -> str:
+    """Say why a JSON schema cannot be compiled for any model; nothing if it can."""
+    grammar = json.dumps({"grammars": [{"json_schema": schema}]})
+    with NativeErrors(lambda _: InvalidRequestError("llguidance fails at a JSON schema.")):
+        message = llguidance.LLMatcher.validate_grammar(grammar, limits=_LIMITS)
+    return _reason(message) if message else ""
+
+
 def _entries(grammar: Grammar, **name: str) -> list[dict[str, Any]]:
     """Write a grammar, and those that it refers to, as llguidance lists them."""
     if grammar.kind == "json_schema":
@@ -268,7 +278,8 @@ def _reason(message: str) -> str:
         return "it matches nothing."
     told = next((line for line in lines if line.startswith("error:")), lines[0])
     told = told.removeprefix("error:").strip()
-    for mark in ("; ", ":  (", " in regex /", " (at "):
+    # llguidance's advice is for who compiles the grammar, not for who wrote it.
+    for mark in ("; ", ":  (", " in regex /", " (at ", ". Enable "):
         told = told.partition(mark)[0]
     told = told if len(told) <= MAX_REASON else f"{told[:MAX_REASON]}..."
     return told if told.endswith(".") else f"{told}."

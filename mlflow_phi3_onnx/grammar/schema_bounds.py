@@ -12,8 +12,10 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from mlflow_phi3_onnx.core.checks import OF_SCHEMAS, describe_kind, without_nulls
+from mlflow_phi3_onnx.core.checks import describe_kind, without_nulls
+from mlflow_phi3_onnx.core.schemas import OF_SCHEMAS
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.grammar.keywords import Keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +53,7 @@ def schema_text(schema: Any, param: str, *, strict: bool = True) -> str:
             all others are held.
 
     Raises:
-        InvalidRequestError: If it is not a JSON object, or too large.
+        InvalidRequestError: If it is not a JSON object, or too large, or a keyword cannot be held.
     """
     if not isinstance(schema, dict):
         raise InvalidRequestError(
@@ -61,8 +63,8 @@ def schema_text(schema: Any, param: str, *, strict: bool = True) -> str:
         raise _too_large(param, f"is nested more than {MAX_DEPTH} levels deep")
     if "x-guidance" in schema:
         raise InvalidRequestError(f"{param}: x-guidance is not supported.", param=param)
+    form = FORM if strict else LENIENT
     try:
-        form = FORM if strict else LENIENT
         schema = without_nulls(schema, OF_SCHEMAS)
         text = json.dumps({"x-guidance": form, **schema}, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -71,13 +73,14 @@ def schema_text(schema: Any, param: str, *, strict: bool = True) -> str:
         ) from error
     if len(text) > MAX_CHARACTERS:
         raise _too_large(param, f"has more than {MAX_CHARACTERS:,} characters")
+    schema = Keywords(param, strict=strict).held(schema)
     try:
         costly = _costly_part(schema)
     except RecursionError:
         costly = "has references that lead through too many levels"
     if costly:
         raise _too_large(param, costly)
-    return text
+    return json.dumps({"x-guidance": form, **schema})
 
 
 def _too_large(param: str, why: str) -> InvalidRequestError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mlflow_phi3_onnx.core.checks import (
-    OF_SCHEMAS,
     allows,
     boolean,
     integer,
@@ -14,6 +13,7 @@ from mlflow_phi3_onnx.core.checks import (
     number,
     without_nulls,
 )
+from mlflow_phi3_onnx.core.schemas import OF_SCHEMAS
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024

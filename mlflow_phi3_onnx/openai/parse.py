@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlflow_phi3_onnx.core.checks import OF_SCHEMAS, is_one, unpacked, without_nulls
+from mlflow_phi3_onnx.core.checks import is_one, unpacked, without_nulls
 from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
+from mlflow_phi3_onnx.core.schemas import OF_SCHEMAS
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import DEFAULTS, OF_MODEL, PARAMETERS, PREDICTION_DRAFT

@@ -46,10 +46,17 @@ def response_format(value: Any) -> Grammar | None:
 
 def _named_schema(value: Any) -> Any:
     known = {"name", "description", "schema", "strict"}
+    schema = value.get("schema", {}) if isinstance(value, dict) else {}
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(
+            "response_format.json_schema.schema must be a JSON schema, an object; got"
+            f" {describe_kind(schema)}.",
+            param="response_format",
+        )
     if (
         not isinstance(value, dict)
         or value.keys() - known
-        or not isinstance(value.get("schema"), dict)
+        or "schema" not in value
         or not isinstance(value.get("name"), str | None)
         or not isinstance(value.get("description"), str | None)
         or not is_one(value.get("strict"), None, False, True)

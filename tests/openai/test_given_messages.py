@@ -119,6 +119,32 @@ def test_nulls_in_a_parameter_change_nothing(
     assert parse_request({**request, name: padded}, CHAT) == parse_request(request, CHAT)
 
 
+SEVERAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "names of keywords": (
+        {key: {"type": "string"} for key in ("default", "const", "enum", "examples")},
+        {"city": {"type": "string"}},
+    ),
+    "properties as a name": (
+        {"properties": {"type": "object", "default": "x"}},
+        {"properties": {"type": "object"}},
+    ),
+    "a constant": ({"a": {"const": "x", "type": "string"}}, {"a": {"type": "string"}}),
+    "a constant of a list": ({"a": {"const": "x"}}, {"a": {"enum": ["x"]}}),
+    "a default": ({"a": {"default": "x", "type": "string"}}, {"a": {"type": "string"}}),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), SEVERAL.values(), ids=SEVERAL)
+def test_nulls_of_a_data_frame_are_no_part_of_a_schema(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    both = [tool("f", **one), tool("g", **other)]
+    pd.DataFrame({"tools": [both]}).to_parquet(tmp_path / "rows.parquet")
+    padded = as_lists(pd.read_parquet(tmp_path / "rows.parquet")["tools"][0])
+    assert padded != both
+    assert tools(padded) == tuple(both)
+
+
 def test_cells_of_a_data_frame_are_what_they_hold() -> None:
     cells = {"max_tokens": np.int64(3), "top_p": np.float32(0.5), "do_sample": np.bool_(True)}
     cells |= {"stop": np.array(["a"]), "stop_token_ids": pd.Series([5])}
@@ -151,6 +177,16 @@ def test_nulls_that_mean_something_stay() -> None:
     schema = {"default": None, "const": None, "enum": [None, 1], "examples": [None], "title": None}
     kept = {key: value for key, value in schema.items() if key != "title"}
     assert tools([tool("f", a=schema)]) == (tool("f", a=kept),)
+    optional: list[dict[str, Any]] = [
+        {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+        {"type": ["string", "null"], "default": None},
+        {"type": "STRING", "nullable": True, "default": None},
+        {"type": "any", "const": None},
+        {"type": "null", "enum": [None], "const": None},
+    ]
+    for part in [*optional, {"const": None}]:
+        for name in ("a", "properties"):
+            assert tools([tool("f", **{name: part})]) == (tool("f", **{name: part}),)
     arguments = {"a": None}
     call = {**CALL, "function": {"name": "f", "arguments": arguments}}
     (message,) = check_messages([{"role": "assistant", "tool_calls": [call]}])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.family_cases import CASES, TOOLS, Case, gemma, glm, qwen
-from tests.support.tool_cases import parse, parts_of
+from tests.support.tool_cases import closed, parse, parts_of, tool
 
 
 def cuts(text: str, size: int) -> list[str]:
@@ -92,6 +92,15 @@ FRAGMENTS = [
     ),
     *(" ", "\n", "x", "<", "é", "f", "g"),
 ]
+
+
+def test_a_type_in_other_words_is_the_kind_that_it_means() -> None:
+    texts = tool("f", closed(a={"type": "STRING"}, b={"type": "float"}, c={"type": "dict"}))
+    written = qwen(("a", "1"), ("b", "1"), ("c", '{"d": 1}'))
+    expected = [("f", '{"a": "1", "b": 1, "c": {"d": 1}}')]
+    assert parse([written], "qwen3_coder", [texts]) == ("", expected)
+
+
 FORMS = ["qwen3_coder", "glm4", "mistral", "gemma4", "lfm2", "pythonic", "functools"]
 
 

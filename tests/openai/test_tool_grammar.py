@@ -306,6 +306,11 @@ _CODE = {"type": "string", "pattern": "^[A-Z]{2}", "minLength": 3, "maxLength": 
         (_CODE, ["ABc", "ABcd"], ["AB", "ABcde", "aBcd"]),
         ({"enum": ["x y", 3, None]}, ["x y", "3", "null"], ["x", "4"]),
         ({"type": "string", "pattern": "a/b|c"}, ["xa/b", "c"], ["a", "b"]),
+        # What cannot be held is left out, the rest is held.
+        ({"type": "string", "pattern": "^a$|^b$", "maxLength": 2}, ["ab"], ["abc"]),
+        ({"type": "string", "pattern": "(?=a)", "maxLength": 2**40}, ["bc"], []),
+        ({"type": "list", "items": {"type": "BOOLEAN"}, "maxItems": 2**53}, ["[true]"], ["[1]"]),
+        ({**_PAIR, "minItems": 2.0, "maxItems": 3.0}, ["[true,false]"], ["[true]"]),
     ],
 )
 def test_the_bounds_of_values_are_held_at_their_edges(

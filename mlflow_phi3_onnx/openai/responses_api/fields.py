@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.checks import (
-    OF_SCHEMAS,
     Check,
     allows,
     boolean,
@@ -24,6 +23,7 @@ from mlflow_phi3_onnx.core.checks import (
     without_nulls,
 )
 from mlflow_phi3_onnx.core.options import Option, table
+from mlflow_phi3_onnx.core.schemas import OF_SCHEMAS
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.openai.fields import MAX_TOOLS, metadata

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.request import Grammar
+from mlflow_phi3_onnx.core.schemas import kinds_meant
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.grammar.schema_bounds import schema_text
 
@@ -80,33 +83,41 @@ def tool_call_grammar(
             param="tool_choice",
         )
     functions = [tool["function"] for tool in tools]
-    schemas = {
-        function["name"]: _schema(function, required=rule.required)
+    held = {
+        function["name"]: (_held(function, required=rule.required), function.get("strict") is True)
         for function in functions
         if rule.names is None or function["name"] in rule.names
     }
+    with suppress(TypeError, ValueError, RecursionError):  # schema_text says what is wrong
+        _check_size(json.dumps(held))  # before each keyword is tried, which may take long
+    schemas = {
+        name: schema_text(schema, "tools", strict=strict) for name, (schema, strict) in held.items()
+    }
     alone = rule.required or answer is not None
     text = tool_format.grammar(schemas, model, required=alone, parallel=rule.parallel)
+    _check_size(text)
+    return Grammar("lark", text, "tools")
+
+
+def _check_size(text: str) -> None:
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequestError(
             f"tools: the parameters have more than {MAX_CHARACTERS:,} characters.", param="tools"
         )
-    return Grammar("lark", text, "tools")
 
 
-def _schema(function: Mapping[str, Any], *, required: bool) -> str:
-    """Write the schema of a function's arguments; what nothing holds is any JSON object."""
+def _held(function: Mapping[str, Any], *, required: bool) -> dict[str, Any]:
+    """Return the schema of a function's arguments; what nothing holds is any JSON object."""
     strict = function.get("strict") is True
-    held = _parameters(function) if required or strict else {"type": "object"}
-    return schema_text(held, "tools", strict=strict)
-
-
-def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
+    if not (required or strict):
+        return {"type": "object"}
     schema = function.get("parameters")
     if schema is None:  # OpenAI: a function without parameters
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
+    named = schema.get("type", "object") if isinstance(schema, dict) else None
+    if "object" not in ([named] if strict else kinds_meant(named)):
         raise InvalidRequestError(
-            "tools: a function's parameters must be a JSON schema of an object.", param="tools"
+            "tools: a function's parameters must be a JSON schema of an object, of type 'object'.",
+            param="tools",
         )
-    return {"type": "object", **schema}
+    return {**schema, "type": "object"}

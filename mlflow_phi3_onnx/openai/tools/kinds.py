@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.schemas import KINDS, kinds_meant
 from mlflow_phi3_onnx.grammar.schema_bounds import MAX_DEPTH, reference_target
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ALL_KINDS", "kind_of", "kinds_of", "resolved"]
 
-ALL_KINDS = frozenset(["string", "integer", "number", "boolean", "null", "array", "object"])
+ALL_KINDS = frozenset(KINDS)
 
 _OF_TYPES = {
     str: "string",
@@ -66,7 +67,7 @@ def kinds_of(
         values = [told["const"]] if "const" in told else told["enum"]
         kinds &= {_OF_TYPES.get(type(value), "") for value in values}
     if isinstance(named := told.get("type"), str | list):
-        kinds &= _with_integers([named] if isinstance(named, str) else named)
+        kinds &= _with_integers(kinds_meant(named))
     for name in ("anyOf", "oneOf"):
         if isinstance(branches := told.get(name), list):
             kinds &= frozenset().union(*(kinds_of(one, root, known) for one in branches))

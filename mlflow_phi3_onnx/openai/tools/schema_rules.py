@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
@@ -151,7 +152,8 @@ class SchemaRules(ABC):
         fewest, most = schema.get("minLength", 0), schema.get("maxLength", "")
         parts = [f"/(?s:.{{{fewest},{most}}}){closing}/"]
         if pattern := schema.get("pattern"):
-            parts.append(f"/{self._expression(pattern)}{closing}/")
+            with suppress(*([UnsupportedParameterError] if self._lenient else [])):
+                parts.append(f"/{self._expression(pattern)}{closing}/")
         held = [*marks] if token else [*marks, end]
         if held:
             parts.append(
