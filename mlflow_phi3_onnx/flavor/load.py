@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, read_saved
@@ -66,11 +68,11 @@ def open_artifact(
     """
     saved = read_saved(path)
     settings = Settings.check({**saved.config, **(model_config or {})}, saved.task)
-    default = "hash" if saved.by_reference else "size"
-    folder = checked_files(saved, settings.verify or default)
+    level = settings.verify or ("hash" if saved.by_reference else "size")
+    folder = checked_files(saved, level)
     variant = choose_variant(saved.bundle(folder), settings.engine.execution_provider)
     model = GenAIModel(
-        variant.model,
+        replace(variant.model, saved=partial(saved.check, folder.absolute(), level)),
         adapters=saved.adapter_files,
         model_config=settings,
         task=saved.task,

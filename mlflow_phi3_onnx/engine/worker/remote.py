@@ -80,6 +80,7 @@ class WorkerEngine:
 
     Args:
         start: Starts a worker, or connects to one. Called in the thread that reads.
+        check: Called before each worker but the first: raises if the model is another by now.
         longest: Seconds after which any sequence fails; None leaves that to the requests.
 
     Attributes:
@@ -92,8 +93,15 @@ class WorkerEngine:
         EngineDeadError: If the worker died while it was loaded.
     """
 
-    def __init__(self, start: Callable[[], Worker], *, longest: float | None = None) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Worker],
+        check: Callable[[], object],
+        *,
+        longest: float | None = None,
+    ) -> None:
         self._start = start
+        self._check = check
         self._longest = longest
         self._closed = False
         self._numbers = count()
@@ -251,6 +259,8 @@ class WorkerEngine:
 
     def _run_one(self) -> GenAIError | None:
         """Run a worker to its end; return why there is to be no other."""
+        if self.facts:
+            self._check()
         with self._starting:
             worker = self._start()
             self._worker = worker
