@@ -10,6 +10,7 @@ from mlflow_phi3_onnx import InvalidRequestError
 from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.openai.amount import MAX_VALUES, check_amount
 from mlflow_phi3_onnx.openai.parse import parse_request
+from mlflow_phi3_onnx.openai.responses_api.history import History
 from mlflow_phi3_onnx.openai.responses_api.request import read_request
 
 USER = {"role": "user", "content": "Hi"}
@@ -41,8 +42,8 @@ def test_a_field_of_too_many_values_is_named(fields: dict[str, Any], param: str)
 
 def test_the_input_of_a_response_is_judged_alike() -> None:
     items = [{"role": "user", "content": [{"type": "input_text", "text": ""}] * MAX_VALUES}]
-    with pytest.raises(InvalidRequestError, match="^input must hold at most 131,072"):
-        read_request({"input": items}, _History())
+    with pytest.raises(InvalidRequestError, match=r"^input must hold at most 131,072"):
+        read_request({"input": items}, History())
 
 
 def test_the_longest_conversation_is_taken() -> None:

@@ -138,7 +138,7 @@ def test_how_many_ids_there_are_is_judged_before_what_they_are(
     model: GenAIModel, call: Any
 ) -> None:
     with pytest.raises(ContextLengthError, match="has 5,000 tokens"):
-        call(model, ["no id"] * 5000)
+        call(model, [0.5] * 5000)
 
 
 def test_a_target_is_judged_before_it_is_encoded(model: GenAIModel) -> None:
