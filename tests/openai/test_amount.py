@@ -41,7 +41,7 @@ def test_a_field_of_too_many_values_is_named(fields: dict[str, Any], param: str)
 
 
 def test_the_input_of_a_response_is_judged_alike() -> None:
-    items = [{"role": "user", "content": [{"type": "input_text", "text": ""}] * MAX_VALUES}]
+    items = [{"role": "user", "content": [{"type": "no"}] * MAX_VALUES}]
     with pytest.raises(InvalidRequestError, match=r"^input must hold at most 131,072"):
         read_request({"input": items}, History())
 

@@ -93,8 +93,10 @@ class RemoteJob:
             if self.ended:
                 return
             self.ended = True
-            self._deliver(self._position, error)
-        self._owner.let_go([self])
+            try:
+                self._deliver(self._position, error)
+            finally:
+                self._owner.let_go([self])
 
 
 class Watch:
