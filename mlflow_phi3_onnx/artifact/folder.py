@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,19 @@ from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES
 from mlflow_phi3_onnx.core.characters import half_character
 from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
-from mlflow_phi3_onnx.core.files import inside, read_json_object, refuse_unlisted, show_path
+from mlflow_phi3_onnx.core.files import (
+    inside,
+    list_own,
+    read_json_object,
+    refuse_unlisted,
+    show_path,
+)
 from mlflow_phi3_onnx.errors import InvalidModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelFolder", "read_folder"]
+__all__ = ["CONFIG_FILE", "TOKENIZER_FILES", "ModelFolder", "read_checked", "read_folder"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -38,12 +44,25 @@ class ModelFolder(GenAIConfig):
         tokenizer_path: Where its tokenizer and its chat template are.
         graph: What was read of the decoder's graph, or of its graphs, as if they were one.
         others: What was read of the other graphs, by their files.
+        saved: Checks that the files are as they were saved; None for a folder of no artifact.
     """
 
     path: Path
     tokenizer_path: Path
     graph: GraphFacts
     others: Mapping[str, GraphFacts]
+    saved: Callable[[], object] | None = field(default=None, compare=False)
+
+    def check(self) -> None:
+        """Check its files as they were checked when it was first read, before they are read again.
+
+        Raises:
+            InvalidModelError: If one is not as it was saved, or is a link that leads out.
+        """
+        if self.saved is None:
+            list_own(self.path)
+        else:
+            self.saved()
 
     @property
     def parameters(self) -> int:
@@ -134,6 +153,30 @@ def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFo
     return ModelFolder(
         **vars(config), path=path, tokenizer_path=tokenizer_path, graph=graph, others=read
     )
+
+
+def read_checked(
+    path: str | Path,
+    tokenizer_path: Path | None = None,
+    saved: Callable[[], object] | None = None,
+) -> ModelFolder:
+    """Read a model folder as :func:`read_folder`, when its files have been checked.
+
+    Args:
+        path: The folder.
+        tokenizer_path: The folder with its tokenizer; None for the same.
+        saved: Checks that the files are as they were saved; None if nothing is known of that.
+
+    Raises:
+        InvalidModelError: If it is not whole, a file is not as it was saved, or one is a link that
+            leads out of it.
+    """
+    if saved is not None:
+        saved()
+        return replace(read_folder(path, tokenizer_path), saved=saved)
+    folder = read_folder(path, tokenizer_path)
+    folder.check()
+    return folder
 
 
 def _check_layout(path: Path) -> None:

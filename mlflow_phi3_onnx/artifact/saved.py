@@ -148,6 +148,7 @@ def read_saved(path: Path) -> SavedModel:
             this flavor, names what is outside the model, or says how the model is to be verified,
             which is not its business.
     """
+    path = path.absolute()
     file = path / MLMODEL_FILE
     if not file.is_file() and (path / CONFIG_FILE).is_file():
         raise InvalidModelError(

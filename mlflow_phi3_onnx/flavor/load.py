@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, read_saved
@@ -120,12 +122,11 @@ def read_artifact(path: Path, model_config: Mapping[str, Any] | None) -> ReadMod
     """
     saved = read_saved(path)
     settings = Settings.check({**saved.config, **(model_config or {})}, saved.task)
-    default = "hash" if saved.by_reference else "size"
-    folder = checked_files(saved, settings.verify or default)
+    level = settings.verify or ("hash" if saved.by_reference else "size")
+    folder = checked_files(saved, level)
     variant = choose_variant(saved.bundle(folder), settings.engine.execution_provider)
-    return ReadModel(
-        variant.model, saved.task, settings, saved.adapter_files, saved.source, saved.model_id
-    )
+    model = replace(variant.model, saved=partial(saved.check, folder.absolute(), level))
+    return ReadModel(model, saved.task, settings, saved.adapter_files, saved.source, saved.model_id)
 
 
 def read_model(path: Path, model_config: Mapping[str, Any] | None) -> ReadModel:

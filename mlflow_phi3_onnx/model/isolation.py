@@ -71,7 +71,8 @@ def open_engine(
     else:
         files = [*_files(folder), *adapters.values()]
         start = partial(SharedWorker, _ENTRY, recipe, _key(recipe, files))
-    return WorkerEngine(start, longest=policy.request_deadline)
+    check = replace(folder, path=folder.path.absolute()).check
+    return WorkerEngine(start, check, longest=policy.request_deadline)
 
 
 def _files(folder: ModelFolder) -> Iterator[Path]:

@@ -166,7 +166,7 @@ class MeasuredModel(TokenModel):
         if isinstance(prompt, TextPrompt):
             return replace(prompt, text=prompt.text + target)
         if isinstance(prompt, TokenPrompt):
-            more = self._tokenizer.encode(target, "target").tolist()
+            more = self._planner.encode(TextPrompt(target, "target")).tolist()
             return replace(prompt, ids=(*prompt.ids, *more))
         messages, begun = prompt.messages, ""
         if prompt.continued:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_folder
+from mlflow_phi3_onnx.artifact.folder import ModelFolder, read_checked
 from mlflow_phi3_onnx.artifact.lora.adapters import check_adapters
 from mlflow_phi3_onnx.core.checks import describe_kind
-from mlflow_phi3_onnx.core.files import list_own
 from mlflow_phi3_onnx.core.request import Limits
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.engine.options import ServingPolicy
@@ -23,7 +22,7 @@ from mlflow_phi3_onnx.model.settings import OF_SAVED_MODELS, OnError, Settings
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from typing_extensions import Self
 
@@ -87,7 +86,7 @@ class GenAIModel(MeasuredModel):
         texts = TextEngine(self._engine, tokenizer, frozenset(folder.eos_token_ids))
         super().__init__(tokenizer, planner, texts)
         self._folder = folder
-        self._places = (folder.path.absolute(), folder.tokenizer_path.absolute())
+        self._places = (folder.path.absolute(), folder.tokenizer_path.absolute(), folder.saved)
         self._given = {
             "adapters": {name: Path(file).absolute() for name, file in checked.items()},
             "model_config": settings,
@@ -362,12 +361,13 @@ def read_own(path: str | Path, settings: Settings) -> ModelFolder:
         raise InvalidRequestError(
             f"path must be a string or a pathlib.Path; got {describe_kind(path)}.", param="path"
         )
-    folder = read_folder(path)
-    list_own(folder.path)
-    return folder
+    return read_checked(path)
 
 
-def _load_again(path: Path, tokenizer_path: Path, given: Mapping[str, Any]) -> GenAIModel:
-    folder = read_folder(path, tokenizer_path)
-    list_own(path)
-    return GenAIModel(folder, **given)
+def _load_again(
+    path: Path,
+    tokenizer_path: Path,
+    saved: Callable[[], object] | None,
+    given: Mapping[str, Any],
+) -> GenAIModel:
+    return GenAIModel(read_checked(path, tokenizer_path, saved), **given)

@@ -91,6 +91,11 @@ class Planner:
             reasoning_format_of(tokenizer, settings.reasoning_format),
         )
 
+    @property
+    def context(self) -> int:
+        """The most tokens of a sequence."""
+        return self._folder.context_length
+
     def plan_requests(
         self,
         task: Task,
@@ -161,6 +166,7 @@ class Planner:
             model_defaults=self._folder.search,
             adapters=self._adapters,
             own_name=self._folder.model_type,
+            context=self._folder.context_length,
         )
 
     def _plan(self, asked: Asked) -> PlannedRequest:

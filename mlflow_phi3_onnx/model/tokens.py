@@ -222,15 +222,18 @@ class TokenModel:
         """Measure how surprised the model is by a text, as ``perplexity``."""
         return _as_given(text, await self._texts.arun(lambda: self._plan_perplexity(text)))
 
+    def _prompts(self, text: Any) -> list[TextPrompt] | list[TokenPrompt]:
+        return _check_texts(text, self._planner.context)
+
     def _plan_greedy(self, ids: Any, max_tokens: Any) -> list[PlannedRequest]:
         limit = PARAMETERS[CHAT]["max_tokens"].read(max_tokens)
-        prompt = TokenPrompt(check_ids(ids, "ids"), "ids")
+        prompt = TokenPrompt(check_ids(ids, "ids", context=self._planner.context), "ids")
         job = self._planner.plan_job(prompt, Options(max_tokens=limit))
         return [PlannedRequest([job], lambda completions: list(completions[0].token_ids))]
 
     def _plan_token_logprobs(self, text: Any, top_logprobs: Any) -> list[PlannedRequest]:
         top = PARAMETERS[CHAT]["top_logprobs"].read(top_logprobs)
-        jobs = [self._planner.plan_job(prompt, _scoring(top)) for prompt in _check_texts(text)]
+        jobs = [self._planner.plan_job(prompt, _scoring(top)) for prompt in self._prompts(text)]
         return [
             PlannedRequest([job], partial(entries, int(job.prompt[0]), self._tokenizer))
             for job in jobs
@@ -238,7 +241,7 @@ class TokenModel:
 
     def _plan_perplexity(self, text: Any) -> list[PlannedRequest]:
         planned: list[PlannedRequest] = []
-        for prompt in _check_texts(text):
+        for prompt in self._prompts(text):
             job = self._planner.plan_job(prompt, _scoring())
             if len(job.prompt) < 2:
                 raise InvalidRequestError(
@@ -260,7 +263,7 @@ def _scoring(top_logprobs: int = 0) -> Options:
     return Options(max_tokens=0, top_logprobs=top_logprobs, prompt_logprobs=True)
 
 
-def _check_texts(value: Any) -> list[TextPrompt] | list[TokenPrompt]:
+def _check_texts(value: Any, context: int) -> list[TextPrompt] | list[TokenPrompt]:
     if isinstance(value, str):
         return [TextPrompt(value, "text")]
     if not isinstance(value, list | tuple):
@@ -269,9 +272,9 @@ def _check_texts(value: Any) -> list[TextPrompt] | list[TokenPrompt]:
         )
     if value and isinstance(value[0], list | tuple):
         named = [(f"text[{place}]", item) for place, item in enumerate(value)]
-        return [TokenPrompt(check_ids(item, name), name) for name, item in named]
+        return [TokenPrompt(check_ids(item, name, context=context), name) for name, item in named]
     if value and not isinstance(value[0], str):
-        return [TokenPrompt(check_ids(value, "text"), "text")]
+        return [TokenPrompt(check_ids(value, "text", context=context), "text")]
     for place, item in enumerate(value):
         if not isinstance(item, str):
             where = f"text[{place}]"

@@ -11,6 +11,7 @@ from mlflow_phi3_onnx.core.request import ChatPrompt, Options, Prompt, Sampling
 from mlflow_phi3_onnx.core.schemas import OF_SCHEMAS
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.amount import check_amount
 from mlflow_phi3_onnx.openai.parameters import DEFAULTS, OF_MODEL, PARAMETERS, PREDICTION_DRAFT
 from mlflow_phi3_onnx.openai.prompts import (
     MAX_COMPLETIONS,
@@ -70,6 +71,7 @@ def parse_request(
     model_defaults: Mapping[str, Any] | None = None,
     adapters: Collection[str] = (),
     own_name: str = "",
+    context: int | None = None,
 ) -> ParsedRequest:
     """Check a request and settle every option.
 
@@ -84,12 +86,18 @@ def parse_request(
         model_defaults: The ``search`` section of the model's ``genai_config.json``.
         adapters: The names of the model's adapters.
         own_name: The name that completions of the model itself carry.
+        context: The most tokens that a prompt may have.
 
     Raises:
         InvalidRequestError: If a field is not what it may be.
         UnsupportedParameterError: If a parameter is unknown or not supported.
+        ContextLengthError: If a prompt of token ids is longer than the context.
     """
     field = INPUT_FIELDS[task]
+    for given, what in ((params, "params"), (request, "request")):
+        for name, value in check_mapping(given or {}, what).items():
+            if name != field:
+                check_amount(value, name)
     request = {
         name: without_nulls(value, OF_SCHEMAS) if isinstance(value, dict) else unpacked(value)
         for name, value in check_mapping(request, "request").items()
@@ -105,7 +113,7 @@ def parse_request(
     settled["adapter"] = _adapter(settled, adapters, own_name)
     options = _options(settled, asked, task)
     options = replace(options, sampling=_sampling(merged, settled, search))
-    prompts = _prompts(request.get(field), settled, task)
+    prompts = _prompts(request.get(field), settled, task, context)
     if len(prompts) * options.n > MAX_COMPLETIONS:
         raise InvalidRequestError(
             f"{len(prompts):,} prompts with {options.n} completions each are more than"
@@ -231,7 +239,9 @@ def _calls(settled: Mapping[str, Any]) -> ToolCallRule | None:
     return ToolCallRule(required, choice.names, parallel)
 
 
-def _prompts(value: Any, settled: Mapping[str, Any], task: Task) -> tuple[Prompt, ...]:
+def _prompts(
+    value: Any, settled: Mapping[str, Any], task: Task, context: int | None
+) -> tuple[Prompt, ...]:
     if task == CHAT:
         tools = settled["tools"] if _shows_tools(settled) else None
         continued = settled["continue_final_message"]
@@ -249,7 +259,7 @@ def _prompts(value: Any, settled: Mapping[str, Any], task: Task) -> tuple[Prompt
             ),
         )
     if task == COMPLETIONS:
-        return check_prompts(value)
+        return check_prompts(value, context)
     return check_text(value, advice=_advice(value))
 
 

@@ -14,6 +14,7 @@ from mlflow_phi3_onnx.core.checks import (
 )
 from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.openai.amount import check_amount, check_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +52,8 @@ FORMS = "a string, a list of strings, a list of token ids or a list of lists of 
 
 _ADVICE = f" prompt must be {FORMS}."
 
-_token_id = integer(0, 2**31 - 1)
+MAX_ID = 2**31 - 1
+_token_id = integer(0, MAX_ID)
 
 
 def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
@@ -80,6 +82,7 @@ def check_messages(value: Any) -> tuple[dict[str, Any], ...]:
             f"messages must hold at most {MAX_MESSAGES:,} messages; got {len(value):,}.",
             param="messages",
         )
+    check_amount(value, "messages")
     return tuple(_message(message, f"messages[{i}]") for i, message in enumerate(value))
 
 
@@ -100,14 +103,16 @@ def check_continued(messages: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
+def check_prompts(value: Any, context: int | None = None) -> tuple[TextPrompt | TokenPrompt, ...]:
     """Check prompts in one of the four forms of OpenAI's completions API.
 
     Args:
         value: A string, a list of strings, a list of token ids, or a list of lists of token ids.
+        context: The most tokens that a prompt may have.
 
     Raises:
         InvalidRequestError: If it is none of them; the message names the entry at fault.
+        ContextLengthError: If one of token ids is longer.
     """
     value = unpacked(value)
     if isinstance(value, str):
@@ -115,15 +120,17 @@ def check_prompts(value: Any) -> tuple[TextPrompt | TokenPrompt, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise _refusal("prompt", FORMS, value, none="it is missing")
     if not isinstance(value[0], str | list | tuple):
-        return (TokenPrompt(check_ids(value, "prompt", _ADVICE)),)
+        return (TokenPrompt(check_ids(value, "prompt", _ADVICE, context)),)
     if len(value) > MAX_COMPLETIONS:
         raise InvalidRequestError(
             f"prompt must hold at most {MAX_COMPLETIONS:,} prompts; got {len(value):,}. Send"
             " several requests.",
             param="prompt",
         )
-    one = _text if isinstance(value[0], str) else _tokens
-    return tuple(one(item, f"prompt[{i}]") for i, item in enumerate(value))
+    if isinstance(value[0], str):
+        return tuple(_text(item, f"prompt[{i}]") for i, item in enumerate(value))
+    named = [(f"prompt[{i}]", item) for i, item in enumerate(value)]
+    return tuple(TokenPrompt(check_ids(item, name, _ADVICE, context), name) for name, item in named)
 
 
 def check_text(value: Any, name: str = "prompt", advice: str = "") -> tuple[TextPrompt]:
@@ -142,20 +149,27 @@ def check_text(value: Any, name: str = "prompt", advice: str = "") -> tuple[Text
     return (TextPrompt(value, name),)
 
 
-def check_ids(value: Any, name: str, advice: str = "") -> tuple[int, ...]:
+def check_ids(
+    value: Any, name: str, advice: str = "", context: int | None = None
+) -> tuple[int, ...]:
     """Check token ids. Whether the vocabulary has them is for the model to say.
 
     Args:
         value: A list of integers from 0, at least one.
         name: What to call it in messages.
         advice: What else it may be, for the end of the message.
+        context: The most that are of use; None takes any number.
 
     Raises:
         InvalidRequestError: If it is no such list; the message names the entry at fault.
+        ContextLengthError: If there are more.
     """
     value = unpacked(value)
     if not isinstance(value, list | tuple) or not value:
         raise _refusal(name, "a list of token ids, at least one", value, advice)
+    check_tokens(len(value), context, name)
+    if set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= MAX_ID:
+        return tuple(value)  # millions of them in a tenth of the time
     ids: list[int] = []
     for i, item in enumerate(value):
         try:
@@ -189,10 +203,6 @@ def _text(value: Any, where: str) -> TextPrompt:
     if not isinstance(value, str):
         raise _refusal(where, "a string, as prompt[0] is", value, _ADVICE)
     return TextPrompt(value, where)
-
-
-def _tokens(value: Any, where: str) -> TokenPrompt:
-    return TokenPrompt(check_ids(value, where, _ADVICE), where)
 
 
 def _dumped(value: Any) -> Any:

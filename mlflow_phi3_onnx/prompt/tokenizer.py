@@ -35,6 +35,11 @@ _REASONING_MARKS = {"<think>", "</think>"}
 _BLOCK = 1 << 16
 """Characters that are counted at once: the interpreter is held for so many, not for them all."""
 
+_LEFT_OUT = 4
+"""How many times as long as what a context can show a text may be, with spaces, thoughts and
+whatever else costs no token, or a template leaves out. Beyond, it is not worth being looked at.
+"""
+
 MAX_TOKEN_TEXTS = 1 << 16
 """The most tokens whose texts are kept: log-probabilities name the same ones again and again."""
 
@@ -97,7 +102,7 @@ class PromptTokenizer:
             ContextLengthError: If the text is certainly longer than that, before it is encoded.
         """
         check_text(text, param)
-        self._check_length(text, context, "The prompt" if param == "prompt" else param)
+        self._check_length([text], context, "The prompt" if param == "prompt" else param)
         return _ids(self._tokenizer.encode(text, param))
 
     def offsets(self, text: str) -> tuple[int, ...]:
@@ -118,8 +123,8 @@ class PromptTokenizer:
             InvalidRequestError: If the model has no chat template, or the template refuses.
             ContextLengthError: If the prompt is certainly longer, before it is encoded.
         """
-        rendered, hidden = self._render(chat, add_generation_prompt)
-        self._check_length(rendered, context, "The prompt")
+        rendered, hidden = self._render(chat, add_generation_prompt, context)
+        self._check_length([rendered], context, "The prompt")
         if not hidden.found:
             ids = self._tokenizer.encode(rendered, "messages")
             # Other control ids than the text shows: a normalizer made them out of other characters.
@@ -208,23 +213,41 @@ class PromptTokenizer:
                 self._grammars[vocab_size, eos] = compiler
             return compiler
 
-    def _check_length(self, text: str, context: int | None, subject: str) -> None:
-        """Refuse a text that has more tokens than a context, where its characters tell."""
-        most = self._tokenizer.longest_token
-        if context is None or most is None or len(text) <= context * most:
+    def _check_length(
+        self,
+        texts: Sequence[str],
+        context: int | None,
+        subject: str,
+        beside: Iterable[str] = (),
+    ) -> None:
+        """Refuse texts that have more tokens than a context, where their characters tell.
+
+        Args:
+            texts: What the model would read, one behind the other.
+            context: The most tokens that are of use; None takes any texts.
+            subject: What to call them in messages.
+            beside: What it may not read, but is looked at.
+        """
+        longest = self._tokenizer.longest_token
+        if context is None or longest is None:
             return
+        most, length = context * longest, sum(map(len, texts))
         # Tokens that strip, and some tokenizers, take any number of spaces into one token.
-        blocks = (text[start : start + _BLOCK] for start in range(0, len(text), _BLOCK))
+        blocks = (text[at : at + _BLOCK] for text in texts for at in range(0, len(text), _BLOCK))
         shown = accumulate(len("".join(block.split())) for block in blocks)
-        if any(count > context * most for count in shown):
+        whole = length + sum(map(len, beside))
+        if whole > _LEFT_OUT * most or (length > most and any(count > most for count in shown)):
             raise ContextLengthError(
-                f"{subject} has {len(text):,} characters, more than fit in the model's maximum"
+                f"{subject} has {whole:,} characters, more than fit in the model's maximum"
                 f" context length of {context:,} tokens. Shorten it."
             )
 
-    def _render(self, chat: ChatPrompt, add_generation_prompt: bool) -> tuple[str, Hidden]:
+    def _render(
+        self, chat: ChatPrompt, add_generation_prompt: bool, context: int | None = None
+    ) -> tuple[str, Hidden]:
         """Render a conversation, with the caller's texts of control tokens hidden in it."""
         conversation = Conversation(chat)
+        self._check_length(conversation.shown, context, "The prompt", conversation.beside)
         if self._template is None:
             raise InvalidRequestError(
                 "This model has no chat template, so it cannot answer messages. Send a prompt.",

@@ -26,10 +26,12 @@ from mlflow_phi3_onnx import (
     CancelledError,
     EngineDeadError,
     GenAIModel,
+    GenerationTimeoutError,
     InvalidModelError,
     InvalidRequestError,
 )
 from mlflow_phi3_onnx.engine.options import ServingPolicy
+from mlflow_phi3_onnx.engine.worker import remote
 from tests.support.doors import SPAIN
 from tests.support.engines import until
 
@@ -425,3 +427,30 @@ def test_a_socket_that_cannot_be_is_refused(
     with pytest.raises(InvalidRequestError, match="TMPDIR names another folder") as caught:
         GenAIModel(demo, model_config={"isolation": "shared"})
     assert caught.value.param == "isolation"
+
+
+@BOTH
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows has no such signals")
+def test_a_stopped_worker_fails_requests_at_their_timeout_and_is_left_to_others(
+    demo: Path, isolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "GRACE_S", 0.1)
+    config = {"isolation": isolation, "loop": "slots"}
+    with GenAIModel(demo, model_config=config) as model, ThreadPoolExecutor(1) as pool:
+        worker = process_of(model)
+        inside = model.stream_chat(STORY, min_tokens=3000, timeout=2)
+        begin(inside)
+        worker.suspend()
+        try:
+            waiting = pool.submit(model.chat, SPAIN)  # for as long as it takes
+            with pytest.raises(GenerationTimeoutError, match="timeout was over"):
+                list(inside)
+            with pytest.raises(GenerationTimeoutError, match="does not answer"):
+                model.chat(SPAIN, timeout=0.1)
+            assert not waiting.done()
+        finally:
+            worker.resume()
+        assert waiting.result()["choices"]
+        assert process_of(model).pid == worker.pid
+        assert model.health.deaths == 0
+        until(lambda: model.load.running == 0)

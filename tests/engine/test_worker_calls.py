@@ -89,6 +89,23 @@ def test_a_worker_that_does_not_come_out_of_a_step_is_ended(
     engine.close()
 
 
+def test_one_job_is_given_up_where_its_neighbour_waits_on(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "GRACE_S", 0.1)
+    engine, taken = hosted.caller(), Taken()
+    hosted.loop.gate.clear()
+    engine.submit([replace(job(), options=Options(timeout=0.1)), job(max_tokens=2)], taken)
+    until(lambda: bool(taken))
+    hosted.loop.gate.set()
+    until(lambda: len(taken) == 2)
+    (first, error), (second, delta) = taken
+    assert (first, type(error)) == (0, GenerationTimeoutError)
+    assert (second, delta.finish_reason) == (1, "length")
+    assert engine._jobs == {}
+    engine.close()
+
+
 def test_a_worker_that_is_idle_or_takes_many_steps_is_not_ended(
     hosted: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

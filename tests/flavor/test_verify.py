@@ -1,12 +1,19 @@
 """What is checked of a saved model's files before anything reads them."""
 
+# pyright: reportPrivateUsage=false
+# The engine below the model has no public name.
+
 from __future__ import annotations
 
+import pickle
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import psutil
 import pytest
 
 from mlflow_phi3_onnx import (
@@ -17,7 +24,9 @@ from mlflow_phi3_onnx import (
     save_model,
 )
 from mlflow_phi3_onnx.artifact import manifest
+from tests.support.doors import SPAIN
 from tests.support.edits import edit_json
+from tests.support.engines import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,3 +184,41 @@ def test_what_is_not_safe_is_neither_saved_nor_loaded(
     copy = Path(shutil.copytree(saved, tmp_path / "copy"))
     damage(copy / "model")
     refused(copy, says, verify="off")
+
+
+@pytest.mark.parametrize(("name", "level"), [(WEIGHTS, "hash"), ("chat_template.jinja", None)])
+def test_a_pickled_copy_is_checked_as_the_model_was(
+    copy: Path, name: str, level: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy.parent)
+    with load_model(copy.name, verify=level) as model:
+        content = pickle.dumps(model)
+    monkeypatch.chdir("/")
+    pickle.loads(content).close()  # noqa: S301
+    flip(copy / "model" / name, 100)
+    with pytest.raises(InvalidModelError, match=f"{name} is not the file that was saved"):
+        pickle.loads(content)  # noqa: S301
+
+
+@pytest.mark.parametrize("isolation", ["worker", "shared"])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no shared workers")
+def test_a_worker_is_not_started_again_with_other_weights(
+    copy: Path, isolation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="w-") as sockets:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
+        config = {"isolation": isolation}
+        with load_model(copy, verify="hash", model_config=config) as model:
+            flip(copy / "model" / WEIGHTS, 1_000_000)
+            kill_worker(model)
+            for _ in range(2):
+                with pytest.raises(InvalidModelError, match=f"{WEIGHTS} is not the file"):
+                    model.chat(SPAIN)
+            flip(copy / "model" / WEIGHTS, 1_000_000)
+            assert model.chat(SPAIN)
+
+
+def kill_worker(model: GenAIModel) -> None:
+    engine: Any = model._engine
+    psutil.Process(engine.facts["pid"]).kill()
+    until(lambda: engine.deaths == 1)

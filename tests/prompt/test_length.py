@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from mlflow_phi3_onnx import ContextLengthError, GenAIError, GenAIModel
+from mlflow_phi3_onnx import ContextLengthError, GenAIModel, UnsupportedParameterError
+from mlflow_phi3_onnx.core.request import ChatPrompt
 from mlflow_phi3_onnx.prompt.native import NativeTokenizer
 from mlflow_phi3_onnx.prompt.spec import longest_token
 
@@ -86,7 +87,64 @@ def test_the_bound_is_exact(tokenizer: PromptTokenizer, longest_of_demo: int) ->
     with pytest.raises(ContextLengthError, match=rf"{10 * longest_of_demo + 1:,} characters"):
         tokenizer.encode(fits + "x", context=10)
     # Spaces may all be part of one token, beside one that strips.
-    assert len(tokenizer.encode(" " * (10 * longest_of_demo + 1), context=10)) > 0
+    spaces = " " * (40 * longest_of_demo)
+    assert len(tokenizer.encode(spaces, context=10)) > 0
+    with pytest.raises(ContextLengthError, match="characters"):
+        tokenizer.encode(spaces + " ", context=10)
+
+
+def test_a_chat_is_judged_before_it_is_rendered(
+    tokenizer: PromptTokenizer, longest_of_demo: int
+) -> None:
+    def encode(*messages: dict[str, Any]) -> None:
+        # No template reads this: it is refused as soon as the chat is to be rendered.
+        tokenizer.encode_chat(ChatPrompt(messages, template_kwargs={"no": 1}), context=10)
+
+    most = 10 * longest_of_demo
+    user, said = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
+    for judged in (
+        {**user, "content": "x" * (most + 1)},
+        {**said, "content": "x" * 4 * most},
+        {**user, "key": ["x" * 4 * most]},
+        {**user, "x" * 4 * most: 1},
+    ):
+        with pytest.raises(ContextLengthError, match="characters"):
+            encode(user, judged)
+    # An assistant's thoughts, and what is under other names, may cost no token.
+    for taken in ({**said, "content": "x" * 2 * most}, {**user, "key": "x" * 2 * most}):
+        with pytest.raises(UnsupportedParameterError, match="template does not read it"):
+            encode(user, taken)
+
+
+def test_thoughts_that_the_template_leaves_out_may_be_longer_than_the_context(
+    model: GenAIModel,
+) -> None:
+    thought = {"role": "assistant", "content": "Yes.", "reasoning_content": "thought " * 20_000}
+    messages = [{"role": "user", "content": "Hi"}, thought, {"role": "user", "content": "Hi"}]
+    assert model.chat(messages, max_tokens=1)["usage"]["prompt_tokens"] < 100
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, ids: model.complete(ids),
+        lambda model, ids: model.complete([[5], ids]),
+        lambda model, ids: model.token_logprobs(ids),
+        lambda model, ids: model.perplexity([ids]),
+        lambda model, ids: model.greedy_tokens(ids, 1),
+    ],
+)
+def test_how_many_ids_there_are_is_judged_before_what_they_are(
+    model: GenAIModel, call: Any
+) -> None:
+    with pytest.raises(ContextLengthError, match="has 5,000 tokens"):
+        call(model, [0.5] * 5000)
+
+
+def test_a_target_is_judged_before_it_is_encoded(model: GenAIModel) -> None:
+    for request in ({"prompt": [5]}, {"prompt": "a"}):
+        with pytest.raises(ContextLengthError, match="characters"):
+            model.target_logprobs("llm/v1/completions", request, "word " * 100_000)
 
 
 CALLS = {
@@ -95,6 +153,8 @@ CALLS = {
     "prompts": lambda model, text: model.complete(["x", text]),
     "generate": lambda model, text: model.generate(text),
     "echo": lambda model, text: model.complete(text, echo=True, logprobs=1, max_tokens=0),
+    "spaces": lambda model, text: model.complete(" " * len(text)),
+    "marks": lambda model, text: model.chat([{"role": "user", "content": "<|" * len(text)}]),
     "perplexity": lambda model, text: model.perplexity(text),
     "token_logprobs": lambda model, text: model.token_logprobs(text),
     "tools": lambda model, text: model.chat(
@@ -121,9 +181,7 @@ def test_twenty_megabytes_are_refused_and_other_threads_run_on(
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        # Tools go through more of the template, whose own bound comes first.
-        bound = "makes too much of these messages" if name == "tools" else "characters"
-        with pytest.raises(GenAIError, match=bound):
+        with pytest.raises(ContextLengthError, match="characters"):
             CALLS[name](model, text)
     finally:
         done.set()

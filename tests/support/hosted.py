@@ -70,7 +70,7 @@ class Hosted:
             self.workers.append(ThreadWorker(self.host))
             return self.workers[-1]
 
-        return WorkerEngine(start, longest=longest)
+        return WorkerEngine(start, lambda: None, longest=longest)
 
     def texts(self, engine: WorkerEngine) -> TextEngine:
         """Make text of what an engine answers."""

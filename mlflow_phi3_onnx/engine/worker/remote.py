@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TooLateError
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mlflow_phi3_onnx.engine.base import Health, Load
 from mlflow_phi3_onnx.engine.forking import watch_forks
+from mlflow_phi3_onnx.engine.worker.jobs import GRACE_S, RemoteJob, Watch, too_late
 from mlflow_phi3_onnx.engine.worker.messages import (
     pack_job,
     unpack_delta,
@@ -31,7 +33,7 @@ from mlflow_phi3_onnx.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mlflow_phi3_onnx.engine.base import Deliver, Job, TokenDelta
+    from mlflow_phi3_onnx.engine.base import Deliver, Job
     from mlflow_phi3_onnx.engine.worker.connection import Connection
 
 __all__ = ["Worker", "WorkerEngine"]
@@ -80,6 +82,7 @@ class WorkerEngine:
 
     Args:
         start: Starts a worker, or connects to one. Called in the thread that reads.
+        check: Called before each worker but the first: raises if the model is another by now.
         longest: Seconds after which any sequence fails; None leaves that to the requests.
 
     Attributes:
@@ -92,8 +95,15 @@ class WorkerEngine:
         EngineDeadError: If the worker died while it was loaded.
     """
 
-    def __init__(self, start: Callable[[], Worker], *, longest: float | None = None) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Worker],
+        check: Callable[[], object],
+        *,
+        longest: float | None = None,
+    ) -> None:
         self._start = start
+        self._check = check
         self._longest = longest
         self._closed = False
         self._numbers = count()
@@ -119,8 +129,9 @@ class WorkerEngine:
         self._worker: Worker | None = None
         self._ready = False
         self._pulse: Pulse | None = None
+        self._watch: Watch | None = None
         self._failure: GenAIError | None = None
-        self._jobs: dict[int, _RemoteJob] = {}
+        self._jobs: dict[int, RemoteJob] = {}
         self._requests: dict[int, Future[None]] = {}
 
     @property
@@ -140,30 +151,34 @@ class WorkerEngine:
         left = self._failed_at + WHILE_S - time.monotonic() if failed else 0.0
         return Health(self.deaths, max(0.0, left))
 
-    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[_RemoteJob]:
+    def submit(self, jobs: Sequence[Job], deliver: Deliver) -> list[RemoteJob]:
         """Take jobs, in order; see :class:`~mlflow_phi3_onnx.engine.base.Engine`."""
         begun = time.monotonic()
-        limits = [job.options.timeout for job in jobs if job.options.timeout is not None]
-        limits += [] if self._longest is None else [self._longest]
-        taken = [_RemoteJob(self, deliver, position) for position in range(len(jobs))]
+        limits = [_least(job.options.timeout, self._longest) for job in jobs]
+        taken = [RemoteJob(self, deliver, position) for position in range(len(jobs))]
         request, answer = next(self._numbers), Future[None]()
         try:
             with self._changed:
-                connection = self._wait_until_ready(min(limits, default=None)).connection
+                connection = self._wait_until_ready(_least(*limits)).connection
+                waited = time.monotonic() - begun
                 self._requests[request] = answer
-                for job in taken:
+                for job, limit in zip(taken, limits, strict=True):
                     job.number = next(self._numbers)
+                    job.left = None if limit is None else max(limit - waited, 0) + GRACE_S
                     self._jobs[job.number] = job
-            waited = time.monotonic() - begun
+                if self._watch is None and _least(*limits) is not None:
+                    self._watch = Watch(lambda: tuple(self._jobs.values()))
             for handle, job in zip(taken, jobs, strict=True):
                 connection.add("job", request, handle.number, pack_job(_sooner(job, waited)))
             connection.send("submit", request)
-            answer.result()
+            left = [job.left for job in taken if job.left is not None]
+            answer.result(max(left) if len(left) == len(jobs) else None)
+        except TooLateError:
+            self._abandon(taken)
+            raise too_late() from None
         except BaseException:
             # Nobody will hold the handles: refused, lost or interrupted.
-            for job in taken:
-                job.ended = True
-            self.let_go(taken)
+            self._abandon(taken)
             raise
         finally:
             self._requests.pop(request, None)
@@ -177,6 +192,8 @@ class WorkerEngine:
             self._closed = True
             thread, worker = self._thread, self._worker
             self._changed.notify_all()
+        if self._watch is not None:
+            self._watch.stop()
         if worker is not None:
             worker.stop()
         self._fail_all(CancelledError("The model was closed."))
@@ -199,14 +216,19 @@ class WorkerEngine:
             self._worker.disown()
         self.begin()
 
-    def let_go(self, jobs: Iterable[_RemoteJob]) -> None:
+    def let_go(self, jobs: Iterable[RemoteJob]) -> None:
         """Stop jobs in the worker that nothing is delivered of any more, and forget them."""
         numbers = [n for job in jobs if self._jobs.pop(n := job.number, None) is not None]
         worker = self._worker
         if numbers and worker is not None:
             worker.connection.send("cancel", numbers)
 
-    def forget(self, job: _RemoteJob) -> None:
+    def _abandon(self, jobs: Sequence[RemoteJob]) -> None:
+        for job in jobs:
+            job.ended = True
+        self.let_go(jobs)
+
+    def forget(self, job: RemoteJob) -> None:
         """Forget a job whose last delta has come."""
         self._jobs.pop(job.number, None)
 
@@ -252,6 +274,8 @@ class WorkerEngine:
 
     def _run_one(self) -> GenAIError | None:
         """Run a worker to its end; return why there is to be no other."""
+        if self.facts:
+            self._check()
         with self._starting:
             worker = self._start()
             self._worker = worker
@@ -350,50 +374,13 @@ class WorkerEngine:
             job.pass_on(copy(error), last=True)
 
 
-class _RemoteJob:
-    """A job in another process, and its handle."""
-
-    number = -1
-
-    def __init__(self, engine: WorkerEngine, deliver: Deliver, position: int) -> None:
-        self._engine = engine
-        self._deliver = deliver
-        self._position = position
-        self._delivering = threading.Lock()
-        self.ended = False
-
-    def pass_on(self, arrived: TokenDelta | GenAIError, *, last: bool) -> None:
-        """Deliver, unless the last delta has been."""
-        with self._delivering:
-            if self.ended:
-                return
-            self.ended = last
-            try:
-                wanted = self._deliver(self._position, arrived)
-            except Exception as error:  # noqa: BLE001 - other callers' deltas are read on
-                _logger.error("A delta could not be delivered: %s", type(error).__name__)
-                wanted = False
-            self.ended = last or not wanted
-        if last:
-            self._engine.forget(self)
-        elif not wanted:
-            self._engine.let_go([self])
-
-    def cancel(self) -> None:
-        """Stop the job: at most one more step is computed. Does nothing once it is finished."""
-        if self.ended:
-            return
-        with self._delivering:
-            if self.ended:
-                return
-            self.ended = True
-            self._deliver(self._position, CancelledError("Generation was cancelled."))
-        self._engine.let_go([self])
-
-
 def _sooner(job: Job, seconds: float) -> Job:
     """Take the time that a job has waited here from its timeout."""
     timeout = job.options.timeout
     if timeout is None:
         return job
     return replace(job, options=replace(job.options, timeout=max(timeout - seconds, 1e-3)))
+
+
+def _least(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.options import check_mapping, read
 from mlflow_phi3_onnx.errors import GenAIError, InvalidRequestError
+from mlflow_phi3_onnx.openai.amount import check_amount
 from mlflow_phi3_onnx.openai.prompts import check_messages
 from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS, GROUPS, LOGPROBS, SAME_IN_CHAT
 from mlflow_phi3_onnx.openai.responses_api.items import Messages, Place, input_items
@@ -110,6 +111,7 @@ def read_request(body: Mapping[str, Any], history: History) -> ResponseRequest:
     previous = given.get("previous_response_id")
     before = () if previous is None else history.turns(previous)
     value = body.get("input")
+    check_amount(value, "input")
     messages = Messages()
     if "instructions" in given:
         messages.instruct(given["instructions"])

@@ -59,6 +59,8 @@ class Conversation:
     Attributes:
         texts: Every text of it, keys included.
         chosen: The same without the roles, which are those of a list.
+        shown: Those that a template must show: the contents, but for an assistant's.
+        beside: Those that it may leave out.
 
     Raises:
         InvalidRequestError: If it is not JSON, nested too deeply, or holds a lone surrogate.
@@ -80,6 +82,9 @@ class Conversation:
         self._effort = {} if effort is None else {"reasoning_effort": effort}
         messages = [{**message, "role": ""} for form in self._forms for message in form]
         self.chosen = list(_strings([messages, self._tools, self._variables]))
+        self.shown = [m["content"] for m in given if m["role"] != "assistant"]
+        said = [{**m, "content": ""} if m["role"] != "assistant" else m for m in given]
+        self.beside = list(_strings([said, self._tools, self._variables]))
         self.texts = [*self.chosen, *(message["role"] for message in given)]
 
     def render(self, template: ChatTemplate, hidden: Hidden, add_generation_prompt: bool) -> str:
