@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import NESTED, describe_kind
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
@@ -27,20 +27,24 @@ if TYPE_CHECKING:
 __all__ = ["clean_params", "rows"]
 
 
-def rows(data: Any, task: Task) -> list[dict[str, Any]]:
+def rows(data: Any, task: Task, *, packed: bool = False) -> list[dict[str, Any]]:
     """Turn what MLflow hands to ``predict`` into one mapping of request fields a row.
 
     Args:
         data: A data frame, a mapping, a prompt, or a sequence of mappings or prompts. A mapping
             whose prompt is a list with one for each row is several rows; a prompt of completions
-            may be a list itself, so there only an array is. A frame of one column may call it
-            anything. ``messages`` may be the JSON text of a list.
+            may be a list itself, so there only an array or a Series is. ``{"inputs": ...}`` is
+            what it holds. A frame of one column may call it anything. ``messages`` may be the JSON
+            text of a list.
         task: The model's task.
+        packed: Whether a frame of one row may be a mapping that MLflow made a frame of; what came
+            cannot be told then, and is read as the mapping.
 
     Raises:
         InvalidRequestError: If it is none of these.
     """
-    return [_with_messages(row) if task == CHAT else row for row in _rows(data, task)]
+    found = _rows(data, task, packed=packed)
+    return [_with_messages(row) if task == CHAT else row for row in found]
 
 
 def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -50,12 +54,19 @@ def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in cleaned.items() if value is not None and value != []}
 
 
-def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
+def _rows(data: Any, task: Task, *, packed: bool) -> Iterator[dict[str, Any]]:
     field = INPUT_FIELDS[task]
+    if isinstance(data, Mapping) and data.keys() == {"inputs"}:
+        data = data["inputs"]
     if isinstance(data, pd.DataFrame):
         if len(data.columns) == 1 and data.columns[0] not in {field, *PARAMETERS[task]}:
             data = data.set_axis([field], axis=1)
         columns = [str(column) for column in data.columns]
+        if twice := next((name for name in columns if columns.count(name) > 1), None):
+            raise InvalidRequestError(
+                f"The data frame has several columns of the name {twice}. Leave one of them.",
+                param=twice,
+            )
         if len(columns) > 1 and columns == [str(place) for place in range(len(columns))]:
             raise InvalidRequestError(
                 f"The {len(columns):,} columns have no names. Name them as the request's fields,"
@@ -64,8 +75,8 @@ def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
             )
         cells = data.itertuples(index=False, name=None)
         found = [dict(zip(columns, values, strict=True)) for values in cells]
-        # MLflow makes a frame of an object; a prompt of completions may be a list itself.
-        stacked = task != COMPLETIONS and len(found) == 1
+        # A prompt of completions may be a list itself.
+        stacked = packed and task != COMPLETIONS and len(found) == 1
         yield from _unstacked(found[0], task) if stacked else map(_row, found)
         return
     if isinstance(data, Mapping):
@@ -87,6 +98,7 @@ def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
 
 def _unstacked(fields: Mapping[Any, Any], task: Task) -> Iterator[dict[str, Any]]:
     """Yield the rows of an object: several, where its prompt is a list with one for each."""
+    fields = {n: v.to_numpy() if isinstance(v, pd.Series) else v for n, v in fields.items()}
     row, field = _row(fields), INPUT_FIELDS[task]
     prompts = row.get(field)
     prompts = prompts if isinstance(prompts, list) else []
@@ -142,16 +154,21 @@ def _row(fields: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
-    """Copy a value as Python's own types; what pandas pads missing cells with becomes None."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+def _plain(value: Any, levels: int = NESTED) -> Any:
+    """Copy a value as Python's own types; what pandas pads missing cells with becomes None.
+
+    What is nested deeper than so many levels is refused elsewhere.
+    """
+    if not levels:
+        return value
     if hasattr(value, "asDict"):  # pyspark.sql.Row
-        return _plain(value.asDict())
+        value = value.asDict()
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, levels - 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, levels - 1) for item in value]
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):

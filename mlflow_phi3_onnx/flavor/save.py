@@ -25,9 +25,15 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import LONGEST_NAME
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
-from mlflow_phi3_onnx.flavor.fit import checked_example, checked_signature, with_output
+from mlflow_phi3_onnx.flavor.fit import (
+    answered_example,
+    checked_example,
+    checked_signature,
+    with_output,
+)
 from mlflow_phi3_onnx.flavor.inspect import check_loadable, facts_of
 from mlflow_phi3_onnx.model.native import GenAIModel
+from mlflow_phi3_onnx.model.planning import Planner
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
 from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source
 
@@ -179,7 +185,10 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
     example = checked_example(given["input_example"], task, settings, wanted, signature)
     source = _source(given, adapted=bool(wanted))
     with source.resolve() as resolved, fitted(wanted, resolved.bundle.model) as adapters:
-        check_loadable(resolved.bundle)
+        tokenizer, model = check_loadable(resolved.bundle), resolved.bundle.model
+        planner = Planner(model, tokenizer, model.context_length, settings, wanted)
+        own = given["input_example"] is None
+        example = answered_example(example, task, settings, signature, planner, own=own)
         yield PreparedModel(
             source=resolved,
             adapters=adapters,

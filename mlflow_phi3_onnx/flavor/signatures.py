@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.core.checks import PlainType
     from mlflow_phi3_onnx.core.options import Option
 
-__all__ = ["plain_signature", "signature"]
+__all__ = ["packs_objects", "plain_signature", "signature"]
 
 _PARAM_TYPES: dict[PlainType, DataType] = {
     "number": DataType.double,  # for MLflow takes no 5.0 for a long
@@ -72,6 +72,12 @@ def plain_signature(task: Task) -> ModelSignature:
     inputs = Schema([ColSpec(DataType.string, INPUT_FIELDS[task])])
     outputs = Schema([ColSpec(DataType.string)])
     return ModelSignature(inputs=inputs, outputs=outputs, params=_params(task))
+
+
+def packs_objects(signature: ModelSignature | None) -> bool:
+    """Tell whether MLflow makes a data frame of one row of an object: with a schema of columns."""
+    inputs = signature and signature.inputs
+    return inputs is not None and not inputs.is_tensor_spec()
 
 
 def _columns(task: Task) -> list[Option]:

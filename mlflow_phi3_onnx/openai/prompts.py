@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.checks import (
+    NESTED,
     allows,
     describe_kind,
     integer,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMS",
     "MAX_COMPLETIONS",
+    "MESSAGES",
+    "PROMPT",
     "check_continued",
     "check_ids",
     "check_messages",
@@ -48,6 +51,31 @@ MAX_COMPLETIONS = 2048
 
 FORMS = "a string, a list of strings, a list of token ids or a list of lists of token ids"
 """What a prompt of completions may be, in words."""
+
+MESSAGES: Mapping[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"type": "string", "enum": list(ROLES)},
+            "content": {"type": ["string", "array", "null"], "items": {"type": "object"}},
+        },
+    },
+    "minItems": 1,
+}
+"""What messages are, as a JSON schema."""
+
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+PROMPT: Mapping[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        _TOKENS,
+        {"type": "array", "items": _TOKENS},
+    ]
+}
+"""What a prompt of completions is, as a JSON schema."""
 
 _ADVICE = f" prompt must be {FORMS}."
 
@@ -195,13 +223,14 @@ def _tokens(value: Any, where: str) -> TokenPrompt:
     return TokenPrompt(check_ids(value, where, _ADVICE), where)
 
 
-def _dumped(value: Any) -> Any:
+def _dumped(value: Any, levels: int = NESTED) -> Any:
     """Make a dict of a client's object, and of those in a list.
 
-    Clients take back what they gave: OpenAI's objects are pydantic's, MLflow's are its own.
+    Clients take back what they gave: OpenAI's objects are pydantic's, MLflow's are its own. What is
+    nested deeper than so many levels is refused elsewhere.
     """
-    if isinstance(value, list | tuple):
-        return [_dumped(item) for item in value]
+    if levels and isinstance(value, list | tuple):
+        return [_dumped(item, levels - 1) for item in value]
     for method in ("model_dump", "to_dict"):
         if not isinstance(value, dict | type) and callable(getattr(value, method, None)):
             value = getattr(value, method)()

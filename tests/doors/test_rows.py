@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.models import validate_serving_input
+from mlflow.models import infer_signature, validate_serving_input
 
 from mlflow_phi3_onnx import (
     GenAIModel,
@@ -328,6 +328,40 @@ def test_text_generation_takes_a_column_of_prompts(text: PyFuncModel, native: Ge
     expected = native.generate(prompts, temperature=0, max_tokens=5)
     assert text.predict(pd.DataFrame({"prompt": prompts})) == expected
     assert text.predict([{"prompt": prompt} for prompt in prompts]) == expected
+
+
+def test_a_row_of_a_frame_has_one_answer_however_many_rows_there_are(text: PyFuncModel) -> None:
+    prompts = [[PROMPT, "Madrid is"], PROMPT]
+    alone = text.predict(pd.DataFrame({"prompt": prompts[:1]}), params={"on_error": "row"})
+    first, second = text.predict(pd.DataFrame({"prompt": prompts}), params={"on_error": "row"})
+    assert "prompt must be a string" in first
+    assert alone == [first]
+    assert second == text.predict(PROMPT)[0]
+
+
+def test_where_mlflow_makes_frames_of_objects_a_list_of_prompts_is_a_row_each(
+    demo: Path, tmp_path: Path
+) -> None:
+    signature = infer_signature({"prompt": [PROMPT]})
+    save_model(demo, tmp_path / "model", task="text-generation", signature=signature)
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    with loaded.get_raw_model():
+        assert len(loaded.predict({"prompt": [PROMPT, PROMPT]}, params={"max_tokens": 1})) == 2
+
+
+def test_what_is_nested_too_deep_is_an_error_of_its_row(
+    chat: PyFuncModel, native: GenAIModel
+) -> None:
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    bad = [{"role": "user", "content": "x", "key": deep}]
+    with pytest.raises(InvalidRequestError, match="nested more than 64 levels deep"):
+        native.chat(bad)
+    frame = pd.DataFrame({"messages": [[USER], bad]})
+    good, error = chat.predict(frame, params={"on_error": "row"})
+    assert used(good) == 5
+    assert error["error"]["param"] == "messages"
 
 
 def test_text_generation_takes_one_object(text: PyFuncModel, native: GenAIModel) -> None:
