@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.checks import (
@@ -17,7 +18,7 @@ from mlflow_phi3_onnx.core.request import TextPrompt, TokenPrompt
 from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "FORMS",
@@ -29,6 +30,7 @@ __all__ = [
     "check_messages",
     "check_prompts",
     "check_text",
+    "dumped",
     "prediction",
 ]
 
@@ -223,31 +225,37 @@ def _tokens(value: Any, where: str) -> TokenPrompt:
     return TokenPrompt(check_ids(value, where, _ADVICE), where)
 
 
-def _dumped(value: Any, levels: int = NESTED) -> Any:
+def dumped(value: Any, levels: int = NESTED) -> Any:
     """Make a dict of a client's object, and of those in a list.
 
     Clients take back what they gave: OpenAI's objects are pydantic's, MLflow's are its own. What is
     nested deeper than so many levels is refused elsewhere.
     """
     if levels and isinstance(value, list | tuple):
-        return [_dumped(item, levels - 1) for item in value]
+        return [dumped(item, levels - 1) for item in value]
     for method in ("model_dump", "to_dict"):
         if not isinstance(value, dict | type) and callable(getattr(value, method, None)):
             value = getattr(value, method)()
-    return value
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:
-    value = _dumped(value)
+    value = dumped(value)
     if not isinstance(value, dict):
         raise _refusal(where, "an object with role and content", value)
-    value = {key: _dumped(item) for key, item in value.items()}
+    value = {key: dumped(item) for key, item in value.items()}
     message = without_nulls(value, _NULLS_MEAN)
     role = message.get("role")
     if not is_one(role, *ROLES):
         kind = "it is missing" if role is None else "got something else"
         raise InvalidRequestError(
             f"{where}.role must be one of {', '.join(ROLES)}; {kind}.", param=f"{where}.role"
+        )
+    if "function_call" in message:
+        raise UnsupportedParameterError(
+            f"{where}.function_call is not supported: OpenAI has replaced it. Send the call in"
+            " tool_calls, as an object with type 'function', an id and the function.",
+            param=f"{where}.function_call",
         )
     if role == "developer":
         message["role"] = "system"
