@@ -182,8 +182,12 @@ def test_a_number_may_be_a_decimal_of_a_database(chat: PyFuncModel, native: GenA
 
 
 def test_a_seed_that_has_lost_digits_is_refused(chat: PyFuncModel) -> None:
-    with pytest.raises(InvalidRequestError, match="seed"):
-        chat.predict({"messages": [USER]}, params={"seed": 2**60 + 1})
+    seed = 2**60 + 1
+    with pytest.raises(InvalidRequestError, match=r"seed must .*MLflow makes floats.*in the row"):
+        chat.predict({"messages": [USER]}, params={"seed": seed})
+    assert used(chat.predict({"messages": [USER], "seed": seed})[0]) == 5
+    with pytest.raises(InvalidRequestError, match=r"temperature must .*; got 1e\+300\.$"):
+        chat.predict({"messages": [USER]}, params={"temperature": 1e300})
 
 
 def test_a_float_is_an_integer_as_long_as_it_has_lost_no_digits(native: GenAIModel) -> None:
@@ -240,8 +244,19 @@ def test_a_tool_s_answer_is_a_message(chat: PyFuncModel, native: GenAIModel) -> 
 
 @pytest.mark.parametrize("name", ["functions", "suffix", "best_of", "num_beams", "verbosity"])
 def test_a_parameter_that_is_not_supported_is_refused(chat: PyFuncModel, name: str) -> None:
+    value = [TOOL["function"]] if name == "functions" else "auto"
     with pytest.raises(UnsupportedParameterError, match=f"{name} is not supported"):
-        chat.predict({"messages": [USER], name: "auto"})
+        chat.predict({"messages": [USER], name: value})
+
+
+@pytest.mark.parametrize("bad", [None, np.nan, 5, "text", USER, [5]], ids=repr)
+def test_a_cell_of_any_type_is_an_error_of_its_row(chat: PyFuncModel, bad: Any) -> None:
+    frame = pd.DataFrame({"messages": pd.Series([[USER], bad], dtype=object)})
+    good, error = chat.predict(frame, params={"on_error": "row"})
+    assert used(good) == 5
+    assert error["error"]["param"].startswith("messages")
+    with pytest.raises(InvalidRequestError, match="row 1: messages"):
+        chat.predict(frame)
 
 
 def test_a_bad_row_is_named_without_its_text(chat: PyFuncModel) -> None:
