@@ -44,7 +44,7 @@ PLAIN = "plain"
 # Messages may be JSON text, and an object may hold a list with one prompt for each row.
 _FORMS: Mapping[Task, tuple[Mapping[str, Any], str]] = {
     CHAT: (
-        {"anyOf": [{"type": "string"}, MESSAGES, {"type": "array", "items": MESSAGES}]},
+        {"anyOf": [{"type": "string"}, MESSAGES]},
         "a list of objects with role and content, or a string",
     ),
     COMPLETIONS: (PROMPT, FORMS),

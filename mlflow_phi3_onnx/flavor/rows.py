@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from mlflow_phi3_onnx.core.checks import NESTED, describe_kind
-from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
+from mlflow_phi3_onnx.core.tasks import CHAT, TEXT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
@@ -37,8 +37,8 @@ def rows(data: Any, task: Task, *, packed: bool = False) -> list[dict[str, Any]]
             what it holds. A frame of one column may call it anything. ``messages`` may be the JSON
             text of a list.
         task: The model's task.
-        packed: Whether a frame of one row may be a mapping that MLflow made a frame of; what came
-            cannot be told then, and is read as the mapping.
+        packed: Whether a frame of one row may be a mapping that MLflow made a frame of. A list of
+            texts is read as the mapping's then, one for each row, for what came cannot be told.
 
     Raises:
         InvalidRequestError: If it is none of these.
@@ -75,9 +75,8 @@ def _rows(data: Any, task: Task, *, packed: bool) -> Iterator[dict[str, Any]]:
             )
         cells = data.itertuples(index=False, name=None)
         found = [dict(zip(columns, values, strict=True)) for values in cells]
-        # A prompt of completions may be a list itself.
-        stacked = packed and task != COMPLETIONS and len(found) == 1
-        yield from _unstacked(found[0], task) if stacked else map(_row, found)
+        object_of_lists = packed and len(found) == 1 and _may_be_stacked(found[0].get(field), task)
+        yield from _unstacked(found[0], task) if object_of_lists else map(_row, found)
         return
     if isinstance(data, Mapping):
         yield from _unstacked(data, task)
@@ -94,6 +93,15 @@ def _rows(data: Any, task: Task, *, packed: bool) -> Iterator[dict[str, Any]]:
             f" {describe_kind(data)}.",
             param=field,
         )
+
+
+def _may_be_stacked(cell: Any, task: Task) -> bool:
+    """Tell whether the prompt of a frame's only row may be several, in an object that was given.
+
+    A chat and the prompt of completions may be lists themselves. Several chats are an array of two
+    dimensions, which no other frame's cell is: MLflow makes it of ``{"instances": [...]}``.
+    """
+    return task == TEXT or (task == CHAT and isinstance(cell, np.ndarray) and cell.ndim > 1)
 
 
 def _unstacked(fields: Mapping[Any, Any], task: Task) -> Iterator[dict[str, Any]]:

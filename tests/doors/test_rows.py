@@ -354,6 +354,13 @@ def test_a_row_of_a_frame_has_one_answer_however_many_rows_there_are(text: PyFun
     assert second == text.predict(PROMPT)[0]
 
 
+def test_a_row_of_chats_has_one_answer_however_many_rows_there_are(chat: PyFuncModel) -> None:
+    for cells in ([[[USER], [USER]]], [[[USER], [USER]], [USER]]):
+        answers = chat.predict(pd.DataFrame({"messages": cells}), params={"on_error": "row"})
+        assert answers[0]["error"]["param"] == "messages[0]"
+        assert len(answers) == len(cells)
+
+
 def test_where_mlflow_makes_frames_of_objects_a_list_of_prompts_is_a_row_each(
     demo: Path, tmp_path: Path
 ) -> None:

@@ -46,10 +46,20 @@ def test_a_row_of_a_frame_is_one_request_however_many_rows_there_are(
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_frame_of_one_row_is_an_object_only_where_mlflow_makes_frames(packed: bool) -> None:
     texts = pd.DataFrame({"prompt": [["a", "b"]], "max_tokens": [5]})
-    chats = pd.DataFrame({"messages": [[[{"role": "user"}], [{"role": "tool"}]]]})
     assert len(rows(texts, "text-generation", packed=packed)) == (2 if packed else 1)
-    assert len(rows(chats, "llm/v1/chat", packed=packed)) == (2 if packed else 1)
     assert len(rows(pd.concat([texts, texts]), "text-generation", packed=packed)) == 2
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_list_of_chats_is_several_rows_only_as_mlflow_s_server_gives_it(packed: bool) -> None:
+    chats = [[{"role": "user"}], [{"role": "tool"}]]
+    of_arrow = np.empty(2, dtype=object)
+    of_arrow[:] = [np.array(chat, dtype=object) for chat in chats]
+    for cell in (chats, of_arrow):
+        (row,) = rows(pd.DataFrame({"messages": [cell]}), "llm/v1/chat", packed=packed)
+        assert row == {"messages": chats}
+    instances = pd.DataFrame({"messages": [np.array(chats, dtype=object)]})
+    assert len(rows(instances, "llm/v1/chat", packed=packed)) == (2 if packed else 1)
 
 
 def test_a_name_that_two_columns_have_is_refused() -> None:
