@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import yaml
 
 from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_DIGITS, MAX_JSON_BYTES, MAX_YAML_BYTES
+from mlflow_phi3_onnx.core.characters import check_characters
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import InvalidModelError
 
@@ -67,11 +68,14 @@ def read_json_object(
 
     Raises:
         Exception: What ``error`` makes, if the file is missing, larger than 64 MiB, nested deeper
-            than 64 levels, no JSON in UTF-8 or no object, or has a key twice in one object.
+            than 64 levels, no JSON in UTF-8 or no object, or has a key twice in one object, or a
+            lone surrogate.
     """
     name = name or path.name
     data = _read(path, MAX_JSON_BYTES, name, error)
-    return parse_json_object(data, name, error, infinite=infinite)
+    value = parse_json_object(data, name, error, infinite=infinite)
+    check_characters(data, value, lambda _, what: error(f"{name}: {what}"))
+    return value
 
 
 def parse_json_object(
@@ -81,7 +85,7 @@ def parse_json_object(
     *,
     infinite: bool = False,
 ) -> dict[str, Any]:
-    """Parse what a JSON file holds; arguments and errors as :func:`read_json_object`."""
+    """Parse what a JSON file holds; as :func:`read_json_object`, but with lone surrogates."""
     options: dict[str, Any] = {"object_pairs_hook": _unique}
     if not infinite:
         options |= {"parse_constant": _finite, "parse_float": _finite}

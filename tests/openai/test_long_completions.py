@@ -20,13 +20,13 @@ from mlflow_phi3_onnx.openai.tools.formats.registry import FORMATS
 from mlflow_phi3_onnx.openai.tools.grammar import ToolCallRule, tool_call_grammar
 from mlflow_phi3_onnx.openai.tools.literal_reader import json_of_literal
 from tests.support.family_cases import TOOLS
-from tests.support.tool_cases import closed, parse, parts_of, tool
+from tests.support.tool_cases import closed, parts_of, tool
 
 if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.reasoning.base import Reader
     from mlflow_phi3_onnx.openai.tools.deltas import Part
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 LONG = 200_000
 ANALYSIS = "<|start|>assistant<|channel|>analysis<|message|>a<|end|>"
@@ -76,11 +76,12 @@ def test_a_header_ends_in_time_or_is_text() -> None:
 @pytest.mark.parametrize("rest", ["<", "<function=", "</", "</tool_call"])
 def test_a_broken_call_without_end(rest: str) -> None:
     text = '<tool_call>{"name": "f", "arguments": x' + rest * (LONG // len(rest))
-    content, calls = parse([text], "hermes", TOOLS)
-    assert content == ""
-    assert len(calls) == 1
-    # What was passed on at once is one delta.
-    assert len(parts_of([text], "hermes", TOOLS)[0]) == 2
+    (begun, passed), rest_of_it = parts_of([text], "hermes", TOOLS)
+    # What comes at once is one delta, and no text.
+    assert isinstance(begun, dict)
+    assert isinstance(passed, dict)
+    assert begun["index"] == passed["index"] == 0
+    assert not any(isinstance(part, str) for part in rest_of_it)
 
 
 def test_digits_that_are_no_number() -> None:

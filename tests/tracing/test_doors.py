@@ -119,9 +119,12 @@ def test_times_add_up(model: GenAIModel, stop: dict[str, Any]) -> None:
             assert seconds == pytest.approx(told[f"onnx_genai.{part.name}_seconds"], abs=1e-6)
             assert seconds > 0
         assert before.end_time_ns
-        first = (before.end_time_ns - span.start_time_ns) / 1e9
-        first += told["onnx_genai.queue_seconds"] + told["onnx_genai.prefill_seconds"]
-        assert first == pytest.approx(told["onnx_genai.time_to_first_token_seconds"], abs=1e-3)
+        engine = told["onnx_genai.queue_seconds"] + told["onnx_genai.prefill_seconds"]
+        until_engine = told["onnx_genai.time_to_first_token_seconds"] - engine
+        # What tracing itself takes until the engine is asked is left out.
+        encoded = (before.end_time_ns - span.start_time_ns) / 1e9
+        asked = (queue.start_time_ns - span.start_time_ns) / 1e9
+        assert encoded - 1e-6 <= until_engine <= asked + 1e-6
         later = told[USAGE]["output_tokens"] - 1
         speed = later / told["onnx_genai.decode_seconds"]
         assert told["onnx_genai.tokens_per_second"] == pytest.approx(speed)
