@@ -40,7 +40,8 @@ precedence, and a sampling option replaces a `do_sample` of lower precedence.
 MLflow's `params` carry one plain type for each name, which the column *in `params`* tells, and drop
 other names with a warning. Over HTTP, MLflow's server puts the fields that `params` may have there,
 so that they must be of that type too: a `stop` that is null or a text, or a `temperature` that is
-a text, is refused in MLflow's words.
+a text, is refused in MLflow's words. Numbers in `params` become floats, which hold integers exactly
+only below 2**53: a larger `seed` belongs into the row.
 
 Answers of chat are texts of their own: the space that SentencePiece vocabularies write before each
 word does not stand before the first. Completions, `text-generation`, a message that is gone on with
@@ -70,7 +71,9 @@ come first. So `echo`, `logprobs` and `max_tokens: 0` score a given text, as eva
 do.""",
     TEXT: """`prompt` is one string a row, the whole prompt. A pyfunc takes a prompt, or several, in
 any form: a string, a list, an array, a Series, a frame of one column whatever its name, CSV,
-`{"prompt": [...]}`, `{"inputs": ...}`.""",
+`{"prompt": [...]}`, `{"inputs": ...}`. A row of a data frame has one answer, or one error. Where a
+signature with columns was given, though, MLflow makes a frame of `{"prompt": [...]}`, and a frame
+whose only row has a list of texts is read as that: a row for each.""",
 }
 
 RESPONSES = f"""## `/v1/responses`

@@ -40,6 +40,10 @@ MAX_EXACT_FLOAT = 2**53
 """From here on, a float may have lost digits of the integer that it was."""
 
 
+class InexactError(ValueError):
+    """A float where an integer belongs, which may have lost digits of it."""
+
+
 @dataclass(frozen=True)
 class Check(Generic[T]):
     """A check of one value.
@@ -198,7 +202,9 @@ def integer(low: int | None = None, high: int | None = None, *, bits: int = 32) 
 
     @allows(allowed, type="integer", minimum=least, maximum=most)
     def check(value: Any) -> int:
-        if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
+        if isinstance(value, float) and value.is_integer():
+            if abs(value) >= MAX_EXACT_FLOAT:
+                raise InexactError
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ValueError

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from mlflow_phi3_onnx.core.checks import (
     MAX_SHOWN_CHARACTERS,
     Check,
+    InexactError,
     anything,
     describe_kind,
     did_you_mean,
@@ -33,6 +34,10 @@ __all__ = ["Option", "Status", "check_mapping", "find", "help_text", "markdown",
 Status: TypeAlias = Literal["honoured", "unused", "refused"]
 
 _MOST_LISTED = 12
+_INEXACT = (
+    ", a float, which holds integers exactly only below 2**53, and MLflow makes floats of the"
+    " numbers in params. Give a smaller one, or give it in the row"
+)
 _ALIKE = 0.8  # of a choice: int5 is as much like int8 as like int4
 
 
@@ -88,6 +93,7 @@ class Option:
             return self.check(value)
         except (ValueError, OverflowError) as error:
             came = show(value) if shown else describe_kind(value)
+            came += _INEXACT if isinstance(error, InexactError) else ""
             raise InvalidRequestError(
                 f"{_prefix(where)}{self.name} must be {self.check.allowed}; got {came}."
                 f"{did_you_mean(value, self.check.choices, _ALIKE)}",

@@ -3,21 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.auth_policy import AuthPolicy
+from mlflow.models.resources import Resource
 
 from mlflow_phi3_onnx import mlflow_compat
-from mlflow_phi3_onnx.core.checks import describe_kind
+from mlflow_phi3_onnx.core.checks import (
+    Check,
+    allows,
+    boolean,
+    describe_kind,
+    integer,
+    number,
+    string,
+)
+from mlflow_phi3_onnx.core.options import Option
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.inspect import describe, facts_of
 from mlflow_phi3_onnx.sources import mlflow_models
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mlflow_phi3_onnx.flavor.save import PreparedModel
 
 __all__ = ["check_entry", "page_of"]
+
+
+@allows("a list of registered prompts, as URIs or objects")
+def _prompts(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(x, str | PromptVersion) for x in value):
+        raise ValueError
+    return value
+
+
+@allows("a list of MLflow's resources, or the path of a YAML file of them")
+def _resources(value: Any) -> Any:
+    named = isinstance(value, str | Path)
+    if not named and not (isinstance(value, list) and all(isinstance(x, Resource) for x in value)):
+        raise ValueError
+    try:
+        Model(resources=value)
+    except Exception as error:  # what is wrong with the file has no class of its own
+        raise ValueError from error
+    return value
+
+
+@allows("an AuthPolicy of MLflow's")
+def _auth_policy(value: Any) -> AuthPolicy:
+    if not isinstance(value, AuthPolicy):
+        raise ValueError
+    return value
+
+
+_CHECKS: Mapping[str, Check[Any]] = {
+    "step": integer(bits=64),
+    "model_type": string,
+    "await_registration_for": number(0),
+    "validate_serving_input": boolean,
+    "prompts": _prompts,
+    "resources": _resources,
+    "auth_policy": _auth_policy,
+}
 
 _ON_THE_PAGE = ("model_type", "parameters", "precision", "context_length", "vocab_size")
 
@@ -36,6 +89,13 @@ def check_entry(given: Mapping[str, Any]) -> None:
             "name and artifact_path are the same, and artifact_path is deprecated. Give name only.",
             param="artifact_path",
         )
+    for field, check in _CHECKS.items():
+        if field == "step" or given[field] is not None:
+            Option(field, "", check).read(given[field])
+    if given["resources"] is not None and given["auth_policy"] is not None:
+        raise InvalidRequestError(
+            "auth_policy takes the place of resources. Give one of them.", param="auth_policy"
+        )
     for field in ("params", "tags"):
         if not isinstance(given[field] or {}, Mapping):
             raise InvalidRequestError(
@@ -49,14 +109,19 @@ def check_entry(given: Mapping[str, Any]) -> None:
         "run_id": client.get_run,
         "model_id": client.get_logged_model,
     }
-    for field, check in checks.items():
-        if given[field] is not None:
-            if not isinstance(given[field], str):
+    prompts = [getattr(prompt, "uri", prompt) for prompt in given["prompts"] or ()]
+    wanted: list[tuple[str, Any, Callable[[str], Any]]] = [
+        *((field, given[field], check) for field, check in checks.items()),
+        *(("prompts", prompt, client.load_prompt) for prompt in prompts),
+    ]
+    for field, value, look_up in wanted:
+        if value is not None:
+            if not isinstance(value, str):
                 raise InvalidRequestError(
-                    f"{field} must be a string; got {describe_kind(given[field])}.", param=field
+                    f"{field} must be a string; got {describe_kind(value)}.", param=field
                 )
             try:
-                check(given[field])
+                look_up(value)
             except MlflowException as error:
                 raise InvalidRequestError(f"{field}: {error.message}", param=field) from error
 

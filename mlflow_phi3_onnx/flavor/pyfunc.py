@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow.models import Model
+
 from mlflow_phi3_onnx.artifact.saved import FLAVOR_NAME, MLMODEL_FILE
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.flavor.load import OpenedModel, read_artifact
 from mlflow_phi3_onnx.flavor.output import Answering, read_pyfunc_settings
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
 from mlflow_phi3_onnx.flavor.serving import enter_server
+from mlflow_phi3_onnx.flavor.signatures import packs_objects
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,6 +50,7 @@ class _PyFuncWrapper:
         self._model_config = model_config
         self._opened: OpenedModel | None = None
         self._open()
+        self._packed = packs_objects(Model.load(str(path)).signature)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -69,7 +73,9 @@ class _PyFuncWrapper:
         model, task, settings = self._open()
         given = clean_params(params)
         how = Answering.chosen(settings.pyfunc, given)
-        answers = model.run(task, rows(data, task), given, on_error=how.on_error)
+        answers = model.run(
+            task, rows(data, task, packed=self._packed), given, on_error=how.on_error
+        )
         return how.written(answers, task)
 
     def predict_stream(self, data: Any, params: dict[str, Any] | None = None) -> Generator[Any]:
@@ -82,7 +88,7 @@ class _PyFuncWrapper:
                 " raises. Leave it out.",
                 param=set_for_predict[0],
             )
-        requests = rows(data, task)
+        requests = rows(data, task, packed=self._packed)
         if len(requests) != 1:
             raise InvalidRequestError(
                 f"predict_stream takes exactly one row; got {len(requests):,}. Use predict."

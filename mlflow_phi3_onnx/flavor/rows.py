@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from mlflow_phi3_onnx.core.checks import MAX_EXACT_FLOAT, describe_kind
-from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
+from mlflow_phi3_onnx.core.checks import MAX_EXACT_FLOAT, NESTED, describe_kind
+from mlflow_phi3_onnx.core.tasks import CHAT, TEXT, Task
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
@@ -28,20 +28,24 @@ if TYPE_CHECKING:
 __all__ = ["clean_params", "rows"]
 
 
-def rows(data: Any, task: Task) -> list[dict[str, Any]]:
+def rows(data: Any, task: Task, *, packed: bool = False) -> list[dict[str, Any]]:
     """Turn what MLflow hands to ``predict`` into one mapping of request fields a row.
 
     Args:
         data: A data frame, a mapping, a prompt, or a sequence of mappings or prompts. A mapping
             whose prompt is a list with one for each row is several rows; a prompt of completions
-            may be a list itself, so there only an array is. A frame of one column may call it
-            anything. ``messages`` may be the JSON text of a list.
+            may be a list itself, so there only an array or a Series is. ``{"inputs": ...}`` is
+            what it holds. A frame of one column may call it anything. ``messages`` may be the JSON
+            text of a list.
         task: The model's task.
+        packed: Whether a frame of one row may be a mapping that MLflow made a frame of. A list of
+            texts is read as the mapping's then, one for each row, for what came cannot be told.
 
     Raises:
         InvalidRequestError: If it is none of these.
     """
-    return [_with_messages(row) if task == CHAT else row for row in _rows(data, task)]
+    found = _rows(data, task, packed=packed)
+    return [_with_messages(row) if task == CHAT else row for row in found]
 
 
 def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -51,16 +55,18 @@ def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in cleaned.items() if value is not None and value != []}
 
 
-def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
+def _rows(data: Any, task: Task, *, packed: bool) -> Iterator[dict[str, Any]]:
     field = INPUT_FIELDS[task]
+    if isinstance(data, Mapping) and data.keys() == {"inputs"}:
+        data = data["inputs"]
     if isinstance(data, pd.DataFrame):
         if len(data.columns) == 1 and str(data.columns[0]) not in {field, *PARAMETERS[task]}:
             data = data.set_axis([field], axis=1)
         columns = [str(column) for column in data.columns]
-        if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        if twice := next((name for name, count in Counter(columns).items() if count > 1), None):
             raise InvalidRequestError(
-                f"{len(twice):,} names of columns are there twice. Give each field one column.",
-                param=twice[0] if twice[0] in {field, *PARAMETERS[task]} else field,
+                "The data frame has several columns of one name. Leave one of them.",
+                param=twice if twice in {field, *PARAMETERS[task]} else field,
             )
         if len(columns) > 1 and columns == [str(place) for place in range(len(columns))]:
             raise InvalidRequestError(
@@ -70,9 +76,8 @@ def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
             )
         cells = data.itertuples(index=False, name=None)
         found = [dict(zip(columns, values, strict=True)) for values in cells]
-        # MLflow makes a frame of an object; a prompt of completions may be a list itself.
-        stacked = task != COMPLETIONS and len(found) == 1
-        yield from _unstacked(found[0], task) if stacked else map(_row, found)
+        object_of_lists = packed and len(found) == 1 and _may_be_stacked(found[0].get(field), task)
+        yield from _unstacked(found[0], task) if object_of_lists else map(_row, found)
         return
     if isinstance(data, Mapping):
         yield from _unstacked(data, task)
@@ -91,8 +96,18 @@ def _rows(data: Any, task: Task) -> Iterator[dict[str, Any]]:
         )
 
 
+def _may_be_stacked(cell: Any, task: Task) -> bool:
+    """Tell whether the prompt of a frame's only row may be several, in an object that was given.
+
+    A chat and the prompt of completions may be lists themselves. Several chats are an array of two
+    dimensions, which no other frame's cell is: MLflow makes it of ``{"instances": [...]}``.
+    """
+    return task == TEXT or (task == CHAT and isinstance(cell, np.ndarray) and cell.ndim > 1)
+
+
 def _unstacked(fields: Mapping[Any, Any], task: Task) -> Iterator[dict[str, Any]]:
     """Yield the rows of an object: several, where its prompt is a list with one for each."""
+    fields = {n: v.to_numpy() if isinstance(v, pd.Series) else v for n, v in fields.items()}
     row, field = _row(fields), INPUT_FIELDS[task]
     prompts = row.get(field)
     prompts = prompts if isinstance(prompts, list) else []
@@ -156,28 +171,33 @@ def _row(fields: Mapping[Any, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _holds(value: Any, kind: type) -> bool:
+def _holds(value: Any, kind: type, levels: int = NESTED) -> bool:
     """Tell whether a value is of a kind, or holds one."""
+    if isinstance(value, kind):
+        return True
     items = value.values() if isinstance(value, Mapping) else value
-    several = isinstance(value, Mapping | np.ndarray | list | tuple)
-    return isinstance(value, kind) or (several and any(_holds(item, kind) for item in items))
+    several = levels and isinstance(value, Mapping | np.ndarray | list | tuple)
+    return bool(several) and any(_holds(item, kind, levels - 1) for item in items)
 
 
-def _plain(value: Any, *, whole: bool = False) -> Any:
+def _plain(value: Any, levels: int = NESTED, *, whole: bool = False) -> Any:
     """Copy a value as Python's own types; what pandas pads missing cells with becomes None.
 
     Args:
         value: The value.
+        levels: What is nested deeper is refused elsewhere.
         whole: Whether a float without a fraction becomes an integer.
     """
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item, whole=whole) for name, item in value.items()}
+    if not levels:
+        return value
     if hasattr(value, "asDict"):  # pyspark.sql.Row
-        return _plain(value.asDict(), whole=whole)
+        value = value.asDict()
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist(), whole=whole)
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, levels - 1, whole=whole) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, whole=whole) for item in value]
+        return [_plain(item, levels - 1, whole=whole) for item in value]
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     if value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):

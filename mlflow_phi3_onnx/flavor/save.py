@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +24,26 @@ from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.files import LONGEST_NAME
 from mlflow_phi3_onnx.errors import InvalidModelError, InvalidRequestError, SaveError
 from mlflow_phi3_onnx.flavor import requirements
-from mlflow_phi3_onnx.flavor.fit import checked_example, checked_signature, with_output
+from mlflow_phi3_onnx.flavor.arguments import (
+    check_paths,
+    read_config,
+    read_environment,
+    read_metadata,
+)
+from mlflow_phi3_onnx.flavor.fit import (
+    answered_example,
+    checked_example,
+    checked_signature,
+    with_output,
+)
 from mlflow_phi3_onnx.flavor.inspect import check_loadable, facts_of
 from mlflow_phi3_onnx.model.native import GenAIModel
+from mlflow_phi3_onnx.model.planning import Planner
 from mlflow_phi3_onnx.model.settings import Settings, config_keys
 from mlflow_phi3_onnx.sources.resolve import ResolvedSource, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from mlflow.models import Model, ModelSignature
 
@@ -160,14 +171,15 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
     Raises:
         GenAIError: As ``save_model`` tells.
     """
-    environment = _environment(
+    environment = read_environment(
         given["conda_env"], given["pip_requirements"], given["extra_pip_requirements"]
     )
-    _check_code_paths(given["code_paths"])
+    for name in ("code_paths", "extra_files"):
+        check_paths(name, given[name])
     task = given["task"]
-    config = with_output(_read_config(given["model_config"]), given["signature"], task)
+    config = with_output(read_config(given["model_config"]), given["signature"], task)
     settings = Settings.check(config, task)
-    metadata = _metadata(given["metadata"], task)
+    metadata = read_metadata(given["metadata"], task)
     if settings.verify is not None:
         raise InvalidRequestError(
             "model_config: verify is for whoever loads the model to say, not for the model itself."
@@ -179,7 +191,10 @@ def prepare(given: Mapping[str, Any]) -> Generator[PreparedModel]:
     example = checked_example(given["input_example"], task, settings, wanted, signature)
     source = _source(given, adapted=bool(wanted))
     with source.resolve() as resolved, fitted(wanted, resolved.bundle.model) as adapters:
-        check_loadable(resolved.bundle)
+        tokenizer, model = check_loadable(resolved.bundle), resolved.bundle.model
+        planner = Planner(model, tokenizer, model.context_length, settings, wanted)
+        own = given["input_example"] is None
+        example = answered_example(example, task, settings, signature, planner, own=own)
         yield PreparedModel(
             source=resolved,
             adapters=adapters,
@@ -241,28 +256,6 @@ def _read_target(given: Any) -> Path:
     return Path(text).absolute()
 
 
-def _check_code_paths(code_paths: Any) -> None:
-    mlflow_compat.validate_code_paths(code_paths)
-    if missing := [path for path in code_paths or () if not Path(path).exists()]:
-        raise InvalidRequestError(
-            f"code_paths: there is nothing at {missing[0]}.", param="code_paths"
-        )
-
-
-def _metadata(given: Any, task: Task) -> dict[str, Any]:
-    metadata = given or {}
-    if not isinstance(metadata, Mapping):
-        raise InvalidRequestError(
-            f"metadata must be a mapping; got {describe_kind(metadata)}.", param="metadata"
-        )
-    if metadata.get("task", task) != task:
-        raise InvalidRequestError(
-            f"metadata says that the task is {metadata['task']!r}, but task is {task!r}.",
-            param="metadata",
-        )
-    return {**metadata, "task": task}
-
-
 def _source(given: Mapping[str, Any], *, adapted: bool) -> Source:
     names = ("subfolder", "revision", "tokenizer", "precision", "export_options")
     model, origin = given["model"], {}
@@ -281,23 +274,6 @@ def _source(given: Mapping[str, Any], *, adapted: bool) -> Source:
         adapted=adapted,
         origin=origin,
     )
-
-
-def _read_config(model_config: Any) -> dict[str, Any]:
-    config = model_config
-    if isinstance(config, str | Path):
-        config = mlflow_compat.model_config_from_file(str(config))
-    if config is None:
-        return {}
-    if not isinstance(config, Mapping) or not all(isinstance(key, str) for key in config):
-        raise InvalidRequestError(
-            "model_config must be a mapping of names to values, or the path of a YAML file that"
-            f" holds one; got {describe_kind(config)}.",
-            param="model_config",
-        )
-    config = dict(config)
-    mlflow_compat.check_model_config_is_json(config)
-    return config
 
 
 @contextmanager
@@ -370,15 +346,6 @@ def _check_hashes(manifest: Manifest, hashes: Mapping[str, str]) -> None:
                 f"{name} is not the file that the source tells of: it was damaged on its way, or"
                 " changed here. Remove it from the local cache, and try again."
             )
-
-
-def _environment(conda_env: Any, pip: Any, extra_pip: Any) -> tuple[Any, list[str], list[str]]:
-    """Settle the conda environment, the requirements and their constraints."""
-    mlflow_compat.validate_env_arguments(conda_env, pip, extra_pip)
-    if conda_env is not None:
-        return mlflow_compat.process_conda_env(conda_env)
-    default = None if pip else requirements.get_default_pip_requirements()
-    return mlflow_compat.process_pip_requirements(default, pip, extra_pip)
 
 
 def _write_environment(path: Path, conda: Any, pip: list[str], constraints: list[str]) -> None:

@@ -3,10 +3,11 @@
 MLflow drops what an input schema has not, before this package can refuse it, and takes one form of
 an input for another to make it fit. A prompt may come in so many forms that the tasks with one have
 no input schema: this package checks what came. Chat has one, because MLflow would take a request
-for a table otherwise.
+for a table otherwise: an object is a row to it where some column is an ``Array``.
 
-A chat's parameters are ``AnyType`` columns, for MLflow takes no ``5`` for a double, no missing
-value for a long, and no string ``stop``. Its errors quote the whole input; ours name the field.
+A chat's columns are ``AnyType``, for MLflow takes no ``5`` for a double, no missing value for a
+long, and no string ``stop``; and one bad cell of another type fails a whole data frame. Its errors
+quote the whole input; ours name the field. The ``Array`` is a column that is refused anyway.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.core.checks import PlainType
     from mlflow_phi3_onnx.core.options import Option
 
-__all__ = ["plain_signature", "signature"]
+__all__ = ["packs_objects", "plain_signature", "signature"]
 
 _PARAM_TYPES: dict[PlainType, DataType] = {
     "number": DataType.double,  # for MLflow takes no 5.0 for a long
@@ -44,6 +45,9 @@ _PARAM_TYPES: dict[PlainType, DataType] = {
     "list of texts": DataType.string,
     "list of integers": DataType.long,
 }
+
+_A_LIST = "functions"
+"""The column of a chat that is an ``Array``: a parameter that is a list, and refused."""
 
 
 def signature(task: Task, output: str = "openai") -> ModelSignature:
@@ -55,8 +59,10 @@ def signature(task: Task, output: str = "openai") -> ModelSignature:
     """
     inputs = None
     if task == CHAT:
-        named = [ColSpec(AnyType(), row.name, required=False) for row in _columns(task)]
-        inputs = Schema([ColSpec(Array(AnyType()), INPUT_FIELDS[task]), *named])
+        columns = [(row.name, AnyType()) for row in _columns(task) if row.name != _A_LIST]
+        columns.append((_A_LIST, Array(AnyType())))
+        named = [ColSpec(kind, name, required=False) for name, kind in columns]
+        inputs = Schema([ColSpec(AnyType(), INPUT_FIELDS[task]), *named])
     outputs = Schema([ColSpec(DataType.string)])
     if task != TEXT and output == "openai":
         outputs = _response(task)
@@ -71,6 +77,12 @@ def plain_signature(task: Task) -> ModelSignature:
     inputs = Schema([ColSpec(DataType.string, INPUT_FIELDS[task])])
     outputs = Schema([ColSpec(DataType.string)])
     return ModelSignature(inputs=inputs, outputs=outputs, params=_params(task))
+
+
+def packs_objects(signature: ModelSignature | None) -> bool:
+    """Tell whether MLflow makes a data frame of one row of an object: with a schema of columns."""
+    inputs = signature and signature.inputs
+    return inputs is not None and not inputs.is_tensor_spec()
 
 
 def _columns(task: Task) -> list[Option]:

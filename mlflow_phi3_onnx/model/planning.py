@@ -146,13 +146,20 @@ class Planner:
             UnsupportedParameterError: If a parameter is unknown or not supported.
             ContextLengthError: If a prompt, or what is asked for, is too long.
         """
-        name, came = self._folder.model_type, time.monotonic()
-        asked = Asked(task, fields, params, stream, name, self._model_id, came)
+        asked = self._asked(task, fields, params, stream)
         try:
             return replace(self._plan(asked), asked=asked)
         except GenAIError as error:
             tell_refusal(asked, error)
             raise
+
+    def check(self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        """Check a request as :meth:`plan_request` does, which nobody asks: no observer is told."""
+        self._plan(self._asked(task, fields, params, False))
+
+    def _asked(self, task: Task, fields: Any, params: Any, stream: bool) -> Asked:
+        name, came = self._folder.model_type, time.monotonic()
+        return Asked(task, fields, params, stream, name, self._model_id, came)
 
     def parse(
         self, task: Task, fields: Mapping[str, Any], params: Mapping[str, Any] | None = None

@@ -11,9 +11,11 @@ from mlflow_phi3_onnx.core.checks import (
     is_one,
     json_object,
     number,
+    unpacked,
     without_nulls,
 )
 from mlflow_phi3_onnx.core.schemas import OF_SCHEMAS
+from mlflow_phi3_onnx.openai.prompts import dumped
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
@@ -61,7 +63,7 @@ def logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
         raise ValueError
     bias = number(-100, 100)
-    return {_token_id(key): bias(number) for key, number in value.items()}
+    return {_token_id(unpacked(key)): bias(number) for key, number in value.items()}
 
 
 @allows(
@@ -121,6 +123,7 @@ def tools(value: Any) -> tuple[dict[str, Any], ...]:
     """Check tool definitions in OpenAI's form."""
     if not isinstance(value, list | tuple) or len(value) > MAX_TOOLS:
         raise ValueError
+    value = dumped(value)
     for tool in value:
         function = json_object(json_object(tool).get("function"))
         name = function.get("name")

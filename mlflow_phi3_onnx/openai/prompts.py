@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlflow_phi3_onnx.core.checks import (
+    NESTED,
     allows,
     describe_kind,
     integer,
@@ -17,16 +19,19 @@ from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterErr
 from mlflow_phi3_onnx.openai.amount import check_amount, check_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "FORMS",
     "MAX_COMPLETIONS",
+    "MESSAGES",
+    "PROMPT",
     "check_continued",
     "check_ids",
     "check_messages",
     "check_prompts",
     "check_text",
+    "dumped",
     "prediction",
 ]
 
@@ -49,6 +54,31 @@ MAX_COMPLETIONS = 2048
 
 FORMS = "a string, a list of strings, a list of token ids or a list of lists of token ids"
 """What a prompt of completions may be, in words."""
+
+MESSAGES: Mapping[str, Any] = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"type": "string", "enum": list(ROLES)},
+            "content": {"type": ["string", "array", "null"], "items": {"type": "object"}},
+        },
+    },
+    "minItems": 1,
+}
+"""What messages are, as a JSON schema."""
+
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+PROMPT: Mapping[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        _TOKENS,
+        {"type": "array", "items": _TOKENS},
+    ]
+}
+"""What a prompt of completions is, as a JSON schema."""
 
 _ADVICE = f" prompt must be {FORMS}."
 
@@ -205,30 +235,37 @@ def _text(value: Any, where: str) -> TextPrompt:
     return TextPrompt(value, where)
 
 
-def _dumped(value: Any) -> Any:
+def dumped(value: Any, levels: int = NESTED) -> Any:
     """Make a dict of a client's object, and of those in a list.
 
-    Clients take back what they gave: OpenAI's objects are pydantic's, MLflow's are its own.
+    Clients take back what they gave: OpenAI's objects are pydantic's, MLflow's are its own. What is
+    nested deeper than so many levels is refused elsewhere.
     """
-    if isinstance(value, list | tuple):
-        return [_dumped(item) for item in value]
+    if levels and isinstance(value, list | tuple):
+        return [dumped(item, levels - 1) for item in value]
     for method in ("model_dump", "to_dict"):
         if not isinstance(value, dict | type) and callable(getattr(value, method, None)):
             value = getattr(value, method)()
-    return value
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:
-    value = _dumped(value)
+    value = dumped(value)
     if not isinstance(value, dict):
         raise _refusal(where, "an object with role and content", value)
-    value = {key: _dumped(item) for key, item in value.items()}
+    value = {key: dumped(item) for key, item in value.items()}
     message = without_nulls(value, _NULLS_MEAN)
     role = message.get("role")
     if not is_one(role, *ROLES):
         kind = "it is missing" if role is None else "got something else"
         raise InvalidRequestError(
             f"{where}.role must be one of {', '.join(ROLES)}; {kind}.", param=f"{where}.role"
+        )
+    if "function_call" in message:
+        raise UnsupportedParameterError(
+            f"{where}.function_call is not supported: OpenAI has replaced it. Send the call in"
+            " tool_calls, as an object with type 'function', an id and the function.",
+            param=f"{where}.function_call",
         )
     if role == "developer":
         message["role"] = "system"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.openai.parse import INPUT_FIELDS
+from mlflow_phi3_onnx.openai.prompts import MESSAGES, PROMPT
 from mlflow_phi3_onnx.openai.responses_api.fields import FIELDS, GROUPS
 
 if TYPE_CHECKING:
@@ -55,28 +56,6 @@ _REFUSALS = {
     "504": "The request was not finished in time.",
 }
 _WITHOUT_BODY = ("401", "403", "404", "405", "431", "500", "503")
-
-_MESSAGES = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["role"],
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"type": ["string", "array", "null"], "items": {"type": "object"}},
-        },
-    },
-    "minItems": 1,
-}
-_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_PROMPT = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}},
-        _TOKENS,
-        {"type": "array", "items": _TOKENS},
-    ]
-}
 
 _INPUT = {
     "anyOf": [
@@ -140,7 +119,7 @@ _NO_NAME = str.maketrans(dict.fromkeys("/{}:.", "_"))
 def completion_body(task: Task) -> dict[str, Any]:
     """Write the schema of a request to complete something."""
     field = INPUT_FIELDS[task]
-    schema = _MESSAGES if task == CHAT else _PROMPT
+    schema = MESSAGES if task == CHAT else PROMPT
     return _object({field: schema, **_properties(PARAMETERS[task])}, field)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.models import validate_serving_input
+from mlflow.models import infer_signature, validate_serving_input
 
 from mlflow_phi3_onnx import (
     GenAIModel,
@@ -182,8 +182,12 @@ def test_a_number_may_be_a_decimal_of_a_database(chat: PyFuncModel, native: GenA
 
 
 def test_a_seed_that_has_lost_digits_is_refused(chat: PyFuncModel) -> None:
-    with pytest.raises(InvalidRequestError, match="seed"):
-        chat.predict({"messages": [USER]}, params={"seed": 2**60 + 1})
+    seed = 2**60 + 1
+    with pytest.raises(InvalidRequestError, match=r"seed must .*MLflow makes floats.*in the row"):
+        chat.predict({"messages": [USER]}, params={"seed": seed})
+    assert used(chat.predict({"messages": [USER], "seed": seed})[0]) == 5
+    with pytest.raises(InvalidRequestError, match=r"temperature must .*; got 1e\+300\.$"):
+        chat.predict({"messages": [USER]}, params={"temperature": 1e300})
 
 
 def test_a_float_is_an_integer_as_long_as_it_has_lost_no_digits(native: GenAIModel) -> None:
@@ -240,8 +244,19 @@ def test_a_tool_s_answer_is_a_message(chat: PyFuncModel, native: GenAIModel) -> 
 
 @pytest.mark.parametrize("name", ["functions", "suffix", "best_of", "num_beams", "verbosity"])
 def test_a_parameter_that_is_not_supported_is_refused(chat: PyFuncModel, name: str) -> None:
+    value = [TOOL["function"]] if name == "functions" else "auto"
     with pytest.raises(UnsupportedParameterError, match=f"{name} is not supported"):
-        chat.predict({"messages": [USER], name: "auto"})
+        chat.predict({"messages": [USER], name: value})
+
+
+@pytest.mark.parametrize("bad", [None, np.nan, 5, "text", USER, [5]], ids=repr)
+def test_a_cell_of_any_type_is_an_error_of_its_row(chat: PyFuncModel, bad: Any) -> None:
+    frame = pd.DataFrame({"messages": pd.Series([[USER], bad], dtype=object)})
+    good, error = chat.predict(frame, params={"on_error": "row"})
+    assert used(good) == 5
+    assert error["error"]["param"].startswith("messages")
+    with pytest.raises(InvalidRequestError, match="row 1: messages"):
+        chat.predict(frame)
 
 
 def test_a_bad_row_is_named_without_its_text(chat: PyFuncModel) -> None:
@@ -328,6 +343,47 @@ def test_text_generation_takes_a_column_of_prompts(text: PyFuncModel, native: Ge
     expected = native.generate(prompts, temperature=0, max_tokens=5)
     assert text.predict(pd.DataFrame({"prompt": prompts})) == expected
     assert text.predict([{"prompt": prompt} for prompt in prompts]) == expected
+
+
+def test_a_row_of_a_frame_has_one_answer_however_many_rows_there_are(text: PyFuncModel) -> None:
+    prompts = [[PROMPT, "Madrid is"], PROMPT]
+    alone = text.predict(pd.DataFrame({"prompt": prompts[:1]}), params={"on_error": "row"})
+    first, second = text.predict(pd.DataFrame({"prompt": prompts}), params={"on_error": "row"})
+    assert "prompt must be a string" in first
+    assert alone == [first]
+    assert second == text.predict(PROMPT)[0]
+
+
+def test_a_row_of_chats_has_one_answer_however_many_rows_there_are(chat: PyFuncModel) -> None:
+    for cells in ([[[USER], [USER]]], [[[USER], [USER]], [USER]]):
+        answers = chat.predict(pd.DataFrame({"messages": cells}), params={"on_error": "row"})
+        assert answers[0]["error"]["param"] == "messages[0]"
+        assert len(answers) == len(cells)
+
+
+def test_where_mlflow_makes_frames_of_objects_a_list_of_prompts_is_a_row_each(
+    demo: Path, tmp_path: Path
+) -> None:
+    signature = infer_signature({"prompt": [PROMPT]})
+    save_model(demo, tmp_path / "model", task="text-generation", signature=signature)
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    with loaded.get_raw_model():
+        assert len(loaded.predict({"prompt": [PROMPT, PROMPT]}, params={"max_tokens": 1})) == 2
+
+
+def test_what_is_nested_too_deep_is_an_error_of_its_row(
+    chat: PyFuncModel, native: GenAIModel
+) -> None:
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    bad = [{"role": "user", "content": "x", "key": deep}]
+    with pytest.raises(InvalidRequestError, match="nested more than 64 levels deep"):
+        native.chat(bad)
+    frame = pd.DataFrame({"messages": [[USER], bad]})
+    good, error = chat.predict(frame, params={"on_error": "row"})
+    assert used(good) == 5
+    assert error["error"]["param"] == "messages"
 
 
 def test_text_generation_takes_one_object(text: PyFuncModel, native: GenAIModel) -> None:

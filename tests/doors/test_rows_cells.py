@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from mlflow_phi3_onnx import InvalidRequestError
 from mlflow_phi3_onnx.flavor.rows import clean_params, rows
+
+if TYPE_CHECKING:
+    from mlflow_phi3_onnx.core.tasks import Task
 
 
 def test_without_a_signature_prompts_may_come_bare() -> None:
@@ -38,6 +41,48 @@ def test_a_row_of_a_frame_is_one_request_however_many_rows_there_are(
     cell[:] = prompt
     frame = pd.DataFrame({"prompt": [cell] * count})
     assert rows(frame, "llm/v1/completions") == [{"prompt": prompt}] * count
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_frame_of_one_row_is_an_object_only_where_mlflow_makes_frames(packed: bool) -> None:
+    texts = pd.DataFrame({"prompt": [["a", "b"]], "max_tokens": [5]})
+    assert len(rows(texts, "text-generation", packed=packed)) == (2 if packed else 1)
+    assert len(rows(pd.concat([texts, texts]), "text-generation", packed=packed)) == 2
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_list_of_chats_is_several_rows_only_as_mlflow_s_server_gives_it(packed: bool) -> None:
+    chats = [[{"role": "user"}], [{"role": "tool"}]]
+    of_arrow = np.empty(2, dtype=object)
+    of_arrow[:] = [np.array(chat, dtype=object) for chat in chats]
+    for cell in (chats, of_arrow):
+        (row,) = rows(pd.DataFrame({"messages": [cell]}), "llm/v1/chat", packed=packed)
+        assert row == {"messages": chats}
+    instances = pd.DataFrame({"messages": [np.array(chats, dtype=object)]})
+    assert len(rows(instances, "llm/v1/chat", packed=packed)) == (2 if packed else 1)
+
+
+def test_a_name_that_two_columns_have_is_refused() -> None:
+    frame = pd.DataFrame([["a", "b", 5]], columns=["prompt", "prompt", "max_tokens"])
+    with pytest.raises(InvalidRequestError, match="several columns of one name") as caught:
+        rows(frame, "text-generation")
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize("task", ["text-generation", "llm/v1/completions"])
+def test_inputs_hold_any_form_of_prompts(task: Task) -> None:
+    two = [{"prompt": "a"}, {"prompt": "b"}]
+    assert rows({"inputs": "a"}, task) == two[:1]
+    assert rows({"inputs": {"prompt": "a", "max_tokens": 5}}, task) == [{**two[0], "max_tokens": 5}]
+    for data in (["a", "b"], np.array(["a", "b"]), pd.Series(["a", "b"]), two):
+        assert rows({"inputs": data}, task) == two
+
+
+@pytest.mark.parametrize("task", ["text-generation", "llm/v1/completions"])
+def test_an_object_may_hold_a_series_with_a_prompt_a_row(task: Task) -> None:
+    data = {"prompt": pd.Series(["a", "b"], index=[7, 7]), "max_tokens": pd.Series([5, 6])}
+    expected = [{"prompt": "a", "max_tokens": 5}, {"prompt": "b", "max_tokens": 6}]
+    assert rows(data, task) == expected
 
 
 def test_columns_without_names_are_refused() -> None:

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 import mlflow_phi3_onnx
-from mlflow_phi3_onnx import load_model, save_model
+from mlflow_phi3_onnx import InvalidRequestError, load_model, save_model
 
 PACKAGE = Path(mlflow_phi3_onnx.__file__).parent
 
@@ -138,7 +138,9 @@ def test_a_code_path_that_is_missing_is_named(demo: Path, tmp_path: Path) -> Non
 
 
 def test_code_paths_that_are_no_list_are_refused(demo: Path, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="code_paths should be a list"):
+    with pytest.raises(
+        InvalidRequestError, match="code_paths must be a list of paths; got a string"
+    ):
         save_model(demo, tmp_path / "saved", code_paths="helper.py")  # type: ignore[arg-type] - the wrong type is the point
 
 

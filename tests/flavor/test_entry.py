@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+import numpy as np
 import pytest
+from mlflow.models import Model
+from mlflow.models.auth_policy import AuthPolicy, SystemAuthPolicy
+from mlflow.models.resources import DatabricksUCConnection
 
 from mlflow_phi3_onnx import InvalidRequestError, SourceNotFoundError, log_model
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mlflow import MlflowClient
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -32,6 +35,23 @@ pytestmark = pytest.mark.usefixtures("store")
         ("registered_model_name", {"registered_model_name": ["a"]}),
         ("run_id", {"run_id": 5}),
         ("model_id", {"model_id": 5}),
+        ("prompts", {"prompts": ["prompts:/nope/1"]}),
+        ("prompts", {"prompts": ["no URI"]}),
+        ("prompts", {"prompts": [5]}),
+        ("prompts", {"prompts": "prompts:/nope/1"}),
+        ("metadata", {"metadata": {"a": np.float64(1)}}),
+        ("metadata", {"metadata": {"a": [Path("x")]}}),
+        ("resources", {"resources": [5]}),
+        ("resources", {"resources": "no_such.yaml"}),
+        ("auth_policy", {"auth_policy": 5}),
+        ("auth_policy", {"auth_policy": AuthPolicy(), "resources": []}),
+        ("step", {"step": "x"}),
+        ("step", {"step": None}),
+        ("model_type", {"model_type": 5}),
+        ("await_registration_for", {"await_registration_for": "x"}),
+        ("validate_serving_input", {"validate_serving_input": "x"}),
+        ("code_paths", {"code_paths": [5]}),
+        ("extra_files", {"extra_files": ["no_such.txt"]}),
     ],
 )
 def test_what_mlflow_would_refuse_is_refused_before_the_source_is_touched(
@@ -45,6 +65,31 @@ def test_what_mlflow_would_refuse_is_refused_before_the_source_is_touched(
 def test_a_wrong_source_is_told_where_all_else_is_right() -> None:
     with mlflow.start_run() as run, pytest.raises(SourceNotFoundError):
         log_model("no_such_folder", name="a", run_id=run.info.run_id, params={"x": 1})
+
+
+def test_what_mlflow_takes_is_taken(demo: Path, tmp_path: Path, store: MlflowClient) -> None:
+    file = tmp_path / "resources.yaml"
+    file.write_text("api_version: '1'\ndatabricks:\n  uc_connection:\n  - name: x\n")
+    prompt = store.register_prompt("greeting", "Hi {{name}}")
+    info = log_model(
+        demo,
+        name="whole",
+        prompts=[prompt, "prompts:/greeting/1"],
+        resources=str(file),
+        step=3,
+        model_type="llm",
+        await_registration_for=None,
+        metadata={"a": {"b": [1, None, 2.5, "x"]}},
+        extra_files=[file.as_uri()],
+    )
+    saved = Model.load(info.model_uri)
+    assert saved.resources["databricks"] == {"uc_connection": [{"name": "x"}]}
+    assert saved.prompts == ["prompts:/greeting/1"] * 2
+    policy = AuthPolicy(system_auth_policy=SystemAuthPolicy([DatabricksUCConnection("x")]))
+    info = log_model(demo, name="policy", auth_policy=policy)
+    assert Model.load(info.model_uri).auth_policy == policy.to_dict()
+    info = log_model(demo, name="resources", resources=[DatabricksUCConnection("x")])
+    assert Model.load(info.model_uri).resources == saved.resources
 
 
 def test_the_page_says_what_the_model_is(demo: Path, store: MlflowClient) -> None:

@@ -11,17 +11,24 @@ import pytest
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.llm import ChatMessage
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType, Array, Map, Object, Property
 
+import mlflow_phi3_onnx
 from mlflow_phi3_onnx import InvalidRequestError, UnsupportedParameterError, save_model
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS, TEXT, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlflow import MlflowClient
+
 MESSAGES = {"messages": [{"role": "user", "content": "Hello"}]}
 PROMPT = {"prompt": "Hello"}
 JSON = '[{"role": "user", "content": "Hello"}]'
+
+
+FUNCTION = {"name": "f", "parameters": {"$ref": "#/nowhere"}}
+FORCED = {"tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "required"}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +48,15 @@ JSON = '[{"role": "user", "content": "Hello"}]'
         (TEXT, {**PROMPT, "stop": "a"}, r"MLflow's server would refuse it.*'stop'.* 1D array"),
         (TEXT, pd.Series(["Hello"]), r"MLflow's server would refuse it.*pandas.Series"),
         (CHAT, {"messages": [ChatMessage("user", "Hello")]}, r"ChatMessage is not JSON"),
+        (CHAT, {**MESSAGES, "stream": True}, r"input_example: stream is true, but"),
+        (CHAT, {**MESSAGES, "regex": "("}, r"input_example: regex cannot be used as a grammar"),
+        (CHAT, {**MESSAGES, **FORCED}, r"input_example: tools cannot be used as a grammar"),
+        (CHAT, {**MESSAGES, "reasoning_effort": "low"}, r"example: reasoning_effort is not supp"),
+        (TEXT, "", r"input_example: The prompt is empty"),
+        (TEXT, "b " * 9000, r"input_example: The prompt has .* context length is 4,096 tokens"),
+        (TEXT, {**PROMPT, "max_tokens": 99_999}, r"input_example: .*Lower max_tokens or"),
+        (TEXT, pd.DataFrame({"prompt": [["a", "b"]]}), r"input_example: prompt must be a string;"),
+        (COMPLETIONS, {"prompt": [99_999]}, r"input_example: prompt\[0\] must be .* below 2,560"),
     ],
 )
 def test_an_example_that_the_model_would_refuse_is_never_saved(
@@ -66,6 +82,39 @@ def test_a_model_has_an_example_of_its_task_that_works(
     assert len(loaded.predict(example)) == 1
     assert saved.get_serving_input(str(tmp_path / "model"))
     loaded.get_raw_model().close()
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [({"regex": "("}, "regex"), ({"reasoning_effort": "low"}, "reasoning_effort")],
+)
+@pytest.mark.parametrize("example", [None, False])
+def test_a_configuration_with_which_every_request_would_fail_is_refused(
+    demo: Path, tmp_path: Path, config: dict[str, Any], name: str, example: Any
+) -> None:
+    with pytest.raises(
+        (InvalidRequestError, UnsupportedParameterError), match=f"^model_config: {name}"
+    ) as caught:
+        save_model(demo, tmp_path / "model", model_config=config, input_example=example)
+    assert caught.value.param == name
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_example_that_is_refused_leaves_no_logged_model(demo: Path, store: MlflowClient) -> None:
+    before = len(mlflow.search_logged_models(output_format="list"))
+    with mlflow.start_run() as run, pytest.raises(InvalidRequestError, match="regex"):
+        mlflow_phi3_onnx.log_model(demo, name="x", input_example={**MESSAGES, "regex": "("})
+    assert len(mlflow.search_logged_models(output_format="list")) == before
+    assert not store.get_run(run.info.run_id).outputs.model_outputs
+
+
+@pytest.mark.parametrize("config", [{}, {"max_tokens": 2, "min_tokens": 1}, {"max_length": 3}])
+def test_what_some_request_can_have_is_saved(
+    demo: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    save_model(demo, tmp_path / "model", model_config=config)
+    saved = Model.load(str(tmp_path / "model")).saved_input_example_info
+    assert (saved is None) == ("max_length" in config)  # its own example is too long for that
 
 
 def test_a_model_may_have_no_example(demo: Path, tmp_path: Path) -> None:
@@ -122,7 +171,10 @@ MORE = ModelSignature(Schema([TEXTS, ColSpec(DataType.long, "max_tokens")]))
 @pytest.mark.parametrize(
     ("signature", "says"),
     [
-        (asking(ColSpec(DataType.long, "prompt")), r"prompt must be a string, or a list; got long"),
+        (
+            asking(ColSpec(DataType.long, "prompt")),
+            r"prompt must be a .*; got a column of type long\.",
+        ),
         (asking(TEXTS, no_such=("long", 1)), r"^signature: no_such is not a parameter of"),
         (asking(TEXTS, max_new_tokens=("long", 9)), r"^signature: max_new_tokens .*Use max_tokens"),
         (asking(TEXTS, temperature=("double", 9.0)), r"^signature: temperature must .* got 9\.0"),
@@ -141,6 +193,91 @@ def test_a_signature_with_which_every_request_would_fail_is_refused(
     with pytest.raises((InvalidRequestError, UnsupportedParameterError), match=says):
         save_model(demo, tmp_path / "model", task=task, signature=signature)
     assert not (tmp_path / "model").exists()
+
+
+MEMBER = {"role": DataType.string, "content": DataType.string}
+
+
+def messages_of(**members: Any) -> Array:
+    return Array(Object([Property(name, kind) for name, kind in members.items()]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Array(DataType.string),
+        DataType.long,
+        messages_of(text=DataType.string),
+        messages_of(**{**MEMBER, "content": DataType.long}),
+        messages_of(**{**MEMBER, "role": DataType.boolean}),
+        Array(Map(DataType.double)),
+        Array(messages_of(**MEMBER)),
+        messages_of(**MEMBER).dtype,
+    ],
+    ids=str,
+)
+def test_messages_that_a_column_cannot_hold_are_refused(
+    demo: Path, tmp_path: Path, kind: Any
+) -> None:
+    signature = ModelSignature(Schema([ColSpec(kind, "messages")]))
+    with pytest.raises(InvalidRequestError, match=r"^signature: messages must be a list of obj"):
+        save_model(demo, tmp_path / "model", signature=signature)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AnyType(),
+        DataType.string,
+        Array(AnyType()),
+        Array(Map(DataType.string)),
+        Array(Map(AnyType())),
+        messages_of(role=DataType.string),
+        messages_of(**MEMBER, tool_calls=Array(AnyType())),
+        messages_of(role=DataType.string, content=messages_of(type=DataType.string)),
+    ],
+    ids=str,
+)
+def test_messages_that_a_column_can_hold_are_taken(demo: Path, tmp_path: Path, kind: Any) -> None:
+    signature = ModelSignature(Schema([ColSpec(kind, "messages")]))
+    save_model(demo, tmp_path / "model", signature=signature)
+
+
+@pytest.mark.parametrize("kind", [messages_of(a=DataType.string).dtype, Array(DataType.long)])
+def test_a_text_s_column_of_something_else_is_refused(
+    demo: Path, tmp_path: Path, kind: Any
+) -> None:
+    signature = ModelSignature(Schema([ColSpec(kind, "prompt")]))
+    with pytest.raises(InvalidRequestError, match=r"^signature: prompt must be a string, or a"):
+        save_model(demo, tmp_path / "model", task=TEXT, signature=signature)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "taken"),
+    [
+        ("temperature", DataType.string, False),
+        ("temperature", DataType.long, True),
+        ("max_tokens", DataType.double, True),
+        ("max_tokens", Array(DataType.long), False),
+        ("regex", DataType.long, False),
+        ("stop", DataType.string, True),
+        ("stop", Array(DataType.string), True),
+        ("stop", DataType.boolean, False),
+        ("tools", Array(AnyType()), True),
+    ],
+    ids=str,
+)
+def test_a_required_column_must_hold_what_its_parameter_may_be(
+    demo: Path, tmp_path: Path, name: str, kind: Any, taken: bool
+) -> None:
+    messages = ColSpec(Array(AnyType()), "messages")
+    signature = ModelSignature(Schema([messages, ColSpec(kind, name)]))
+    if taken:
+        save_model(demo, tmp_path / "model", signature=signature)
+        return
+    with pytest.raises(InvalidRequestError, match=rf"^signature: {name} must be .*got a column"):
+        save_model(demo, tmp_path / "model", signature=signature)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_resources_are_saved(demo: Path) -> None:
 
 def test_resources_and_a_policy_are_refused(demo: Path) -> None:
     policy = AuthPolicy(system_auth_policy=SystemAuthPolicy(resources=[]))
-    with pytest.raises(ValueError, match="Only one of"):
+    with pytest.raises(InvalidRequestError, match="Give one of them"):
         log_model(demo, name="policy", resources=[], auth_policy=policy)
     assert not all_logged("policy")
 
@@ -232,10 +232,10 @@ print(sorted({"onnxruntime", "torch"} & set(sys.modules)))
 def test_the_example_is_tried_as_a_server_would_where_asked_for(
     demo: Path, mlflow_log: pytest.LogCaptureFixture
 ) -> None:
-    example = {"messages": [{"role": "user", "content": "Hello " * 5000}]}
+    example = {**CHAT, "timeout": 1e-6}
     log_model(demo, name="tried", input_example=example, validate_serving_input=True)
     assert "Failed to validate serving input example" in mlflow_log.text
-    assert "maximum context length" in mlflow_log.text
+    assert "timeout" in mlflow_log.text
 
 
 def test_an_example_that_works_passes_in_silence(
@@ -261,7 +261,8 @@ def test_an_example_that_works_passes_in_silence(
         pytest.param({"model": "no_such_folder"}, SourceNotFoundError, id="model"),
         pytest.param({"signature": "text"}, InvalidRequestError, id="signature"),
         pytest.param({"conda_env": {}, "pip_requirements": []}, ValueError, id="two environments"),
-        pytest.param({"code_paths": "code.py"}, TypeError, id="code_paths"),
+        pytest.param({"code_paths": "code.py"}, InvalidRequestError, id="code_paths"),
+        pytest.param({"extra_files": ["no.txt"]}, InvalidRequestError, id="extra_files"),
         pytest.param({"conda_env": "no_such.yaml"}, OSError, id="conda_env file"),
         pytest.param({"name": "a/b"}, MlflowException, id="name"),
     ],
@@ -278,5 +279,5 @@ def test_a_bad_argument_is_refused_before_a_logged_model_is_made(
 
 def test_a_logged_model_that_fails_late_is_marked_as_failed(demo: Path) -> None:
     with pytest.raises((OSError, MlflowException), match=r"no_such\.txt"):
-        log_model(demo, name="late", extra_files=["no_such.txt"])
+        log_model(demo, name="late", extra_files=["file:///no_such.txt"])
     assert [*all_logged("late").values()] == [LoggedModelStatus.FAILED]

@@ -295,10 +295,10 @@ def test_a_file_at_the_path_is_refused_and_left_alone(demo: Path, tmp_path: Path
     [
         pytest.param({"task": "chat"}, InvalidRequestError, id="task"),
         pytest.param({"model_config": {"color": 1}}, InvalidRequestError, id="model_config"),
-        pytest.param({"code_paths": "code.py"}, TypeError, id="code_paths"),
+        pytest.param({"code_paths": "code.py"}, InvalidRequestError, id="code_paths"),
         pytest.param({"code_paths": ["no_such.py"]}, MlflowException, id="code file"),
         pytest.param({"input_example": object()}, MlflowException, id="input_example"),
-        pytest.param({"extra_files": ["no_such.txt"]}, (OSError, MlflowException), id="extra file"),
+        pytest.param({"extra_files": ["no_such.txt"]}, InvalidRequestError, id="extra file"),
         pytest.param({"conda_env": "no_such.yaml"}, OSError, id="conda_env"),
         pytest.param({"pip_requirements": ["-r no_such.txt"]}, OSError, id="pip_requirements"),
         pytest.param({"metadata": {"owner": object()}}, Exception, id="metadata"),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.types.chat import ChatTool
 from mlflow.types.llm import ChatMessage
 from openai.types.chat import ChatCompletionMessage
 
-from mlflow_phi3_onnx import InvalidRequestError
+from mlflow_phi3_onnx import InvalidRequestError, UnsupportedParameterError
 from mlflow_phi3_onnx.core.tasks import CHAT, COMPLETIONS
-from mlflow_phi3_onnx.openai.fields import tools
+from mlflow_phi3_onnx.openai.fields import logit_bias, tools
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.prompts import check_messages
 
@@ -40,6 +43,33 @@ def test_messages_of_clients_are_messages() -> None:
         {"role": "assistant", "content": "", "tool_calls": [CALL]},
         USER,
     )
+
+
+@pytest.mark.parametrize("kind", [MappingProxyType, UserDict])
+def test_any_mapping_is_a_message_or_a_tool(kind: Any) -> None:
+    assert check_messages([kind(USER)]) == (USER,)
+    assert tools([kind(tool("f"))]) == (tool("f"),)
+
+
+def test_a_tool_may_be_a_client_s_object() -> None:
+    given = ChatTool.model_validate(tool("f", city={"type": "string"}))
+    (taken,) = tools([given])
+    assert taken["function"]["name"] == "f"
+    assert taken["function"]["parameters"]["properties"] == {"city": {"type": "string"}}
+    with pytest.raises(ValueError, match=r"^$"):
+        tools([object()])
+
+
+def test_a_former_function_call_is_refused_and_not_dropped() -> None:
+    former = {"role": "assistant", "content": None, "function_call": CALL["function"]}
+    with pytest.raises(UnsupportedParameterError, match="Send the call in tool_calls") as caught:
+        check_messages([USER, former])
+    assert caught.value.param == "messages[1].function_call"
+    assert check_messages([{**former, "function_call": None}])[0].keys() == {"role", "content"}
+
+
+def test_token_ids_of_a_bias_may_be_numpy_s() -> None:
+    assert logit_bias({np.int64(5): 1, "6": -2}) == {5: 1.0, 6: -2.0}
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, pd.Series])
