@@ -26,7 +26,7 @@ class Defect:
         name: A short name.
         effect: What it does.
         remedy: What is done about it when the model is loaded.
-        overlay: What is laid over ``genai_config.json`` for that, in its shape.
+        overlay: What is laid over the section ``model`` of ``genai_config.json`` for that.
     """
 
     name: str
@@ -42,7 +42,7 @@ def find_defects(folder: ModelFolder) -> list[Defect]:
 
 
 def repairs(folder: ModelFolder) -> dict[str, Any]:
-    """Return the overlay that repairs a folder, in the shape of ``genai_config.json``."""
+    """Return what is laid over the section ``model`` of ``genai_config.json`` to repair it."""
     overlay: dict[str, Any] = {}
     for defect in find_defects(folder):
         overlay.update(defect.overlay)
@@ -66,7 +66,7 @@ def _sliding_window(folder: ModelFolder) -> Defect | None:
         "genai_config.json has a sliding window that the graph does not have: longer sequences"
         " would fail.",
         "The window is taken out.",
-        {"model": {"decoder": {"sliding_window": window}}},
+        {"decoder": {"sliding_window": window}},
     )
 
 
@@ -110,12 +110,12 @@ def _states(folder: ModelFolder) -> Defect | None:
 
 
 def _hidden_stop(folder: ModelFolder) -> Defect | None:
-    largest = max(folder.eos_token_ids)
-    if largest < folder.vocab_size:
+    if not folder.unknown_eos_ids:
         return None
     return Defect(
         "end beyond the vocabulary",
-        f"genai_config.json ends completions at the id {largest:,}, but the vocabulary has"
-        f" {folder.vocab_size:,}.",
-        "Nothing: such an id never comes.",
+        f"genai_config.json ends completions at the id {max(folder.unknown_eos_ids):,}, but the"
+        f" vocabulary has {folder.vocab_size:,}: it never comes, and onnxruntime-genai would fail.",
+        "Such ids are left out.",
+        {"eos_token_id": folder.eos_token_ids[0]},  # a list would be added to the folder's
     )

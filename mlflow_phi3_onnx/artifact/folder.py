@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow_phi3_onnx.artifact.genai_config import CONFIG_FILE, GenAIConfig, read_config
 from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts, join, read_graph
 from mlflow_phi3_onnx.core.bounds import MAX_LISTING_BYTES
+from mlflow_phi3_onnx.core.characters import half_character
 from mlflow_phi3_onnx.core.checks import some_of
 from mlflow_phi3_onnx.core.dtypes import TENSOR_TYPES
 from mlflow_phi3_onnx.core.files import inside, read_json_object, refuse_unlisted, show_path
@@ -136,6 +137,11 @@ def read_folder(path: str | Path, tokenizer_path: Path | None = None) -> ModelFo
 
 
 def _check_layout(path: Path) -> None:
+    if half_character(str(path.absolute())):  # as Python has bytes that are no text
+        raise InvalidModelError(
+            "The path of the model folder is not text in UTF-8, which native code needs. Rename or"
+            " copy the folder."
+        )
     if not path.is_dir():
         kind = "a file" if path.is_file() else "no folder"
         raise InvalidModelError(

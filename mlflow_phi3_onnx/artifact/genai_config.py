@@ -29,6 +29,7 @@ from mlflow_phi3_onnx.core.checks import (
 )
 from mlflow_phi3_onnx.core.document import Document
 from mlflow_phi3_onnx.core.files import read_json_object
+from mlflow_phi3_onnx.core.sampling import SAMPLING
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.providers import provider_name
 from mlflow_phi3_onnx.runtime.session_options import (
@@ -49,15 +50,13 @@ CONFIG_FILE = "genai_config.json"
 _INT32 = integer()
 _NUMBER = number(-1e6, 1e6)
 _SEARCH: Mapping[str, Check[Any]] = {
-    **dict.fromkeys(("do_sample", "early_stopping", "past_present_share_buffer"), boolean),
+    **SAMPLING,
+    **dict.fromkeys(("early_stopping", "past_present_share_buffer"), boolean),
     **dict.fromkeys(
-        ("batch_size", "chunk_size", "max_length", "min_length", "no_repeat_ngram_size"), _INT32
+        ("batch_size", "chunk_size", "min_length", "num_beams", "num_return_sequences"), _INT32
     ),
-    **dict.fromkeys(("num_beams", "num_return_sequences", "random_seed", "top_k"), _INT32),
-    **dict.fromkeys(
-        ("diversity_penalty", "length_penalty", "repetition_penalty", "temperature", "top_p"),
-        _NUMBER,
-    ),
+    "random_seed": _INT32,
+    "max_length": integer(0),  # 0 is onnxruntime-genai's word for the context's length
 }
 
 
@@ -69,7 +68,8 @@ class GenAIConfig:
         model_type: The architecture's name, as onnxruntime-genai gives it (``phi3``, ``llama``).
         context_length: The most tokens of prompt and completion together.
         vocab_size: How many token ids there are.
-        eos_token_ids: The ids that end a completion, one or more.
+        eos_token_ids: The ids that end a completion, one or more, all of the vocabulary.
+        unknown_eos_ids: Those that it names beside them and the vocabulary has not.
         pad_token_id: The id that it pads batches with; where it names none, one that ends them.
         graphs: The files of its graphs, relative to the folder, each by the place that names it.
             One is the decoder's, or several, where that is a pipeline.
@@ -91,6 +91,7 @@ class GenAIConfig:
     context_length: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    unknown_eos_ids: tuple[int, ...]
     pad_token_id: int
     graphs: Mapping[str, str]
     files: Mapping[str, str]
@@ -135,14 +136,15 @@ def read_config(folder: Path) -> GenAIConfig:
     model = document.section("model")
     decoder = model.section("decoder")
     search = _read_search(document.section("search", needed=False))
-    ends = _end_ids(model)
     vocab_size = model.read("vocab_size", _count(MAX_VOCABULARY))
+    ends, unknown = _end_ids(model, vocab_size)
     pad = model.values.get("pad_token_id")
     return GenAIConfig(
         model_type=model.read("type", _architecture),
         context_length=model.read("context_length", _count(MAX_CONTEXT)),
         vocab_size=vocab_size,
         eos_token_ids=ends,
+        unknown_eos_ids=unknown,
         pad_token_id=pad if type(pad) is int and 0 <= pad < vocab_size else ends[0],
         graphs=_graphs(model),
         files=dict(_named(model, ("config_filename", "adapter_filename"))),
@@ -180,12 +182,12 @@ def _pattern(value: Any) -> str:
     return value
 
 
-@allows(f"a token id or a list of up to {MAX_END_IDS:,} of them")
+@allows(f"a token id, 0 or above, or a list of up to {MAX_END_IDS:,} of them")
 def _ids(value: Any) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     if not 0 < len(ids) <= MAX_END_IDS or any(isinstance(one, bool) for one in ids):
         raise ValueError
-    return tuple(map(_INT32, ids))
+    return tuple(map(integer(0), ids))
 
 
 def _count(most: int) -> Check[int]:
@@ -230,9 +232,14 @@ def _past(inputs: Document) -> tuple[str, ...]:
     return tuple(inputs.read(f"past_{k}_names", _pattern, f"past_key_values.%d.{k}") for k in kinds)
 
 
-def _end_ids(model: Document) -> tuple[int, ...]:
+def _end_ids(model: Document, vocab_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that end completions: those of the vocabulary, and the others."""
     key = "eos_token_id" if "eos_token_id" in model.values else "pad_token_id"
-    return model.read(key, _ids)
+    ids = model.read(key, _ids)
+    known = tuple(one for one in ids if one < vocab_size)
+    if not known:
+        raise model.refusal(key, "names no id below vocab_size, so that completions never end")
+    return known, tuple(one for one in ids if one >= vocab_size)
 
 
 def _providers(decoder: Document) -> tuple[str, ...]:
@@ -241,10 +248,8 @@ def _providers(decoder: Document) -> tuple[str, ...]:
 
 
 def _read_search(search: Document) -> dict[str, Any]:
-    clean = {
-        name: search.read(name, _SEARCH.get(name, number(-1e6, 1e6))) for name in search.values
-    }
-    if clean.get("max_length") == 0:  # onnxruntime-genai's word for the context's length
+    clean = {name: search.read(name, _SEARCH.get(name, _NUMBER)) for name in search.values}
+    if clean.get("max_length") == 0:
         del clean["max_length"]
     if clean.get("num_beams", 1) != 1:
         raise search.refusal(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import yaml
 
 from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_JSON_BYTES, MAX_VALUES, MAX_YAML_BYTES
+from mlflow_phi3_onnx.core.characters import check_characters
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.plain_yaml import name_twice, plain_yaml
 from mlflow_phi3_onnx.errors import InvalidModelError
@@ -69,12 +70,14 @@ def read_json_object(
 
     Raises:
         Exception: What ``error`` makes, if the file is missing, larger, nested deeper than 64
-            levels, no JSON in UTF-8 or no object, or has too many values, or a key twice in one
-            object.
+            levels, no JSON in UTF-8 or no object, or has too many values, a key twice in one
+            object, or a lone surrogate.
     """
     name = name or path.name
     data = _read(path, most, name, error)
-    return parse_json_object(data, name, error, infinite=infinite, values=MAX_VALUES)
+    value = parse_json_object(data, name, error, infinite=infinite, values=MAX_VALUES)
+    check_characters(data, value, lambda _, what: error(f"{name}: {what}"))
+    return value
 
 
 def parse_json_object(
@@ -85,7 +88,7 @@ def parse_json_object(
     infinite: bool = False,
     values: int | None = None,
 ) -> dict[str, Any]:
-    """Parse what a JSON file holds; arguments and errors as :func:`read_json_object`.
+    """Parse what a JSON file holds; as :func:`read_json_object`, but with lone surrogates.
 
     Args:
         data: What it holds.

@@ -186,12 +186,13 @@ def _start_genai(
     _check_memory(folder, options, "genai", kv_tokens, _FEWEST)
     provider = options.provider(folder)
     threads = {"intra_op_num_threads": options.intra_op_num_threads}
-    decoder = repairs(folder).get("model", {}).get("decoder", {})
+    repaired = repairs(folder)
+    decoder = repaired.get("decoder", {})
     decoder = {**decoder, "session_options": {**options.session_options, **threads}}
     load = partial(
         NativeModel,
         folder.path,
-        {"model": {"decoder": decoder}},
+        {"model": {**repaired, "decoder": decoder}},
         provider=provider,
         switch=provider != folder.providers[0],
         provider_options=options.provider_options,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.checks import Check, boolean, integer, number, one_of, string
 from mlflow_phi3_onnx.core.options import Option, table
+from mlflow_phi3_onnx.core.sampling import SAMPLING
 from mlflow_phi3_onnx.core.tasks import ALL_TASKS, CHAT, COMPLETIONS, TEXT
 from mlflow_phi3_onnx.openai import fields, structured
 from mlflow_phi3_onnx.openai.prompts import prediction
@@ -45,35 +46,35 @@ _ROWS = (
     _saved(
         "temperature",
         "How freely tokens are chosen; 0 always takes the most likely.",
-        number(0, 2),
+        SAMPLING["temperature"],
         1.0,
         _OF_MODEL,
     ),
     _saved(
         "top_p",
         "Sample among the fewest most likely tokens with this much probability together.",
-        number(0, 1),
+        SAMPLING["top_p"],
         1.0,
         _OF_MODEL,
     ),
     _saved(
         "top_k",
         "Sample among this many most likely tokens; 0 or -1 means all.",
-        integer(-1),
+        SAMPLING["top_k"],
         0,
         _OF_MODEL,
     ),
     _saved(
         "min_p",
         "Drop tokens less likely than this share of the most likely one's probability.",
-        number(0, 1),
+        SAMPLING["min_p"],
         0.0,
     ),
     _saved(
         "do_sample",
         "False always takes the most likely token; True samples, also where the model's own default"
         " does not. Not needed where temperature, top_p, top_k or min_p is given.",
-        boolean,
+        SAMPLING["do_sample"],
         otherwise="the model's",
     ),
     _saved("seed", "Makes sampling repeatable, alone or in a batch.", integer(bits=64)),
@@ -91,7 +92,7 @@ _ROWS = (
     _saved(
         "max_length",
         "The most tokens of prompt and completion together, as in onnxruntime-genai.",
-        integer(1),
+        SAMPLING["max_length"],
         otherwise="the context length",
     ),
     _saved(
@@ -120,7 +121,7 @@ _ROWS = (
     _saved(
         "repetition_penalty",
         "Above 1, makes tokens of the prompt and the completion less likely.",
-        number(0, 10, above=True),
+        SAMPLING["repetition_penalty"],
         1.0,
         _OF_MODEL,
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.files import open_file
 from mlflow_phi3_onnx.errors import InvalidModelError
 from mlflow_phi3_onnx.runtime.ort import import_onnxruntime
 
@@ -51,7 +52,8 @@ def read_adapter(path: Path) -> dict[str, NDArray[Any]]:
 def _open(path: Path) -> Any:
     onnxruntime = import_onnxruntime(_NEEDED_FOR)
     try:
-        adapter = onnxruntime.AdapterFormat.read_adapter(str(path))
+        with open_file(path):  # ONNX Runtime would wait for a pipe
+            adapter = onnxruntime.AdapterFormat.read_adapter(str(path))
         whole = bool(adapter.get_parameters())
     except Exception as error:
         raise InvalidModelError(_NOT_WHOLE.format(path.name)) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
+from mlflow_phi3_onnx.core.characters import check_characters
 from mlflow_phi3_onnx.core.files import parse_json_object
 from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.server.errors import (
@@ -60,23 +61,8 @@ async def read_fields(request: Request, settings: ServerSettings) -> dict[str, A
 
 def _parse(data: bytes) -> dict[str, Any]:
     fields = parse_json_object(data, "The request's body", InvalidRequestError)
-    if b"\\ud" in data.lower():  # only an escape brings half of a surrogate pair
-        for name, value in fields.items():
-            _check_characters(name, value)
+    check_characters(data, fields, lambda key, what: InvalidRequestError(what, param=key or None))
     return fields
-
-
-def _check_characters(name: str, value: Any) -> None:
-    for text, param in ((name, None), (json.dumps(value, ensure_ascii=False), name)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise InvalidRequestError(
-                f"{param or 'The name of a field'} holds a lone surrogate (U+{code:04X}), which is"
-                " half of a character.",
-                param=param,
-            ) from error
 
 
 def to_json(value: Any) -> bytes:

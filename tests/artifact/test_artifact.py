@@ -188,6 +188,20 @@ def test_the_sliding_window_defect_is_repaired(folder: Path) -> None:
     assert response["usage"]["completion_tokens"] == 4
 
 
+@pytest.mark.parametrize("loop", ["genai", "slots"])
+def test_end_ids_that_the_vocabulary_has_not_are_left_out(
+    demo: Path, folder: Path, loop: str
+) -> None:
+    change(folder, lambda c: c["model"]["eos_token_id"].append(99999))
+    asked = ({"regex": "[a-z]{3,9}"}, {"min_tokens": 9}, {"temperature": 1, "seed": 3}, {})
+    answers: list[list[str]] = []
+    for path in (demo, folder):
+        with GenAIModel(path, model_config={"loop": loop}) as model:
+            prompts = ["The capital of Spain is", "I am", "a"]
+            answers += [model.generate(prompts, max_tokens=12, **fields) for fields in asked]
+    assert answers[: len(asked)] == answers[len(asked) :]
+
+
 def test_a_prompt_that_ends_with_the_pad_token_keeps_it(demo: Path) -> None:
     # onnxruntime-genai takes trailing pad ids for padding, and answers to the text before them.
     with GenAIModel(demo) as model:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mlflow_phi3_onnx import GenAIModel, InvalidModelError
+from mlflow_phi3_onnx import GenAIModel, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.artifact.folder import read_folder
 from mlflow_phi3_onnx.artifact.onnx.graph import read_graph
 from mlflow_phi3_onnx.core.bounds import (
@@ -62,6 +62,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "no end id": ("model.eos_token_id", []),
     "an end id of 64 bits": ("model.eos_token_id", [2**31]),
     "an end id that is true": ("model.eos_token_id", [True]),
+    "a negative end id": ("model.eos_token_id", [2544, -1]),
+    "no end id in the vocabulary": ("model.eos_token_id", [99999]),
     "threads": ("model.decoder.session_options.intra_op_num_threads", 100_000),
     "search": ("search", []),
     "top_k": ("search.top_k", {}),
@@ -69,6 +71,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "top_p": ("search.top_p", None),
     "temperature": ("search.temperature", "1"),
     "no_repeat_ngram_size": ("search.no_repeat_ngram_size", 2.5),
+    "n-grams of less than nothing": ("search.no_repeat_ngram_size", -3),
+    "a negative max_length": ("search.max_length", -5),
     "what nobody knows": ("search.x", "text"),
     "session_options": ("model.decoder.session_options", [1]),
     "provider_options": ("model.decoder.session_options.provider_options", {"cuda": {}}),
@@ -95,6 +99,47 @@ def test_a_configuration_out_of_bounds_is_refused_by_its_key(
     assert time.process_time() - begun < 10
     assert key.rsplit(".", 1)[-1] in caught.value.message
     assert "genai_config.json" in caught.value.message
+
+
+OUT_OF_BOUNDS = {
+    "temperature": (-5, 2.5),
+    "top_p": (-0.1, 7),
+    "top_k": (-2, 2**31),
+    "repetition_penalty": (-1, 0, 11),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, some in OUT_OF_BOUNDS.items() for value in some]
+)
+def test_a_default_is_refused_where_a_request_would_be(
+    demo: Path, folder: Path, name: str, value: float
+) -> None:
+    edit(folder, put(f"search.{name}", value))
+    with pytest.raises(InvalidModelError) as of_folder:
+        GenAIModel(folder)
+    with GenAIModel(demo) as model, pytest.raises(InvalidRequestError) as of_request:
+        model.generate("a", **{name: value})
+    rule = of_request.value.message.partition(" must be ")[2].partition(";")[0]
+    assert f"genai_config.json: search.{name} must be {rule};" in of_folder.value.message
+
+
+PUBLISHED: list[dict[str, Any]] = [
+    {"top_k": 1, "temperature": 1.0, "top_p": 1.0, "max_length": 4096, "random_seed": -1},
+    {"top_k": 50, "temperature": 0.0, "repetition_penalty": 1.1, "do_sample": True},
+    {"top_k": 0, "top_p": 0.95, "no_repeat_ngram_size": 0, "max_length": 0},
+    {"num_beams": 1, "num_return_sequences": 1, "length_penalty": -1.0, "early_stopping": True},
+    {"min_length": 0, "diversity_penalty": 0.0, "length_penalty": 1.0},
+]
+
+
+@pytest.mark.parametrize("search", PUBLISHED)
+def test_what_published_models_have_as_defaults_is_taken(
+    folder: Path, search: dict[str, Any]
+) -> None:
+    edit(folder, lambda config: config["search"].update(search))
+    with GenAIModel(folder) as model:
+        assert model.generate("The capital", max_tokens=2)
 
 
 def test_the_bounds_themselves_are_allowed(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,24 @@ def test_a_pipe_among_a_model_s_files_is_not_waited_for(demo: Path, tmp_path: Pa
         InvalidModelError, match=r"^model\.safetensors of the checkpoint is no file"
     ):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a path may be any bytes")
+def test_a_folder_whose_path_is_not_utf_8_is_refused_in_words(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / os.fsdecode(b"model\xff")
+    shutil.copytree(demo, source)
+    for loop in ("auto", "slots", "genai"):
+        with pytest.raises(
+            InvalidModelError, match="path of the model folder is not text in UTF-8"
+        ):
+            GenAIModel(source, model_config={"loop": loop})
+    with pytest.raises(InvalidModelError, match="is not text in UTF-8"):
+        save_model(source, tmp_path / "saved")
+    monkeypatch.chdir(source)
+    with pytest.raises(InvalidModelError, match="is not text in UTF-8"):
+        GenAIModel(".")
 
 
 def test_a_link_that_leads_out_of_a_model_is_not_followed(demo: Path, tmp_path: Path) -> None:

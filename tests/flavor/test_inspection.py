@@ -119,7 +119,9 @@ def test_a_defect_and_its_repair(demo: Path, tmp_path: Path, capsys: Captured) -
     names = [defect["name"] for defect in variant["defects"]]
     assert names == ["sliding window", "end beyond the vocabulary"]
     assert main(["inspect", str(folder)]) == 0
-    assert "The window is taken out." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "The window is taken out." in out
+    assert "Such ids are left out." in out
 
 
 def test_what_is_broken_has_status_1(demo: Path, tmp_path: Path, capsys: Captured) -> None:

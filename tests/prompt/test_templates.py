@@ -224,6 +224,22 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"chat_template": [{"template": "x"}]},
         "list of objects with the texts",
     ),
+    "a name that is a list": (
+        {"chat_template": [{"name": [1], "template": "x"}]},
+        "list of objects with the texts",
+    ),
+    "a name twice": (
+        {"chat_template": [{"name": "default", "template": text} for text in "xy"]},
+        "chat_template has two templates of one name",
+    ),
+    "half a character in a template": (
+        {"chat_template": "{{ '\\ud800' }}"},
+        r"chat template writes a lone surrogate \(U\+D800\)",
+    ),
+    "half a character in a token": (
+        {"bos_token": "\udfff", "chat_template": "x"},
+        r"tokenizer_config\.json: bos_token holds a lone surrogate \(U\+DFFF\)",
+    ),
     "an object of numbers": ({"chat_template": {"default": 1}}, "chat_template must be"),
     "no default": (
         {"chat_template": [{"name": "rag", "template": "x"}]},
@@ -250,6 +266,15 @@ def test_a_field_of_the_wrong_type_is_named(name: str, tmp_path: Path) -> None:
     write(tmp_path, byte_level(), None, **config)
     with pytest.raises(InvalidModelError, match=says):
         PromptTokenizer(tmp_path)
+
+
+def test_half_a_character_that_a_template_makes_is_the_model_s_fault(
+    prompt: Callable[..., str],
+) -> None:
+    with pytest.raises(InvalidModelError, match=r"writes a lone surrogate \(U\+D83D\)"):
+        prompt("{{ '%c' % 0xD83D }}" + ECHO, [USER])
+    whole = prompt("{{ '\\U0001f600%c' % 0x1F600 }}" + ECHO, [USER])
+    assert whole.startswith("\U0001f600" * 2)
 
 
 READ_PARTS = {

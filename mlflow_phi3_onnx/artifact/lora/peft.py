@@ -16,6 +16,8 @@ import numpy as np
 
 from mlflow_phi3_onnx.artifact.lora.ranks import halves, plain_layer
 from mlflow_phi3_onnx.artifact.safetensors import read_header
+from mlflow_phi3_onnx.core.checks import number, string
+from mlflow_phi3_onnx.core.document import Document
 from mlflow_phi3_onnx.core.dtypes import FLOATS, SAFETENSORS
 from mlflow_phi3_onnx.core.files import read_json_object
 from mlflow_phi3_onnx.errors import InvalidModelError
@@ -34,12 +36,14 @@ __all__ = ["PEFT_CONFIG", "PEFT_WEIGHTS", "convert_peft"]
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 
+_ALPHA = number(-1e6, 1e6)
 _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 # Layers that a checkpoint has as one and the builder's graph, where it has adapters, as several.
 _PACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what comes of it is refused
 def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArray[Any]]:
     """Turn a PEFT folder into an adapter's parameters.
 
@@ -53,7 +57,7 @@ def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArra
 
     Raises:
         InvalidModelError: If it is no whole LoRA adapter, has more than LoRA weights, or has a
-            layer that the graph has no inputs for.
+            layer that the graph has no inputs for, or numbers that are not finite.
     """
     named = halves(graph.optional).items()
     inputs = {key: target for key, target in named if graph.inputs[target] in FLOATS}
@@ -73,18 +77,25 @@ def convert_peft(folder: Path, graph: GraphFacts, name: str) -> dict[str, NDArra
                 target = inputs[part, half]
                 dtype = FLOATS[graph.inputs[target]]
                 parameters[target] = np.ascontiguousarray(values.T, dtype=dtype)
+                if not np.isfinite(parameters[target]).all():
+                    raise InvalidModelError(
+                        f"adapters: {name!r} has numbers in {layer} that are not finite, or too"
+                        f" large for {dtype} once they are scaled."
+                    )
     return parameters
 
 
 def _read_config(folder: Path, name: str) -> tuple[float, bool]:
     """Return alpha, and whether it is divided by the rank's root, not by the rank."""
     try:
-        config = read_json_object(folder / PEFT_CONFIG)
-        kind, alpha = config["peft_type"], float(config["lora_alpha"])
-    except (ValueError, KeyError, TypeError, InvalidModelError) as error:
+        document = Document(read_json_object(folder / PEFT_CONFIG), PEFT_CONFIG)
+        kind, alpha = document.read("peft_type", string), document.read("lora_alpha", _ALPHA)
+    except InvalidModelError as error:
         raise InvalidModelError(
-            f"adapters: {PEFT_CONFIG} of {name!r} is not what PEFT writes for a LoRA adapter."
+            f"adapters: the folder of {name!r} is not what PEFT writes for a LoRA adapter."
+            f" {error.message}"
         ) from error
+    config = document.values
     more = [key for key in ("use_dora", "modules_to_save", "alpha_pattern") if config.get(key)]
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         more.append("bias")
@@ -104,8 +115,9 @@ def _read_weights(path: Path, name: str) -> dict[str, NDArray[np.float32]]:
         data = path.read_bytes()
         return {tensor: _tensor(data, facts) for tensor, facts in header.items()}
     except (OSError, ValueError, KeyError, InvalidModelError) as error:
+        why = f" {error.message}" if isinstance(error, InvalidModelError) else ""
         raise InvalidModelError(
-            f"adapters: {name!r} has no whole {PEFT_WEIGHTS} of float numbers."
+            f"adapters: {name!r} has no whole {PEFT_WEIGHTS} of float numbers.{why}"
         ) from error
 
 
@@ -127,7 +139,7 @@ def _layers(
     halves: dict[str, dict[str, NDArray[np.float32]]] = {}
     for tensor, values in weights.items():
         match = _NAME.fullmatch(tensor)
-        if match is None or values.ndim != 2:
+        if match is None or values.ndim != 2 or not values.size:
             raise InvalidModelError(
                 f"adapters: {name!r} holds {tensor}, which is no weight of a LoRA adapter. Only"
                 " lora_A and lora_B of linear layers can be converted."

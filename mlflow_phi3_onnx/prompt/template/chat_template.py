@@ -14,6 +14,7 @@ import jinja2
 import jinja2.meta
 from jinja2 import nodes
 
+from mlflow_phi3_onnx.core.characters import half_character
 from mlflow_phi3_onnx.errors import GenAIError, InvalidModelError, InvalidRequestError
 from mlflow_phi3_onnx.prompt.template.metering import OverspentError, budget
 from mlflow_phi3_onnx.prompt.template.pricing import RefusalError
@@ -44,7 +45,7 @@ class ChatTemplate:
         tools_in_system_message: Whether it looks for tools there, as Phi-4-mini's template does.
 
     Raises:
-        InvalidModelError: If a source is too long or not valid Jinja.
+        InvalidModelError: If a source is too long or not valid Jinja, or has a lone surrogate.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class _Program:
                 self.variables = jinja2.meta.find_undeclared_variables(tree)
                 self.looks_up_tools = "tools" in _keys(tree) - self.variables
                 self._texts = _texts(tree)
+                self._check_characters(*self._texts)
                 self._template: jinja2.Template = environment.from_string(tree)
         except jinja2.TemplateSyntaxError as error:
             raise InvalidModelError(
@@ -147,7 +149,7 @@ class _Program:
         context = self._template.new_context(dict(values))
         try:
             with budget():
-                return "".join(self._template.root_render_func(context))
+                text = "".join(self._template.root_render_func(context))
         except RefusalError as refusal:
             raise InvalidRequestError(
                 f"The model's chat template refuses these messages{self._reason(str(refusal))}",
@@ -167,6 +169,14 @@ class _Program:
                 "The chat template fails on these messages"
                 f" ({self._line(error)}: {type(error).__name__})."
             ) from None
+        self._check_characters(text)
+        return text
+
+    def _check_characters(self, *texts: str) -> None:
+        for half in filter(None, map(half_character, texts)):
+            raise InvalidModelError(
+                f"The chat template writes a lone surrogate ({half}), which is half of a character."
+            )
 
     def _reason(self, told: str) -> str:
         """Cut a refusal's reason to what the template says, without a caller's text."""

@@ -12,6 +12,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.characters import half_character
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.errors import (
     GenAIError,
@@ -172,14 +173,12 @@ def _fill(
 
 def check_text(text: str, param: str) -> None:
     """Refuse what cannot be written as UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+    if half := half_character(text):
         raise InvalidRequestError(
-            f"{param} holds a lone surrogate (U+{ord(text[error.start]):04X}), which is not a"
-            " character. Send valid Unicode text.",
+            f"{param} holds a lone surrogate ({half}), which is not a character. Send valid Unicode"
+            " text.",
             param=param,
-        ) from None
+        )
 
 
 def _plain(value: Any, param: str, depth: int = 0) -> Any:

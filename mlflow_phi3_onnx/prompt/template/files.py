@@ -79,16 +79,23 @@ def _named_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
         return {}
     if isinstance(value, str):
         return {"default": value}
-    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        value = {entry.get("name"): entry.get("template") for entry in value}
-    if not isinstance(value, dict) or not all(
-        isinstance(text, str) for item in value.items() for text in item
+    if isinstance(value, dict):
+        value = [{"name": name, "template": text} for name, text in value.items()]
+    if not isinstance(value, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get(key), str)
+        for entry in value
+        for key in ("name", "template")
     ):
         raise InvalidModelError(
             f"{CONFIG_FILE}: chat_template must be a text, or a list of objects with the texts name"
             " and template."
         )
-    return value
+    named = {entry["name"]: entry["template"] for entry in value}
+    if len(named) < len(value):
+        raise InvalidModelError(
+            f"{CONFIG_FILE}: chat_template has two templates of one name. Leave out one."
+        )
+    return named
 
 
 def _special_tokens(path: Path, config: Mapping[str, Any]) -> dict[str, str]:

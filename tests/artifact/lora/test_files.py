@@ -79,6 +79,15 @@ def test_an_adapter_that_is_cut_anywhere_is_refused(tmp_path: Path, warm: dict[s
             read_facts(cut)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.timeout(60)
+def test_an_adapter_that_is_a_pipe_is_not_waited_for(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx_adapter")
+    says = "'x' cannot be read. pipe.onnx_adapter is not a whole"
+    adapters = {"x": tmp_path / "pipe.onnx_adapter"}
+    refused(folder, tmp_path, adapters, InvalidModelError, says)
+
+
 def test_an_adapter_with_any_byte_changed_is_read_or_refused(
     tmp_path: Path, warm: dict[str, Delta]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from mlflow_phi3_onnx.artifact.onnx.graph import GraphFacts
 from mlflow_phi3_onnx.runtime.adapters import read_facts
 from tests.support.adapted import (
     FIELDS,
+    LAYERS,
     Delta,
     open_for_adapters,
     parameters,
@@ -125,6 +127,8 @@ NOT_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
     "biases": ({"bias": "all"}, "it has bias"),
     "another kind": ({"peft_type": "IA3"}, "its peft_type is another"),
     "no scale": ({"lora_alpha": None}, "is not what PEFT writes"),
+    "a scale that is a text": ({"lora_alpha": "nan"}, "lora_alpha must be a number .* a string"),
+    "a scale beyond all numbers": ({"lora_alpha": 10**400}, "lora_alpha must be a number"),
 }
 
 
@@ -145,6 +149,12 @@ def test_tensors_of_peft_that_cannot_be_converted(
         "holds base_model.model.lm_head.weight, which is no": {
             "base_model.model.lm_head.weight": a
         },
+        "holds .*down_proj.lora_A.weight, which is no": {
+            peft_name("model.layers.1.mlp.down_proj", half): a.reshape(shape)
+            for a in (np.zeros(0, dtype=np.float32),)
+            for half, shape in (("A", (0, 8)), ("B", (8, 0)))
+        },
+        "has numbers in .* that are not finite": {n: t * np.inf for n, t in tensors.items()},
         "lora_A and lora_B of .* do not belong together": dict(list(tensors.items())[:1]),
         "changes model.layers.0.self_attn.o_proj, and the graph has no inputs": {
             peft_name("model.layers.0.attn.o_proj", half): values
@@ -162,6 +172,47 @@ def test_tensors_of_peft_that_cannot_be_converted(
         )
     weights.rename(weights.with_name("adapter_model.bin"))
     refused(folder, tmp_path, {"x": tmp_path / "cut"}, InvalidModelError, "Pickled weights are not")
+
+
+def test_numbers_that_are_too_large_once_they_are_scaled(
+    folder: Path, tmp_path: Path, warm: dict[str, Delta]
+) -> None:
+    tensors = {name: tensor * np.float32(1e36) for name, tensor in peft_tensors(warm).items()}
+    peft = write_peft(tmp_path / "peft", tensors, lora_alpha=1e6)
+    says = "has numbers in .* that are not finite, or too large for float32"
+    refused(folder, tmp_path, {"x": peft}, InvalidModelError, says)
+
+
+def place(start: int, end: int) -> Callable[[dict[str, Any]], Any]:
+    return lambda tensor: tensor.update(data_offsets=[start, end])
+
+
+PLACES: dict[str, tuple[Callable[[dict[str, Any]], Any], int, str]] = {
+    "bytes behind the last tensor": (dict.copy, 5 << 30, "and its tensors end at"),
+    "bytes before the first": (place(4, 260), 0, "overlap, or bytes of none"),
+    "tensors in one place": (place(256, 512), 0, "overlap, or bytes of none"),
+    "a shape of other bytes": (lambda t: t.update(shape=[2, 2**62]), 0, "is not a safetensors"),
+    "a thousand axes": (lambda t: t.update(shape=[64, *[1] * 1000]), 0, "is not a safetensors"),
+}
+
+
+@pytest.mark.parametrize(("change", "more", "says"), PLACES.values(), ids=PLACES)
+def test_a_file_whose_bytes_are_not_its_tensors_is_not_read(
+    folder: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], more: int, says: str
+) -> None:
+    """The tensors of 256 bytes each lie one behind the other."""
+    names = [peft_name(LAYERS[0], half) for half in "AB"]
+    tensors = {name: np.zeros((8, 8), dtype=np.float32) for name in names}
+    weights = write_peft(tmp_path / "peft", tensors) / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:length])
+    change(header[names[0]])
+    head = json.dumps(header).encode()
+    with weights.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head + content[length:])
+        file.truncate(file.tell() + more)  # sparse: it takes no place
+    refused(folder, tmp_path, {"x": weights.parent}, InvalidModelError, says)
 
 
 def test_a_graph_whose_inputs_are_no_halves_in_float(
