@@ -19,12 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import yaml
 
-from mlflow_phi3_onnx.core.bounds import (
-    MAX_DEPTH,
-    MAX_JSON_BYTES,
-    MAX_VALUES,
-    MAX_YAML_BYTES,
-)
+from mlflow_phi3_onnx.core.bounds import MAX_DEPTH, MAX_JSON_BYTES, MAX_VALUES, MAX_YAML_BYTES
 from mlflow_phi3_onnx.core.characters import check_characters
 from mlflow_phi3_onnx.core.checks import describe_kind
 from mlflow_phi3_onnx.core.plain_yaml import name_twice, plain_yaml

@@ -10,8 +10,7 @@ from mlflow_phi3_onnx.artifact.defects import find_defects
 from mlflow_phi3_onnx.artifact.saved import MLMODEL_FILE, SavedModel, read_saved
 from mlflow_phi3_onnx.engine.options import EngineOptions, ServingPolicy
 from mlflow_phi3_onnx.flavor.load import choose_variant
-from mlflow_phi3_onnx.model.planning import tool_format_of
-from mlflow_phi3_onnx.model.reading import reasoning_format_of
+from mlflow_phi3_onnx.model.reading import reasoning_format_of, tool_format_of
 from mlflow_phi3_onnx.model.start import start_engine, why_not_slots
 from mlflow_phi3_onnx.prompt.template.files import read_templates
 from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer

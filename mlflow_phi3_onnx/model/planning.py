@@ -6,7 +6,6 @@ its grammar is compiled.
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import replace
 from functools import partial
@@ -32,12 +31,10 @@ from mlflow_phi3_onnx.errors import (
 )
 from mlflow_phi3_onnx.model.observers import tell_refusal
 from mlflow_phi3_onnx.model.planned import Asked, PlannedRequest
-from mlflow_phi3_onnx.model.reading import Reading, reasoning_format_of
+from mlflow_phi3_onnx.model.reading import Reading, reasoning_format_of, tool_format_of
 from mlflow_phi3_onnx.model.settings import ON_ERROR
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.responses import ChatWriter, PlainWriter, TextWriter, Writer
-from mlflow_phi3_onnx.openai.tools.formats.base import Markings
-from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -50,12 +47,9 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.model.settings import OnError, Settings
     from mlflow_phi3_onnx.openai.parse import ParsedRequest
     from mlflow_phi3_onnx.openai.reasoning.base import Start
-    from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["Planner", "tool_format_of"]
-
-_logger = logging.getLogger(__name__)
+__all__ = ["Planner"]
 
 
 class Planner:
@@ -392,16 +386,3 @@ def _subject(prompt: Prompt) -> str:
     if isinstance(prompt, ChatPrompt) or prompt.param == "prompt":
         return "The prompt"
     return prompt.param
-
-
-def tool_format_of(tokenizer: PromptTokenizer, setting: str) -> ToolFormat | None:
-    """Choose a model's tool format, and say so in the log where its template has one unknown."""
-    markings = Markings(tokenizer.template_shows, tokenizer.control_id)
-    found = choose_format(setting, markings)
-    if found is None and setting == "auto" and tokenizer.template_shows("tools"):
-        _logger.warning(
-            "The chat template shows tools, but the form in which this model writes calls is not"
-            " known: what it writes stays text, and calls cannot be required. Set tool_format in"
-            " model_config if you know it."
-        )
-    return found

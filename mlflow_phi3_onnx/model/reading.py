@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from mlflow_phi3_onnx.core.request import ChatPrompt, Grammar
 from mlflow_phi3_onnx.openai.reasoning.base import PlainReader
 from mlflow_phi3_onnx.openai.reasoning.registry import choose_reasoning
 from mlflow_phi3_onnx.openai.tools.formats.base import Markings
+from mlflow_phi3_onnx.openai.tools.formats.registry import choose_format
 from mlflow_phi3_onnx.openai.tools.grammar import tool_call_grammar
 
 if TYPE_CHECKING:
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from mlflow_phi3_onnx.openai.tools.formats.base import ToolFormat
     from mlflow_phi3_onnx.prompt.tokenizer import PromptTokenizer
 
-__all__ = ["Reading", "reasoning_format_of"]
+__all__ = ["Reading", "reasoning_format_of", "tool_format_of"]
+
+_logger = logging.getLogger(__name__)
 
 _TAIL = 32
 """How many of a prompt's last tokens show where its completion begins."""
@@ -114,3 +118,16 @@ class Reading:
 def reasoning_format_of(tokenizer: PromptTokenizer, setting: str) -> ReasoningFormat | None:
     """Choose a model's form of reasoning."""
     return choose_reasoning(setting, Markings(tokenizer.template_shows, tokenizer.control_id))
+
+
+def tool_format_of(tokenizer: PromptTokenizer, setting: str) -> ToolFormat | None:
+    """Choose a model's tool format, and say so in the log where its template has one unknown."""
+    markings = Markings(tokenizer.template_shows, tokenizer.control_id)
+    found = choose_format(setting, markings)
+    if found is None and setting == "auto" and tokenizer.template_shows("tools"):
+        _logger.warning(
+            "The chat template shows tools, but the form in which this model writes calls is not"
+            " known: what it writes stays text, and calls cannot be required. Set tool_format in"
+            " model_config if you know it."
+        )
+    return found
