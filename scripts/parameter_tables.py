@@ -57,7 +57,11 @@ Its details tell of draft tokens: `accepted_prediction_tokens` are part of the c
 """
 
 NOTES = {
-    CHAT: "`messages` is a list of objects with `role` and `content`, as in OpenAI's chat API.",
+    CHAT: """`messages` is a list of objects with `role` and `content`, as in OpenAI's chat API.
+
+MLflow fails a whole data frame that has `messages` that are neither a list nor null, before
+`on_error` can hold. A row has one answer, or one error; only where a row is alone and its cell is
+an array of several chats of one length (MLflow makes such of `instances`), each has an answer.""",
     COMPLETIONS: f"""`prompt` is {FORMS}.
 At most {MAX_COMPLETIONS:,} completions are given to one request. The choices are the `n`
 completions of the first prompt, then those of the second, and so on; the usage counts all of them.

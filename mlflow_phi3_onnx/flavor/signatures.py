@@ -3,11 +3,10 @@
 MLflow drops what an input schema has not, before this package can refuse it, and takes one form of
 an input for another to make it fit. A prompt may come in so many forms that the tasks with one have
 no input schema: this package checks what came. Chat has one, because MLflow would take a request
-for a table otherwise: an object is a row to it where some column is an ``Array``.
+for a table otherwise.
 
-A chat's columns are ``AnyType``, for MLflow takes no ``5`` for a double, no missing value for a
-long, and no string ``stop``; and one bad cell of another type fails a whole data frame. Its errors
-quote the whole input; ours name the field. The ``Array`` is a column that is refused anyway.
+A chat's parameters are ``AnyType`` columns, for MLflow takes no ``5`` for a double, no missing
+value for a long, and no string ``stop``. Its errors quote the whole input; ours name the field.
 """
 
 from __future__ import annotations
@@ -46,9 +45,6 @@ _PARAM_TYPES: dict[PlainType, DataType] = {
     "list of integers": DataType.long,
 }
 
-_A_LIST = "functions"
-"""The column of a chat that is an ``Array``: a parameter that is a list, and refused."""
-
 
 def signature(task: Task, output: str = "openai") -> ModelSignature:
     """Build a task's signature.
@@ -59,10 +55,8 @@ def signature(task: Task, output: str = "openai") -> ModelSignature:
     """
     inputs = None
     if task == CHAT:
-        columns = [(row.name, AnyType()) for row in _columns(task) if row.name != _A_LIST]
-        columns.append((_A_LIST, Array(AnyType())))
-        named = [ColSpec(kind, name, required=False) for name, kind in columns]
-        inputs = Schema([ColSpec(AnyType(), INPUT_FIELDS[task]), *named])
+        named = [ColSpec(AnyType(), row.name, required=False) for row in _columns(task)]
+        inputs = Schema([ColSpec(Array(AnyType()), INPUT_FIELDS[task]), *named])
     outputs = Schema([ColSpec(DataType.string)])
     if task != TEXT and output == "openai":
         outputs = _response(task)

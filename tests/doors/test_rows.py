@@ -244,13 +244,12 @@ def test_a_tool_s_answer_is_a_message(chat: PyFuncModel, native: GenAIModel) -> 
 
 @pytest.mark.parametrize("name", ["functions", "suffix", "best_of", "num_beams", "verbosity"])
 def test_a_parameter_that_is_not_supported_is_refused(chat: PyFuncModel, name: str) -> None:
-    value = [TOOL["function"]] if name == "functions" else "auto"
     with pytest.raises(UnsupportedParameterError, match=f"{name} is not supported"):
-        chat.predict({"messages": [USER], name: value})
+        chat.predict({"messages": [USER], name: "auto"})
 
 
-@pytest.mark.parametrize("bad", [None, np.nan, 5, "text", USER, [5]], ids=repr)
-def test_a_cell_of_any_type_is_an_error_of_its_row(chat: PyFuncModel, bad: Any) -> None:
+@pytest.mark.parametrize("bad", [None, [5], ["text"], [None], []], ids=repr)
+def test_a_bad_cell_is_an_error_of_its_row(chat: PyFuncModel, bad: Any) -> None:
     frame = pd.DataFrame({"messages": pd.Series([[USER], bad], dtype=object)})
     good, error = chat.predict(frame, params={"on_error": "row"})
     assert used(good) == 5
