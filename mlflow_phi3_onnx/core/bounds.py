@@ -5,7 +5,7 @@ in proportion to it. Each is well above what published models have.
 """
 
 MAX_JSON_BYTES = 1 << 20
-"""A JSON document. Configurations have up to 20 kB."""
+"""A JSON document. Published configurations have some kilobytes."""
 
 MAX_LISTING_BYTES = 1 << 24
 """A JSON document that lists tokens or tensors. Published ones have up to some megabytes."""
@@ -13,11 +13,14 @@ MAX_LISTING_BYTES = 1 << 24
 MAX_TOKENIZER_BYTES = 3 << 24
 """A ``tokenizer.json``. The largest that are published have 33 MB."""
 
+MAX_TOKENS = 1 << 19
+"""Tokens of a ``tokenizer.json``. Gemma's have 262,144."""
+
 MAX_VALUES = 1 << 20
 """Values of a JSON document."""
 
 MAX_TOKENIZER_VALUES = 3 << 20
-"""Values of a ``tokenizer.json``. Published ones have up to 1.9 million, three for every merge."""
+"""Values of a ``tokenizer.json``: one or two for every token, and three for every merge."""
 
 MAX_YAML_BYTES = 1 << 19
 """A YAML document, which takes some seconds for a megabyte. MLmodel files have some kilobytes."""

@@ -13,6 +13,7 @@ from mlflow_phi3_onnx.core.bounds import (
     MAX_TEXT_GROWTH,
     MAX_TOKEN_CHARACTERS,
     MAX_TOKENIZER_STEPS,
+    MAX_TOKENS,
     MAX_WORD_CHARACTERS,
 )
 from mlflow_phi3_onnx.core.checks import describe_kind
@@ -159,6 +160,8 @@ def _check_model(spec: Mapping[str, Any]) -> None:
             f" {MAX_WORD_CHARACTERS:,} is taken"
         )
     pieces = model.get("vocab")  # of Unigram: lists of a text and a number
+    if isinstance(pieces, dict | list) and len(pieces) > MAX_TOKENS:
+        raise _refusal(f": model.vocab has {len(pieces):,} tokens; up to {MAX_TOKENS:,} are taken")
     texts = (
         [piece[:1] for piece in pieces if isinstance(piece, list)] if type(pieces) is list else []
     )

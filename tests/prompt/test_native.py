@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mlflow_phi3_onnx import GenAIError, GenAIModel, InvalidModelError, InvalidRequestError
-from mlflow_phi3_onnx.core.bounds import MAX_ADDED_TOKENS, MAX_TEXT_GROWTH, MAX_UNUSED_IDS
+from mlflow_phi3_onnx.core.bounds import (
+    MAX_ADDED_TOKENS,
+    MAX_TEXT_GROWTH,
+    MAX_TOKENS,
+    MAX_UNUSED_IDS,
+)
 from mlflow_phi3_onnx.core.native import NativeErrors
 from mlflow_phi3_onnx.prompt.native import NativeTokenizer
 from mlflow_phi3_onnx.prompt.spec import check_spec
@@ -311,3 +316,11 @@ def test_what_is_no_failure_of_the_library_passes() -> None:
         raise KeyboardInterrupt
     with errors:
         pass
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+def test_a_vocabulary_has_its_bound(kind: Callable[[Any], Any]) -> None:
+    ids = range(MAX_TOKENS + 1)
+    check_spec({"model": {"vocab": kind((str(i), i) for i in ids[:-1])}})
+    with pytest.raises(InvalidModelError, match=r"vocab has 524,289 tokens; up to 524,288"):
+        check_spec({"model": {"vocab": kind((str(i), i) for i in ids)}})

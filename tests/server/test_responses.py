@@ -146,7 +146,7 @@ def test_no_more_responses_are_kept_than_the_server_says(small: Running) -> None
 
 
 @pytest.mark.parametrize("limit", [{"max_stored_bytes": 50}, {"max_stored_responses": 0}])
-def test_what_is_not_kept_says_so(limit: dict[str, int]) -> None:
+def test_what_is_not_kept_says_so(limit: dict[str, Any]) -> None:
     with running(**limit) as served:
         ask = {"input": QUESTION, "max_output_tokens": 1}
         whole = served.post(PATH, ask).json
