@@ -49,7 +49,7 @@ def _resources(value: Any) -> Any:
     if not named and not (isinstance(value, list) and all(isinstance(x, Resource) for x in value)):
         raise ValueError
     try:
-        Model(resources=value)
+        Model(resources=str(value) if named else value)
     except Exception as error:  # what is wrong with the file has no class of its own
         raise ValueError from error
     return value

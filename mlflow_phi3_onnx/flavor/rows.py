@@ -56,7 +56,7 @@ def clean_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _rows(data: Any, task: Task, *, packed: bool) -> Iterator[dict[str, Any]]:
     field = INPUT_FIELDS[task]
-    if isinstance(data, Mapping) and data.keys() == {"inputs"}:
+    if isinstance(data, Mapping) and list(data) == ["inputs"]:
         data = data["inputs"]
     if isinstance(data, pd.DataFrame):
         if len(data.columns) == 1 and data.columns[0] not in {field, *PARAMETERS[task]}:
