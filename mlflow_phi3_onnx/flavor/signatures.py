@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["packs_objects", "plain_signature", "signature"]
 
+_OF_THE_PLATFORM = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key"}
+"""What is for OpenAI's platform alone: it does nothing here, whatever it says."""
+
 _PARAM_TYPES: dict[PlainType, DataType] = {
     "number": DataType.double,  # for MLflow takes no 5.0 for a long
     "true or false": DataType.boolean,
@@ -81,7 +84,8 @@ def packs_objects(signature: ModelSignature | None) -> bool:
 
 def _columns(task: Task) -> list[Option]:
     """List the parameters that MLflow is to pass on: those to refuse too, at the end."""
-    return sorted(PARAMETERS[task].values(), key=lambda row: row.status != "honoured")
+    rows = [row for name, row in PARAMETERS[task].items() if name not in _OF_THE_PLATFORM]
+    return sorted(rows, key=lambda row: row.status != "honoured")
 
 
 def _params(task: Task) -> ParamSchema:

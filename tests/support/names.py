@@ -19,8 +19,8 @@ NAMES = [
     (task, row)
     for task in ALL_TASKS
     for row in PARAMETERS[task].values()
-    # Any text may be an expression, or one that is not used.
-    if row.check is not anything and row.name not in ("regex", "grammar")
+    # Any text may be an expression, or one that is not used; MLflow passes no metadata on.
+    if row.check is not anything and row.name not in ("regex", "grammar", "metadata", "store")
     if row.check is not string or row.status == "refused"
 ]
 
