@@ -175,9 +175,10 @@ def _holds(value: Any, kind: type, levels: int = NESTED) -> bool:
     """Tell whether a value is of a kind, or holds one."""
     if isinstance(value, kind):
         return True
+    if levels == 0 or not isinstance(value, Mapping | np.ndarray | list | tuple):
+        return False
     items = value.values() if isinstance(value, Mapping) else value
-    several = levels and isinstance(value, Mapping | np.ndarray | list | tuple)
-    return bool(several) and any(_holds(item, kind, levels - 1) for item in items)
+    return getattr(value, "ndim", 1) > 0 and any(_holds(x, kind, levels - 1) for x in items)
 
 
 def _plain(value: Any, levels: int = NESTED, *, whole: bool = False) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from mlflow_phi3_onnx.core.tasks import CHAT
 from mlflow_phi3_onnx.errors import InvalidRequestError
+from mlflow_phi3_onnx.openai.parameters import PARAMETERS
 from mlflow_phi3_onnx.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -57,9 +59,10 @@ def check_stream_options(fields: Mapping[str, Any]) -> None:
     """Check that the options of a stream are given for one.
 
     Raises:
-        InvalidRequestError: If they are not.
+        InvalidRequestError: If they are not, or are not what they may be.
     """
     if fields.get("stream_options") is not None and fields.get("stream") is not True:
+        PARAMETERS[CHAT]["stream_options"].read(fields["stream_options"])
         raise InvalidRequestError(
             "stream_options is only for a stream, and stream is not true. Set stream, or leave"
             " stream_options out.",

@@ -70,11 +70,11 @@ def test_a_wrong_source_is_told_where_all_else_is_right() -> None:
 def test_what_mlflow_takes_is_taken(demo: Path, tmp_path: Path, store: MlflowClient) -> None:
     file = tmp_path / "resources.yaml"
     file.write_text("api_version: '1'\ndatabricks:\n  uc_connection:\n  - name: x\n")
-    prompt = store.register_prompt("greeting", "Hi {{name}}")
+    prompt = store.register_prompt("welcome", "Hi {{name}}")
     info = log_model(
         demo,
         name="whole",
-        prompts=[prompt, "prompts:/greeting/1"],
+        prompts=[prompt, "prompts:/welcome/1"],
         resources=str(file),
         step=3,
         model_type="llm",
@@ -84,9 +84,9 @@ def test_what_mlflow_takes_is_taken(demo: Path, tmp_path: Path, store: MlflowCli
     )
     saved = Model.load(info.model_uri)
     assert saved.resources["databricks"] == {"uc_connection": [{"name": "x"}]}
-    assert saved.prompts == ["prompts:/greeting/1"] * 2
+    assert saved.prompts == ["prompts:/welcome/1"] * 2
     policy = AuthPolicy(system_auth_policy=SystemAuthPolicy([DatabricksUCConnection("x")]))
-    info = log_model(demo, name="policy", auth_policy=policy)
+    info = log_model(demo, name="with_policy", auth_policy=policy)
     assert Model.load(info.model_uri).auth_policy == policy.to_dict()
     info = log_model(demo, name="resources", resources=[DatabricksUCConnection("x")])
     assert Model.load(info.model_uri).resources == saved.resources

@@ -65,7 +65,10 @@ WRONG: dict[str, tuple[Callable[[Section], Any], str]] = {
     "size negative": (put("files", "x")({"size": -1, "sha256": SHA}), "files.x.size must be"),
     "hash missing": (put("files", "x")({"size": 1}), "files.x.sha256 is missing"),
     "hash of another kind": (put("files", "x")({"size": 1, "sha256": "x"}), "files.x.sha256 must"),
-    "a name that is a number": (lambda s: s["files"].update({5: {}}), "files must be an object"),
+    "a name that is a number": (
+        lambda s: s["files"].update({5: {}}),
+        "files has a key that is no text; it is 5",
+    ),
     "a name of 5,000 letters": (
         put("files", "x" * 5000)({"size": 1, "sha256": SHA}),
         "lists a file outside the model",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mlflow_phi3_onnx.core.request import Completion, EncodedPrompt
-from mlflow_phi3_onnx.errors import InvalidRequestError, UnsupportedParameterError
+from mlflow_phi3_onnx.errors import InvalidRequestError
 from mlflow_phi3_onnx.openai import structured
 from mlflow_phi3_onnx.openai.parse import parse_request
 from mlflow_phi3_onnx.openai.reasoning.registry import REASONING_FORMATS
@@ -127,9 +127,9 @@ def test_patterns_that_are_not_closed_or_deep(pattern: str) -> None:
     ],
 )
 def test_branches_beside_an_end_are_refused(pattern: str, refused: bool) -> None:
-    tools = [tool("f", closed(a={"type": "string", "pattern": pattern}))]
+    tools = [tool("f", closed(a={"type": "string", "pattern": pattern}), strict=True)]
     model = Markings(lambda _: False, lambda _: None)
-    with pytest.raises(UnsupportedParameterError) if refused else nullcontext():
+    with pytest.raises(InvalidRequestError) if refused else nullcontext():
         tool_call_grammar(FORMATS["glm4"], tools, ToolCallRule(required=True), model)
 
 

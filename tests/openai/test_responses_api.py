@@ -703,7 +703,7 @@ def known(history: History, *ids: str) -> list[str]:
 
 def test_what_is_kept_of_a_conversation_is_what_it_says() -> None:
     deep: Any = []
-    for _ in range(100_000):
+    for _ in range(40_000):
         deep = [deep]
     part = {"type": "input_text", "text": "x", "annotations": deep, "logprobs": deep}
     items = [{"role": "user", "content": [part], "id": deep}, THINKS, CALL, RESULT]

@@ -71,8 +71,8 @@ def test_a_template_in_a_request_is_refused(server: Running) -> None:
         assert (reply.status, reply.error["param"]) == (400, field)
 
 
-def schema(value: Any) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}
+def schema(value: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": value, **more}}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,8 @@ def schema(value: Any) -> dict[str, Any]:
     [
         ({"response_format": schema({"type": "nonsense"})}, 400),
         ({"response_format": schema({"$ref": "#/nowhere"})}, 400),
-        ({"response_format": schema({"pattern": "(", "type": "string"})}, 400),
+        ({"response_format": schema({"pattern": "(", "type": "string"})}, 200),
+        ({"response_format": schema({"pattern": "(", "type": "string"}, strict=True)}, 400),
         ({"response_format": schema({"$ref": "#"})}, 400),
         ({"regex": "((((("}, 400),
         ({"grammar": "start: nowhere"}, 400),

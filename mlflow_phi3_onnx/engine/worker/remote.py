@@ -172,7 +172,7 @@ class WorkerEngine:
                 connection.add("job", request, handle.number, pack_job(_sooner(job, waited)))
             connection.send("submit", request)
             left = [job.left for job in taken if job.left is not None]
-            answer.result(max(left) if len(left) == len(jobs) else None)
+            answer.result(max(left, default=None) if len(left) == len(jobs) else None)
         except TooLateError:
             self._abandon(taken)
             raise too_late() from None
