@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from mlflow_phi3_onnx.engine.worker import pulse, remote
-from mlflow_phi3_onnx.server import models
+from mlflow_phi3_onnx.server import served as serving
 from tests.support.doors import SPAIN
 from tests.support.http_server import Running, running, until
 
@@ -104,7 +104,7 @@ def test_it_is_not_ready_while_its_engine_is_dead(monkeypatch: pytest.MonkeyPatc
 )
 def test_a_worker_that_hangs_is_ended(isolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "GRACE_S", 2.0)
-    monkeypatch.setattr(models, "_LATER", 0.0)
+    monkeypatch.setattr(serving, "_LATER", 0.0)
     with running(timeout=3, model_config={"loop": "slots", "isolation": isolation}) as served:
         psutil.Process(engine(served).facts["pid"]).suspend()
         reply = served.chat({"messages": SPAIN})
