@@ -29,9 +29,14 @@ prompt, a completion or a key, because MLflow sends them to clients and writes t
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from click import ClickException
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "CancelledError",
@@ -84,8 +89,10 @@ class GenAIError(ClickException):
     Attributes:
         param: The request field or argument at fault.
         error_code: MLflow's error code.
+        headers: The HTTP headers that a server answers with beside.
     """
 
+    headers: Mapping[str, str] = MappingProxyType({})
     mlflow_code: ClassVar[str] = "INTERNAL_ERROR"
     openai_type: ClassVar[str] = "server_error"
     openai_code: ClassVar[str | None] = None
@@ -237,8 +244,13 @@ class EngineDeadError(GenerationError):
 
     def __init__(self, message: str, *, retry_after: float | None = None, **more: Any) -> None:
         super().__init__(message, **more)
-        self.retry_after = retry_after
+        self.headers = retry_header(retry_after)
 
 
 class DeploymentError(GenAIError):
     """A local deployment that could not be started, found, reached or stopped."""
+
+
+def retry_header(seconds: float | None) -> dict[str, str]:
+    """Write when to try again, in whole seconds and at least one; nothing where that is unknown."""
+    return {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}

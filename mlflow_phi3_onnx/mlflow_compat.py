@@ -57,7 +57,6 @@ from mlflow.utils.model_utils import _validate_and_copy_code_paths as copy_code_
 from mlflow.utils.model_utils import (
     _validate_and_get_model_config_from_file as model_config_from_file,
 )
-from mlflow.utils.model_utils import _validate_code_paths as validate_code_paths
 from mlflow.utils.model_utils import _validate_pyfunc_model_config as check_model_config_is_json
 from mlflow.utils.requirements_utils import _get_pinned_requirement as pinned_requirement
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
@@ -111,7 +110,6 @@ __all__ = [
     "process_pip_requirements",
     "save_example",
     "tracer_provider",
-    "validate_code_paths",
     "validate_env_arguments",
     "validate_prediction_input",
 ]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from mlflow_phi3_onnx.errors import CancelledError, GenAIError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from mlflow_phi3_onnx.errors import CancelledError, GenAIError, retry_header
 
 __all__ = [
     "BadMethodError",
@@ -33,15 +30,10 @@ __all__ = [
 
 
 class ServerError(GenAIError):
-    """An error of the server's own.
-
-    Attributes:
-        headers: Headers of the response.
-    """
+    """An error of the server's own."""
 
     http_status: ClassVar[int] = 500
     openai_type = "invalid_request_error"
-    headers: Mapping[str, str] = MappingProxyType({})
 
     @property
     def status(self) -> int:
@@ -136,7 +128,7 @@ class QueueFullError(ServerError):
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
-        self.headers = {"Retry-After": str(retry_after)}
+        self.headers = retry_header(retry_after)
 
 
 class TooManyConnectionsError(ServerError):
@@ -171,7 +163,7 @@ class ModelUnavailableError(ServerError):
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.headers = retry_header(retry_after)
 
 
 class ClientGoneError(CancelledError):

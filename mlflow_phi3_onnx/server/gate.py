@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from mlflow_phi3_onnx.errors import EngineDeadError
 from mlflow_phi3_onnx.server.body import to_json
 from mlflow_phi3_onnx.server.errors import (
     DrainingError,
     HeadersTooLargeError,
     HostError,
     InvalidHTTPError,
-    ModelUnavailableError,
-    ServerError,
     SlowClientError,
     TooManyConnectionsError,
     as_server_error,
@@ -225,11 +221,8 @@ def _parts(message: Message) -> Iterator[Message]:
 
 def error_response(error: GenAIError) -> Response:
     """Write the response of an error."""
-    headers = dict(error.headers) if isinstance(error, ServerError) else {}
-    if isinstance(error, EngineDeadError | ModelUnavailableError) and error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     body = to_json(error.to_openai())
-    return Response(body, error.status, headers, media_type="application/json")
+    return Response(body, error.status, dict(error.headers), media_type="application/json")
 
 
 def _hosts_of(headers: Iterable[tuple[bytes, bytes]]) -> set[str]:

@@ -19,6 +19,11 @@ def check(text: str, schema: dict[str, Any]) -> None:
     jsonschema.Draft202012Validator(schema).validate(json.loads(text))
 
 
+def with_pattern(pattern: str, says: str) -> tuple[dict[str, Any], str]:
+    schema = {"type": "string", "maxLength": 3, "pattern": pattern}
+    return schema, f"pattern cannot be held: {says}"
+
+
 LOOSE: dict[str, tuple[dict[str, Any], str]] = {
     "a set": (
         {"type": "array", "items": {"enum": [1]}, "uniqueItems": True, "maxItems": 2},
@@ -38,30 +43,12 @@ LOOSE: dict[str, tuple[dict[str, Any], str]] = {
         {"type": "object", "additionalProperties": False, "if": {}, "then": False},
         'Unimplemented keys: ["if", "then"].',
     ),
-    "what is ahead": (
-        {"type": "string", "maxLength": 3, "pattern": r"^(?!\.)a"},
-        "pattern cannot be held: look-around, including look-ahead",
-    ),
-    "a group again": (
-        {"type": "string", "maxLength": 3, "pattern": r"^(a)\1$"},
-        "pattern cannot be held: backreferences",
-    ),
-    "a word's end": (
-        {"type": "string", "maxLength": 3, "pattern": r"\bfoo\b"},
-        "pattern cannot be held: lookarounds",
-    ),
-    "JavaScript's any": (
-        {"type": "string", "maxLength": 3, "pattern": "^[^]*$"},
-        "pattern cannot be held: unclosed character class",
-    ),
-    "Python's end": (
-        {"type": "string", "maxLength": 3, "pattern": r"^\d{4}\Z"},
-        "pattern cannot be held: unrecognized escape",
-    ),
-    "JavaScript's control": (
-        {"type": "string", "maxLength": 3, "pattern": r"^\cJ$"},
-        "pattern cannot be held: unrecognized escape",
-    ),
+    "what is ahead": with_pattern(r"^(?!\.)a", "look-around, including look-ahead"),
+    "a group again": with_pattern(r"^(a)\1$", "backreferences"),
+    "a word's end": with_pattern(r"\bfoo\b", "lookarounds"),
+    "JavaScript's any": with_pattern("^[^]*$", "unclosed character class"),
+    "Python's end": with_pattern(r"^\d{4}\Z", "unrecognized escape"),
+    "JavaScript's control": with_pattern(r"^\cJ$", "unrecognized escape"),
     "names of a pattern": (
         {
             "type": "object",
